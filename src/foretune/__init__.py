@@ -1,0 +1,1 @@
+"""Know how a fine-tune will go before you run it."""
