@@ -62,7 +62,7 @@ class OutputReduction:
         Returns:
             n × t targets: t = 1 (`margin`, `class:k`), C (`trace`) or C - 1 (`full`).
         """
-        one_hot = np.eye(self.n_classes)[labels]
+        one_hot: Array = np.eye(self.n_classes)[labels]
         if self.name == "margin":
             return 2.0 * one_hot[:, 1:] - 1.0
         if self.name == "trace":

@@ -1,0 +1,259 @@
+"""Placement: peft puts the user's LoRA configuration onto a model, and its sites are read off.
+
+Nothing here computes a gradient; `read_adapters` turns a peft model into the plain tensors that the tangent
+pass works on.
+"""
+
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from foretune.errors import PlacementError
+from foretune.sites import Site, split_name
+from foretune.tangent import AdaptedModel, Adapter
+
+_RANDOM_INITS = (True, "gaussian")  # B = 0 and A drawn at random: peft can draw A again
+_WRAPPER = "base_model.model."
+
+
+def linear_names(model: nn.Module) -> tuple[str, ...]:
+    """List the modules that a LoRA configuration can name: linear layers outside embeddings and head.
+
+    Args:
+        model: A transformers classifier without adapters.
+
+    Returns:
+        Module paths in the order of the model.
+    """
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
+        and name.split(".")[0] not in ("classifier", "score")
+    )
+
+
+def check_config(model: nn.Module, config: LoraConfig) -> None:
+    """Refuse a configuration that cannot fit, with the names that exist.
+
+    Args:
+        model: The model it is meant for.
+        config: peft's configuration.
+
+    Raises:
+        PlacementError: If the rank is below 1, a target module or layer matches nothing, or a variant of
+            LoRA is asked for whose tangent features are not those of plain LoRA.
+    """
+    if config.r < 1 or any(rank < 1 for rank in (config.rank_pattern or {}).values()):
+        raise PlacementError(f"rank r = {config.r}, pattern {config.rank_pattern}: every rank must be at least 1")
+    for option in ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices"):
+        if getattr(config, option, None):
+            raise PlacementError(f"LoRA option {option}={getattr(config, option)!r} is not supported: leave it out")
+    if config.bias != "none":
+        raise PlacementError(f"bias={config.bias!r} trains biases beside the adapter: use bias='none'")
+    names = linear_names(model)
+    layers = sorted({layer for layer, _ in map(split_name, names) if layer is not None})
+    wanted = config.layers_to_transform
+    for layer in [wanted] if isinstance(wanted, int) else wanted or []:
+        if layer not in layers:
+            raise PlacementError(
+                f"layer {layer} is out of range: the model has {len(layers)} layers"
+                + (f", {layers[0]} to {layers[-1]}" if layers else "")
+            )
+    targets = config.target_modules
+    if isinstance(targets, str) or targets is None:
+        return  # a regular expression, 'all-linear' or peft's own default: peft resolves it
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+    for target in targets:
+        if not any(name == target or name.endswith("." + target) for name in names):
+            near = get_close_matches(target, kinds, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise PlacementError(f"target module {target!r} matches nothing{hint}: the model has {', '.join(kinds)}")
+
+
+def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = False) -> PeftModel:
+    """Put adapters on a model with peft, each random A seeded by the seed and its module's name alone.
+
+    So a module has the same A in every placement that holds it, and kernels of placements add exactly.
+
+    Args:
+        model: A transformers classifier without adapters.
+        config: peft's configuration; not changed.
+        seed: Seed of the random A.
+        inplace: Whether peft may put the adapters into `model` itself instead of a copy.
+
+    Returns:
+        The peft model, in eval mode.
+
+    Raises:
+        PlacementError: If the configuration does not fit the model.
+    """
+    check_config(model, config)
+    if not inplace:
+        model = copy.deepcopy(model)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # peft sets fan_in_fan_out right by itself, and asks transformers 5 for a property that it deprecates
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        torch.manual_seed(seed)
+        try:
+            placed = get_peft_model(model, copy.deepcopy(config))
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise PlacementError(f"peft refuses the configuration: {_one_line(error)}") from error
+        if config.init_lora_weights in _RANDOM_INITS:
+            for name, layer in _lora_layers(placed):
+                _reset(layer, placed.active_adapter, config.init_lora_weights, seed, name, draw=0)
+    placed.eval()
+    return placed
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [
+        (name.removeprefix(_WRAPPER), module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    ]
+
+
+def _reset(layer: LoraLayer, adapter: str, init: Any, seed: int, name: str, *, draw: int) -> None:
+    digest = hashlib.sha256(f"{seed}/{draw}/{name}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    layer.reset_lora_parameters(adapter, init)
+
+
+def _draw_rows(layer: LoraLayer, adapter: str, init: Any, name: str, draws: int, seed: int) -> Tensor:
+    """Let peft draw A again and again; the adapter's own A stays the first and stays in place."""
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    own = a.detach().clone()
+    rows = [own]
+    with torch.random.fork_rng(devices=[a.device] if a.is_cuda else []), torch.no_grad():
+        try:
+            for draw in range(1, draws):
+                _reset(layer, adapter, init, seed, name, draw=draw)
+                rows.append(a.detach().clone())
+        finally:
+            a.copy_(own)
+            b.zero_()
+    return torch.cat(rows)
+
+
+def _site(name: str, layer: LoraLayer, adapter: str, init: Any) -> Site:
+    number, kind = split_name(name)
+    exponent = (1.0 if layer.use_rslora[adapter] else 2.0) + (2.0 if init == "gaussian" else 0.0)
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    return Site(
+        name=name,
+        layer=number,
+        kind=kind,
+        d_in=int(a.shape[1]),
+        d_out=int(b.shape[0]),
+        rank=int(a.shape[0]),
+        scaling=float(layer.scaling[adapter]),
+        rank_exponent=exponent,
+    )
+
+
+def _check_layer(name: str, layer: LoraLayer, adapter: str) -> None:
+    kind = type(layer).__name__
+    if not (adapter in layer.lora_A and isinstance(layer.lora_A[adapter], nn.Linear)):
+        raise PlacementError(f"module {name!r} carries LoRA of kind {kind}: only linear modules are supported")
+    if kind == "MultiheadAttention" or adapter in layer.lora_variant or layer.lora_bias[adapter]:
+        raise PlacementError(f"module {name!r} carries a variant of LoRA ({kind}) that is not supported")
+    if layer.merged or layer.disable_adapters:
+        raise PlacementError(f"the adapter of module {name!r} is merged or disabled: unmerge and enable it")
+
+
+def _head_modules(model: nn.Module, adapter: str) -> Mapping[str, nn.Module]:
+    """Linear modules of the trained head, or nothing where it has parameters of another kind."""
+    head: dict[str, nn.Module] = {}
+    for name, wrapper in model.named_modules():
+        if not isinstance(wrapper, ModulesToSaveWrapper) or adapter not in wrapper.modules_to_save:
+            continue
+        trained = wrapper.modules_to_save[adapter]
+        for inner, module in trained.named_modules():
+            if isinstance(module, nn.Linear):
+                head[".".join(filter(None, (name.removeprefix(_WRAPPER), inner)))] = module
+            elif any(True for _ in module.parameters(recurse=False)):
+                return {}
+    return head
+
+
+def read_adapters(model: PeftModel, *, draws: int = 1, seed: int = 0) -> AdaptedModel:
+    """Read the sites of a peft model: its own A first, then further draws of A where they are random.
+
+    Args:
+        model: A peft model with one active LoRA adapter; left as it is.
+        draws: Draws of A in all. Where B ≠ 0 or A is not random (PiSSA, OLoRA, a trained adapter, …)
+            there is one, whatever is asked for.
+        seed: Seed of the further draws.
+
+    Returns:
+        What the tangent pass needs.
+
+    Raises:
+        PlacementError: If the adapters are not plain LoRA on linear modules, or other parameters train.
+    """
+    if not isinstance(model, PeftModel) or not isinstance(model.active_peft_config, LoraConfig):
+        raise PlacementError("expected a peft model with a LoRA adapter: use peft.get_peft_model or foretune.place")
+    adapter, config = model.active_adapter, model.active_peft_config
+    if not isinstance(adapter, str):
+        raise PlacementError(f"several adapters are active ({adapter}): activate one")
+    layers = _lora_layers(model)
+    if not layers:
+        raise PlacementError("the model carries no adapter")
+    for name, layer in layers:
+        _check_layer(name, layer, adapter)
+    _check_trained(model)
+    own_b = [layer.lora_B[adapter].weight.detach() for _, layer in layers]
+    zero_b = [not bool(b.any()) for b in own_b]
+    random_a = all(zero_b) and config.init_lora_weights in _RANDOM_INITS
+    draws = draws if random_a else 1
+    init = config.init_lora_weights
+    adapters = tuple(
+        Adapter(
+            site=_site(name, layer, adapter, init),
+            module=layer,
+            rows=_draw_rows(layer, adapter, init, name, draws, seed)
+            if random_a
+            else layer.lora_A[adapter].weight.detach(),
+            b=None if zero else b,
+        )
+        for (name, layer), b, zero in zip(layers, own_b, zero_b, strict=True)
+    )
+    idle = [layer for (_, layer), zero in zip(layers, zero_b, strict=True) if zero]
+    return AdaptedModel(model, adapters, draws, _head_modules(model, adapter), lambda: _switched_off(idle))
+
+
+@contextmanager
+def _switched_off(layers: Sequence[LoraLayer]) -> Iterator[None]:
+    """Skip adapters with B = 0 in the forward pass: they add exact zeros."""
+    flags = [[(p, p.requires_grad) for p in layer.parameters()] for layer in layers]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer, held in zip(layers, flags, strict=True):
+            layer.enable_adapters(True)
+            for parameter, flag in held:
+                parameter.requires_grad_(flag)
+
+
+def _check_trained(model: PeftModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name:
+            raise PlacementError(
+                f"parameter {name.removeprefix(_WRAPPER)!r} trains but belongs to neither adapter nor head: freeze it"
+            )

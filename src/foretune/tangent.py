@@ -1,0 +1,385 @@
+"""Tangent features: per-sample gradients of the outputs with respect to the adapters, in one pass.
+
+For an adapted module y_t = W h_t + s·B A h_t and a scalar output z of one example, with g_t = ∂z/∂y_t,
+
+    ∂z/∂B = s · Σ_t g_t (A h_t)ᵀ        ∂z/∂A = s · Σ_t (Bᵀ g_t) h_tᵀ
+
+so h (seen by a forward hook) and g (seen by a tensor hook in the backward pass) give the adapter's gradient
+of every example at once, and no gradient of a base weight is ever formed. The lowest adapted outputs become
+leaves of the graph: nothing is propagated below them. With B = 0 the adapter does not touch the forward
+pass, ∂z/∂A vanishes, and the feature of one row of A depends on that row alone: further rows (other draws of
+A) cost one thin product each and no pass of their own.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foretune.errors import KernelError
+from foretune.outputs import OutputReduction
+from foretune.sites import Site
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A site with the tensors that its features need.
+
+    Attributes:
+        site: Shapes and scaling.
+        module: The module whose input is h and whose output is y.
+        rows: (draws · r) × d_in rows of A, draw-major; the first r are the adapter's own.
+        b: d_out × r matrix B, or None where B = 0 (then ∂z/∂A = 0).
+    """
+
+    site: Site
+    module: nn.Module
+    rows: Tensor
+    b: Tensor | None
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A classifier with the adapters and head modules that its kernel is taken of.
+
+    Attributes:
+        model: Called as `model(**inputs).logits`.
+        adapters: One for each site.
+        draws: Draws of A in every `Adapter.rows`.
+        head: Trained linear modules of the classifier head by name; empty to leave it out.
+        forward: Context for the passes (it may switch adapters off that do nothing).
+    """
+
+    model: nn.Module
+    adapters: tuple[Adapter, ...]
+    draws: int
+    head: Mapping[str, nn.Module] = field(default_factory=dict)
+    forward: Callable[[], Any] | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Sites in the order of the features."""
+        return tuple(adapter.site for adapter in self.adapters)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of some examples, padded to the longest of them.
+
+    Attributes:
+        rows: Positions of the examples in the sample.
+        inputs: Keyword arguments of the model; every tensor has the examples first.
+    """
+
+    rows: Tensor
+    inputs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class HeadFactor:
+    """Gradient of one head module, kept in factors where each example has one position.
+
+    Attributes:
+        g: k × n × q output gradients (position axis dropped), or None.
+        h: n × p inputs, or None.
+        dense: k × n × (q·p [+ q]) gradients where an example has several positions, or None.
+        bias: Whether the module has a trained bias.
+    """
+
+    g: Tensor | None
+    h: Tensor | None
+    dense: Tensor | None
+    bias: bool
+
+
+@dataclass(frozen=True)
+class TangentFeatures:
+    """Per-sample adapter gradients of n examples, in the model's dtype.
+
+    Attributes:
+        sites: Adapted modules.
+        reduction: Which k scalar outputs were differentiated.
+        draws: Draws of A, D.
+        b: For each site the k × n × (D·r) × d_out gradients with respect to Bᵀ.
+        a: For each site the k × n × r × d_in gradients with respect to A, or None where B = 0.
+        head: One factor for each head module.
+        logits: n × C outputs at initialisation.
+    """
+
+    sites: tuple[Site, ...]
+    reduction: OutputReduction
+    draws: int
+    b: tuple[Tensor, ...]
+    a: tuple[Tensor | None, ...]
+    head: tuple[HeadFactor, ...]
+    logits: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return int(self.logits.shape[0])
+
+
+class _Recorder:
+    """Hooks of one pass: holds the inputs until the output gradient arrives, then the reduced blocks."""
+
+    def __init__(self, adapted: AdaptedModel, n: int, n_outputs: int) -> None:
+        self.n = n
+        self.output = 0
+        self.n_outputs = n_outputs
+        self.leaves: list[Tensor] = []
+        self.b: list[list[Tensor | None]] = [[None] * n_outputs for _ in adapted.adapters]
+        self.a: list[list[Tensor | None]] = [[None] * n_outputs for _ in adapted.adapters]
+        self.head: list[list[tuple[Tensor, Tensor]]] = [[] for _ in adapted.head]
+        self.seen: set[str] = set()
+
+    def _positions(self, name: str, tensor: Tensor) -> Tensor:
+        """View as examples × positions × width."""
+        if tensor.ndim < 2 or tensor.shape[0] != self.n:
+            raise KernelError(
+                f"module {name!r} sees a tensor of shape {tuple(tensor.shape)} for {self.n} examples: "
+                "its examples are not on the first axis, leave it out of the target modules"
+            )
+        return tensor.reshape(self.n, -1, tensor.shape[-1])
+
+    def _probe(self, output: Tensor) -> Tensor:
+        """Make the lowest adapted outputs leaves: the backward pass ends there."""
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+            self.leaves.append(output)
+        return output
+
+    def adapter_hook(self, index: int, adapter: Adapter) -> Callable[..., Tensor]:
+        name, scaling = adapter.site.name, adapter.site.scaling
+        rows = adapter.rows * scaling
+        b = None if adapter.b is None else adapter.b * scaling
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            self.seen.add(name)
+            with torch.no_grad():
+                h = self._positions(name, args[0].detach())
+                # h itself (width d_in) is kept only where the gradient of A needs it
+                rows_h = torch.nn.functional.linear(h.to(rows.dtype), rows).transpose(1, 2)
+            h_kept = None if b is None else h
+
+            def reduce(grad: Tensor) -> None:
+                g = self._positions(name, grad)
+                _add(self.b[index], self.output, torch.bmm(rows_h, g.to(rows_h.dtype)))
+                if b is not None and h_kept is not None:
+                    _add(self.a[index], self.output, torch.bmm((g @ b).transpose(1, 2), h_kept))
+
+            output = self._probe(output)
+            output.register_hook(reduce)
+            return output
+
+        return hook
+
+    def head_hook(self, index: int, name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            h = self._positions(name, args[0].detach())
+            output = self._probe(output)
+            output.register_hook(lambda grad: self.head[index].append((h, self._positions(name, grad))))
+            return output
+
+        return hook
+
+    def head_factor(self, index: int, module: nn.Module) -> HeadFactor:
+        bias = getattr(module, "bias", None) is not None
+        seen = self.head[index]
+        if len(seen) != self.n_outputs:
+            raise KernelError("a head module runs more than once, or not at all, in a forward pass")
+        h = seen[0][0]
+        g = torch.stack([gradient for _, gradient in seen])
+        if h.shape[1] == 1:
+            return HeadFactor(g=g[:, :, 0], h=h[:, 0], dense=None, bias=bias)
+        dense = torch.einsum("kntq,ntp->knqp", g, h.to(g.dtype)).flatten(2)
+        if bias:
+            dense = torch.cat([dense, g.sum(2)], dim=2)
+        return HeadFactor(g=None, h=None, dense=dense, bias=bias)
+
+
+def _add(blocks: list[Tensor | None], position: int, block: Tensor) -> None:
+    """Accumulate: a module that runs several times in a pass (shared weights) has a sum for gradient."""
+    held = blocks[position]
+    blocks[position] = block if held is None else held + block
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Switch every parameter's gradient off for the pass and restore the flags after it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _check_deterministic(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise KernelError(
+                f"dropout {name!r} is on (p = {module.p}), its kernel would be random: call model.eval() first"
+            )
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise KernelError(f"batch norm {name!r} is in training mode, it mixes examples: call model.eval()")
+
+
+def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
+    """Compute the tangent features of one batch: one forward pass, one backward pass for each output.
+
+    Args:
+        adapted: Model in eval mode with its adapters.
+        batch: Inputs of n examples.
+        reduction: Scalar outputs to differentiate.
+
+    Returns:
+        Features of the batch, examples in its order.
+
+    Raises:
+        KernelError: If dropout is on, a module is not reached by the outputs, examples are not on the first
+            axis of a module, or a gradient or output is not finite (the module is named).
+    """
+    _check_deterministic(adapted.model)
+    n = int(batch.rows.shape[0])
+    recorder = _Recorder(adapted, n, reduction.n_outputs)
+    handles = [
+        adapter.module.register_forward_hook(recorder.adapter_hook(index, adapter))
+        for index, adapter in enumerate(adapted.adapters)
+    ]
+    handles += [
+        module.register_forward_hook(recorder.head_hook(index, name))
+        for index, (name, module) in enumerate(adapted.head.items())
+    ]
+    try:
+        with _frozen(adapted.model), torch.enable_grad():
+            if adapted.forward is None:
+                logits = adapted.model(**batch.inputs).logits
+            else:
+                with adapted.forward():
+                    logits = adapted.model(**batch.inputs).logits
+            _backward(recorder, adapted, logits, reduction)
+    finally:
+        for handle in handles:
+            handle.remove()
+    features = TangentFeatures(
+        sites=adapted.sites,
+        reduction=reduction,
+        draws=adapted.draws,
+        b=tuple(_stack(blocks) for blocks in recorder.b),
+        a=tuple(None if adapter.b is None else _stack(blocks) for adapter, blocks in _zip(adapted, recorder)),
+        head=tuple(recorder.head_factor(i, module) for i, module in enumerate(adapted.head.values())),
+        logits=logits.detach(),
+    )
+    _check_finite(features)
+    return features
+
+
+def _backward(recorder: _Recorder, adapted: AdaptedModel, logits: Tensor, reduction: OutputReduction) -> None:
+    if logits.ndim != 2 or logits.shape != (recorder.n, reduction.n_classes):
+        raise KernelError(
+            f"the model's logits have shape {tuple(logits.shape)}, expected {recorder.n} × {reduction.n_classes}: "
+            "only sequence classifiers are supported"
+        )
+    unreached = [site.name for site in adapted.sites if site.name not in recorder.seen]
+    if unreached:
+        raise KernelError(f"module {unreached[0]!r} is not used in the forward pass: leave it out")
+    directions = torch.as_tensor(reduction.directions, dtype=logits.dtype, device=logits.device)
+    totals = (logits @ directions).sum(0)
+    for output in range(reduction.n_outputs):
+        recorder.output = output
+        torch.autograd.grad(
+            totals[output],
+            recorder.leaves,
+            retain_graph=output + 1 < reduction.n_outputs,
+            allow_unused=True,
+        )
+    for site, blocks in zip(adapted.sites, recorder.b, strict=True):
+        if any(block is None for block in blocks):
+            raise KernelError(f"the outputs do not depend on module {site.name!r}: leave it out")
+
+
+def _zip(adapted: AdaptedModel, recorder: _Recorder) -> Iterator[tuple[Adapter, list[Tensor | None]]]:
+    return zip(adapted.adapters, recorder.a, strict=True)
+
+
+def _stack(blocks: list[Tensor | None]) -> Tensor:
+    return torch.stack([block for block in blocks if block is not None])
+
+
+def _check_finite(features: TangentFeatures) -> None:
+    for site, b, a in zip(features.sites, features.b, features.a, strict=True):
+        if not (torch.isfinite(b).all() and (a is None or torch.isfinite(a).all())):
+            raise KernelError(
+                f"the gradients of module {site.name!r} are not finite: check its weights, or use dtype float32"
+            )
+    if not torch.isfinite(features.logits).all():
+        raise KernelError("the model's outputs are not finite: check its weights, or use dtype float32")
+
+
+def tangent_features(
+    adapted: AdaptedModel,
+    batches: Iterable[Batch],
+    reduction: OutputReduction,
+    *,
+    on_batch: Callable[[int], None] | None = None,
+) -> TangentFeatures:
+    """Compute the tangent features of a sample, batch by batch.
+
+    Batch size, padding and order change nothing beyond rounding.
+
+    Args:
+        adapted: Model in eval mode with its adapters.
+        batches: Batches that together hold every position 0 … n-1 once, in any order.
+        reduction: Scalar outputs to differentiate.
+        on_batch: Called with the number of examples after each batch.
+
+    Returns:
+        Features with the examples in the order of their positions.
+
+    Raises:
+        KernelError: As `batch_features`, or if the positions are not 0 … n-1.
+    """
+    parts, rows = [], []
+    for batch in batches:
+        parts.append(batch_features(adapted, batch, reduction))
+        rows.append(batch.rows.cpu())
+        if on_batch is not None:
+            on_batch(int(batch.rows.shape[0]))
+    if not parts:
+        raise KernelError("no examples to take the kernel of")
+    positions = torch.cat(rows)
+    order = torch.argsort(positions)
+    if not torch.equal(positions[order], torch.arange(len(order))):
+        raise KernelError("the batches must hold every position 0 … n-1 exactly once")
+    return _concatenate(parts, order.to(parts[0].logits.device))
+
+
+def _concatenate(parts: list[TangentFeatures], order: Tensor) -> TangentFeatures:
+    def join(tensors: list[Tensor | None], dim: int) -> Tensor | None:
+        held = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(held, dim).index_select(dim, order) if len(held) == len(parts) else None
+
+    first = parts[0]
+    b, a = [], []
+    for site in range(len(first.sites)):
+        b.append(torch.cat([part.b[site] for part in parts], 1).index_select(1, order))
+        a.append(join([part.a[site] for part in parts], 1))
+    head = []
+    for index, factor in enumerate(first.head):
+        factors = [part.head[index] for part in parts]
+        head.append(
+            HeadFactor(
+                g=join([f.g for f in factors], 1),
+                h=join([f.h for f in factors], 0),
+                dense=join([f.dense for f in factors], 1),
+                bias=factor.bias,
+            )
+        )
+    logits = torch.cat([part.logits for part in parts]).index_select(0, order)
+    return TangentFeatures(first.sites, first.reduction, first.draws, tuple(b), tuple(a), tuple(head), logits)

@@ -1,0 +1,133 @@
+"""Tiny classifiers of every supported architecture, built from configs: no files, no network."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import transformers as tf
+from peft import LoraConfig
+from torch import nn
+
+from foretune.tangent import Batch
+
+VOCABULARY = 50
+PAD = 1
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+def bert(n_classes: int) -> nn.Module:
+    config = tf.BertConfig(vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, **SIZES)
+    return tf.BertForSequenceClassification(config)
+
+
+def roberta(n_classes: int) -> nn.Module:
+    config = tf.RobertaConfig(
+        vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, max_position_embeddings=40, **SIZES
+    )
+    return tf.RobertaForSequenceClassification(config)
+
+
+def mpnet(n_classes: int) -> nn.Module:
+    config = tf.MPNetConfig(
+        vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, max_position_embeddings=40, **SIZES
+    )
+    return tf.MPNetForSequenceClassification(config)
+
+
+def distilbert(n_classes: int) -> nn.Module:
+    config = tf.DistilBertConfig(
+        vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, dim=16, n_layers=2, n_heads=2, hidden_dim=24
+    )
+    return tf.DistilBertForSequenceClassification(config)
+
+
+def gpt2(n_classes: int) -> nn.Module:
+    config = tf.GPT2Config(
+        vocab_size=VOCABULARY,
+        pad_token_id=PAD,
+        bos_token_id=0,
+        eos_token_id=0,
+        num_labels=n_classes,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=40,
+    )
+    return tf.GPT2ForSequenceClassification(config)
+
+
+def llama(n_classes: int) -> nn.Module:
+    config = tf.LlamaConfig(
+        vocab_size=VOCABULARY,
+        pad_token_id=PAD,
+        bos_token_id=0,
+        eos_token_id=2,
+        num_labels=n_classes,
+        num_key_value_heads=1,
+        **SIZES,
+    )
+    return tf.LlamaForSequenceClassification(config)
+
+
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    "bert": bert,
+    "roberta": roberta,
+    "mpnet": mpnet,
+    "distilbert": distilbert,
+    "gpt2": gpt2,
+    "llama": llama,
+}
+# attention input and output projections and both sides of the feed-forward block
+TARGETS = {
+    "bert": ["query", "value", "output.dense", "intermediate.dense"],
+    "roberta": ["query", "key", "value", "output.dense"],
+    "mpnet": ["attn.q", "attn.v", "attn.o", "intermediate.dense"],
+    "distilbert": ["q_lin", "v_lin", "lin1", "lin2"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "llama": ["q_proj", "v_proj", "up_proj", "down_proj"],
+}
+
+
+def tiny(name: str, n_classes: int = 2, *, dtype: torch.dtype = torch.float64, spread: float = 10.0) -> nn.Module:
+    """A tiny model with weights `spread` times the usual, so that gradients are not lost in rounding."""
+    torch.manual_seed(3)
+    model = MODELS[name](n_classes)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(spread)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))  # biases that are not zero
+    model.config._name_or_path = f"tiny-{name}"
+    return model.eval().to(dtype)
+
+
+def lora(name: str, **options: object) -> LoraConfig:
+    return LoraConfig(**{"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 6, "target_modules": TARGETS[name], **options})
+
+
+def ragged(n: int = 6, longest: int = 9, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [longest, 3, *torch.randint(3, longest + 1, (n - 2,), generator=generator).tolist()]
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths[:n]]
+
+
+def batch_of(sequences: list[list[int]], rows: list[int] | None = None, width: int | None = None) -> Batch:
+    rows = list(range(len(sequences))) if rows is None else rows
+    width = max(len(sequences[row]) for row in rows) if width is None else width
+    ids = torch.full((len(rows), width), PAD)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for position, row in enumerate(rows):
+        ids[position, : len(sequences[row])] = torch.tensor(sequences[row])
+        mask[position, : len(sequences[row])] = 1
+    return Batch(torch.tensor(rows), {"input_ids": ids, "attention_mask": mask})
+
+
+def with_nonzero_b(model: nn.Module) -> nn.Module:
+    """Give every B random entries, as after some training."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model

@@ -1,0 +1,18 @@
+import os
+
+# Before any Hugging Face library is imported: tests never reach for the hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _threads():
+    torch.set_num_threads(1)  # tiny models: threads cost more than they bring, and xdist has the other core
