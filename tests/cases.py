@@ -131,3 +131,50 @@ def with_nonzero_b(model: nn.Module) -> nn.Module:
             if "lora_B" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+WORDS = "good bad fine poor great awful film book food song very quite really not the a was is it".split()  # noqa: SIM905
+
+
+def tokenizer(pad: bool = True):
+    """Word-level tokenizer over `WORDS` with BERT's special tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate(special + WORDS)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    options = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "eos_token": "[SEP]"}
+    if pad:
+        options["pad_token"] = "[PAD]"
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=words, model_max_length=32, model_input_names=["input_ids", "attention_mask"], **options
+    )
+
+
+def save(folder, name: str = "bert", *, head: bool = False, pad: bool = True, dtype=torch.float32) -> str:
+    """Save a tiny pretrained model as the hub would hold it: without a classifier head unless asked for."""
+    model = tiny(name, 2, dtype=dtype, spread=5.0)
+    (model if head else model.base_model).save_pretrained(folder)
+    tokenizer(pad).save_pretrained(folder)
+    return str(folder)
+
+
+def review(index: int) -> tuple[str, str]:
+    """A text and its label."""
+    good = index % 2 == 0
+    adjective = (["good", "fine", "great"] if good else ["bad", "poor", "awful"])[index % 3]
+    words = ["the", WORDS[6 + index % 4], "was", *["very"] * (index % 5), adjective, WORDS[index % len(WORDS)]]
+    return " ".join(words), "positive" if good else "negative"
+
+
+def write_reviews(folder, n_train: int = 60, n_eval: int = 20) -> str:
+    """A data set folder with train.csv and validation.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", range(n_train)), ("validation", range(n_train, n_train + n_eval))):
+        lines = [f"{text},{label}" for text, label in map(review, rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
+    return str(folder)

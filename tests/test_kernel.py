@@ -1,9 +1,6 @@
-import cases
 import numpy as np
 import pytest
-import references
 import torch
-from cases import batch_of, lora, ragged, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +9,10 @@ from foretune.kernel import concatenate_rows, tangent_kernel
 from foretune.outputs import output_reduction
 from foretune.placement import place, read_adapters
 from foretune.tangent import tangent_features
+
+import cases
+import references
+from cases import batch_of, lora, ragged, tiny
 
 MARGIN = output_reduction("margin", 2)
 

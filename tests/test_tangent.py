@@ -1,11 +1,8 @@
 import copy
 
-import cases
 import numpy as np
 import pytest
-import references
 import torch
-from cases import MODELS, batch_of, lora, ragged, tiny
 from peft import get_peft_model
 
 from foretune.errors import KernelError
@@ -13,6 +10,10 @@ from foretune.kernel import tangent_kernel
 from foretune.outputs import output_reduction
 from foretune.placement import place, read_adapters
 from foretune.tangent import tangent_features
+
+import cases
+import references
+from cases import MODELS, batch_of, lora, ragged, tiny
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foretune.errors import KernelError
+from foretune.features import HeadFactor, TangentFeatures
 from foretune.outputs import OutputReduction
 from foretune.sites import Site
-from foretune.tangent import HeadFactor, TangentFeatures
 
 Array = NDArray[np.float64]
 

@@ -16,14 +16,21 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 
+from foretune.config import AdapterConfig
 from foretune.errors import PlacementError
 from foretune.sites import Site, split_name
 from foretune.tangent import AdaptedModel, Adapter
 
 _RANDOM_INITS = (True, "gaussian")  # B = 0 and A drawn at random: peft can draw A again
 _WRAPPER = "base_model.model."
+
+
+def _in_head(name: str) -> bool:
+    """Whether peft trains the module as part of a sequence classifier's head: it matches by suffix."""
+    return any(part.endswith(tuple(SEQ_CLS_HEAD_NAMES)) for part in name.split("."))
 
 
 def linear_names(model: nn.Module) -> tuple[str, ...]:
@@ -38,8 +45,43 @@ def linear_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
-        and name.split(".")[0] not in ("classifier", "score")
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and not _in_head(name)
+    )
+
+
+def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
+    """Translate the command's settings into peft's configuration of a sequence classifier.
+
+    Args:
+        model: The model it is meant for.
+        adapter: Settings.
+
+    Returns:
+        peft's configuration.
+
+    Raises:
+        PlacementError: If the rank is below 1.
+    """
+    if adapter.r < 1:
+        raise PlacementError(f"rank r = {adapter.r} must be at least 1")
+    targets: list[str] | str | None = None if adapter.target_modules is None else list(adapter.target_modules)
+    layers = None if adapter.layers is None else list(adapter.layers)
+    excluded: list[str] = []
+    if targets == ["all-linear"]:
+        targets = "all-linear"
+        excluded = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_head(name)]
+        if layers is not None:  # peft takes the shorthand for all layers only
+            _check_layers(model, layers)
+            targets, layers = [name for name in linear_names(model) if split_name(name)[0] in layers], None
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        target_modules=targets,
+        exclude_modules=excluded or None,  # the shorthand takes in DistilBERT's pre_classifier, which trains whole
+        layers_to_transform=layers,
+        r=adapter.r,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft says int and computes with floats
+        use_rslora=adapter.rslora,
+        init_lora_weights=True if adapter.init == "default" else adapter.init,
     )
 
 
@@ -62,14 +104,8 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
     if config.bias != "none":
         raise PlacementError(f"bias={config.bias!r} trains biases beside the adapter: use bias='none'")
     names = linear_names(model)
-    layers = sorted({layer for layer, _ in map(split_name, names) if layer is not None})
     wanted = config.layers_to_transform
-    for layer in [wanted] if isinstance(wanted, int) else wanted or []:
-        if layer not in layers:
-            raise PlacementError(
-                f"layer {layer} is out of range: the model has {len(layers)} layers"
-                + (f", {layers[0]} to {layers[-1]}" if layers else "")
-            )
+    _check_layers(model, [wanted] if isinstance(wanted, int) else wanted or [])
     targets = config.target_modules
     if isinstance(targets, str) or targets is None:
         return  # a regular expression, 'all-linear' or peft's own default: peft resolves it
@@ -79,6 +115,16 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
             near = get_close_matches(target, kinds, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise PlacementError(f"target module {target!r} matches nothing{hint}: the model has {', '.join(kinds)}")
+
+
+def _check_layers(model: nn.Module, wanted: Sequence[int]) -> None:
+    layers = sorted({layer for layer, _ in map(split_name, linear_names(model)) if layer is not None})
+    for layer in wanted:
+        if layer not in layers:
+            raise PlacementError(
+                f"layer {layer} is out of range: the model has {len(layers)} layers"
+                + (f", {layers[0]} to {layers[-1]}" if layers else "")
+            )
 
 
 def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = False) -> PeftModel:
@@ -187,6 +233,31 @@ def _head_modules(model: nn.Module, adapter: str) -> Mapping[str, nn.Module]:
                 head[".".join(filter(None, (name.removeprefix(_WRAPPER), inner)))] = module
             elif any(True for _ in module.parameters(recurse=False)):
                 return {}
+    return head
+
+
+def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
+    """Find the linear modules of the classifier head, trained or not.
+
+    Args:
+        model: A peft model of a sequence classifier.
+
+    Returns:
+        Modules by name in the order of the model; the last one gives the logits.
+
+    Raises:
+        PlacementError: If there is none.
+    """
+    trained = _head_modules(model, str(model.active_adapter))
+    head = {name: module for name, module in trained.items() if isinstance(module, nn.Linear)}
+    if not head:
+        head = {
+            name.removeprefix(_WRAPPER): module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and _in_head(name.removeprefix(_WRAPPER)) and "original_module" not in name
+        }
+    if not head:
+        raise PlacementError("the model has no linear classifier head: use the head policy 'random'")
     return head
 
 

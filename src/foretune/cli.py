@@ -1,0 +1,225 @@
+"""The command line: parse, load, call the library, print. Results to stdout, everything else to stderr.
+
+Exit codes: 0 done, 1 a fault of foretune or its libraries, 2 wrong input, 130 interrupted. Heavy imports wait
+until the input has been parsed.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import yaml
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.config import Yaml
+
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, ScoreSettings
+from foretune.errors import ConfigError, ForetuneError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Names that Hugging Face's scripts give the same things; `-` and `_` are alike everywhere.
+ALIASES = {
+    "model-name-or-path": "model",
+    "dataset-name": "dataset",
+    "dataset-config-name": "config-name",
+    "text-column-name": "text-column",
+    "text-column-names": "text-column",
+    "label-column-name": "label-column",
+    "train-split-name": "train-split",
+    "validation-split-name": "eval-split",
+    "lora-target-modules": "target-modules",
+    "layers-to-transform": "layers",
+    "lora-r": "r",
+    "lora-alpha": "alpha",
+    "use-rslora": "rslora",
+    "init-lora-weights": "init",
+    "num-samples": "samples",
+    "max-eval-samples": "eval-samples",
+    "max-seq-length": "max-length",
+    "per-device-eval-batch-size": "batch-size",
+    "torch-dtype": "dtype",
+    "output-dir": "output",
+}
+
+app = App(
+    name="foretune",
+    help="Know how a fine-tune will go before you run it.",
+    default_parameter=Parameter(consume_multiple=True, negative=()),
+    result_action="return_value",
+)
+
+
+def _flat(title: str) -> Parameter:
+    return Parameter(name="*", group=Group(title))
+
+
+@app.command
+def score(
+    *,
+    model: Annotated[ModelConfig, _flat("Model")],
+    data: Annotated[DataConfig, _flat("Data")],
+    adapter: Annotated[AdapterConfig | None, _flat("Adapter")] = None,
+    settings: Annotated[ScoreSettings | None, _flat("Score")] = None,
+    output: Annotated[Path | None, Parameter(group="Run")] = None,
+    config: Annotated[Path | None, Parameter(group="Run")] = None,
+    json: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Score one LoRA configuration: spectrum of its tangent kernel, risk bounds and a first forecast.
+
+    Example: foretune score --model ./MiniLM --dataset ./sst2 --target-modules query value --layers 0 5 --output run
+
+    Flags answer to Hugging Face's long names too (--model_name_or_path, --dataset_name, --lora_r, …).
+
+    Args:
+        model: Model.
+        data: Data set.
+        adapter: Adapter.
+        settings: How to score.
+        output: New folder for result.json, kernel.safetensors, config.yaml and spectrum.png.
+        config: YAML file with any of these flags by name; the command line wins.
+        json: Print result.json to stdout instead of the table.
+    """
+    run_config = ScoreConfig(model, data, adapter or AdapterConfig(), settings or ScoreSettings())
+    score_command(run_config, output, as_json=json)
+
+
+def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) -> None:
+    """Load, plan, run, save and print one score.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        as_json: Whether to print JSON instead of the table.
+    """
+    from rich.console import Console
+
+    from foretune.store import check_free, to_json
+
+    if output is not None:
+        check_free(output)
+    log = Console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.data import load_task
+        from foretune.models import load_classifier
+        from foretune.placement import lora_config
+        from foretune.plan import describe, prepare
+        from foretune.report import print_plan, print_result
+        from foretune.save import save_score
+        from foretune.score import run as run_plan
+
+        task = load_task(config.data)
+        classifier = load_classifier(
+            config.model.model,
+            label_names=task.label_names,
+            seed=config.settings.seed,
+            dtype=config.model.dtype,
+            device=config.model.device,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        lora = lora_config(classifier.model, config.adapter)
+        plan = prepare(classifier, task, lora, config.settings, inplace=True)
+    seconds_load = time.perf_counter() - start
+    print_plan(log, describe(plan), _placement(config.adapter))
+    with _progress(log, plan.n_passes) as on_batch:
+        result = run_plan(plan, seconds_load=seconds_load, on_batch=on_batch)
+    content = result.to_dict()
+    if output is not None:
+        save_score(result, output, config)
+        log.print(f"saved to {output}", highlight=False)
+    else:
+        log.print("nothing saved: name a folder with --output", style="dim")
+    if as_json:
+        print(to_json(content))  # noqa: T201  # the result itself goes to stdout
+    else:
+        print_result(Console(), content)
+
+
+def _placement(adapter: AdapterConfig) -> str:
+    modules = "peft's default modules" if adapter.target_modules is None else ", ".join(adapter.target_modules)
+    layers = "all layers" if adapter.layers is None else f"layers {', '.join(map(str, adapter.layers))}"
+    return f"{modules} of {layers}, r = {adapter.r}, α = {adapter.alpha:g}, init {adapter.init}"
+
+
+@contextmanager
+def _progress(console: "Console", total: int) -> Iterator[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("texts through the model", total=total)
+        yield lambda count: progress.update(task, advance=count)
+
+
+def canonical(tokens: Sequence[str]) -> list[str]:
+    """Translate Hugging Face's flag names and underscores to foretune's own flags.
+
+    Args:
+        tokens: Command line.
+
+    Returns:
+        The same with every `--flag` or `--flag=value` in foretune's spelling.
+
+    Example:
+        >>> canonical(["--lora_r", "4", "--max_seq_length=64"])
+        ['--r', '4', '--max-length=64']
+    """
+    return [_canonical_flag(token) if token.startswith("--") else token for token in tokens]
+
+
+def _canonical_flag(token: str) -> str:
+    name, equals, value = token[2:].partition("=")
+    return f"--{_canonical_name(name)}{equals}{value}"
+
+
+def _canonical_name(name: str) -> str:
+    name = name.replace("_", "-")
+    return ALIASES.get(name, name)
+
+
+class _ConfigFile(Yaml):
+    """YAML with the same spellings as the command line."""
+
+    def _load_config(self, path: Path) -> dict[str, Any]:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read --config {str(path)!r}: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
+        return {_canonical_name(str(name)): value for name, value in content.items() if value is not None}
+
+
+def _use_config(tokens: Sequence[str]) -> None:
+    """Let the file named by --config fill in what the command line leaves open."""
+    paths = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
+    paths += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
+    app.config = tuple(_ConfigFile(Path(path), must_exist=True, use_commands_as_keys=False) for path in paths[-1:])
+
+
+def run(tokens: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        tokens: Arguments without the program's name.
+
+    Returns:
+        Exit code.
+    """
+    from rich.console import Console
+
+    try:
+        parsed = canonical(tokens)
+        _use_config(parsed)
+        app(parsed, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted: nothing was saved", style="red")
+        return 130
+    except (ForetuneError, CycloptsError) as error:
+        message = " ".join(str(error).split())
+        Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    return 0

@@ -1,0 +1,220 @@
+"""The plan of a score: the placed model, the drawn and tokenised samples, and what they cost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel
+
+from foretune.config import ScoreSettings
+from foretune.data import Draw, Task, TextSplit, draw
+from foretune.errors import ConfigError
+from foretune.models import Classifier, Encoded, encode
+from foretune.outputs import OutputReduction, output_reduction
+from foretune.placement import place, read_adapters
+from foretune.tangent import AdaptedModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A placed model and what will be done with it.
+
+    Attributes:
+        classifier: The user's model and tokenizer, with the adapters in `placed`.
+        placed: peft model.
+        adapted: Its sites and draws of A.
+        task: Data.
+        reduction: Output reduction.
+        settings: Settings.
+        sample: Training and evaluation rows of the first repeat.
+        train: Tokens of the first repeat's training rows.
+        evaluation: Tokens of the evaluation rows, None without.
+    """
+
+    classifier: Classifier
+    placed: PeftModel
+    adapted: AdaptedModel
+    task: Task
+    reduction: OutputReduction
+    settings: ScoreSettings
+    sample: Draw
+    train: Encoded
+    evaluation: Encoded | None
+
+    @property
+    def evaluation_split(self) -> TextSplit:
+        """Split that the evaluation rows come from: the training split where rows are held out of it."""
+        return _evaluation_split(self.task)
+
+    def redraw(self, repeat: int) -> tuple[Draw, Encoded]:
+        """Draw and tokenise the training samples of a repeat.
+
+        Args:
+            repeat: Number of the draw; 0 is the plan's own.
+
+        Returns:
+            Rows and tokens.
+        """
+        if repeat == 0:
+            return self.sample, self.train
+        rows = _draw_rows(self.task, self.settings, repeat=repeat)
+        return rows, _encode_rows(self.task.train, rows.train_indices, self.classifier, self.settings.max_length)
+
+    @property
+    def n_passes(self) -> int:
+        """Examples that go through the model in all, for a progress bar."""
+        settings = self.settings
+        heads = settings.heads if settings.head == "average" else 1
+        probe = settings.samples if settings.head == "probe" else 0
+        evaluated = 0 if self.evaluation is None else len(self.evaluation.features)
+        return settings.repeats * (heads * (settings.samples + evaluated) + probe)
+
+
+def _evaluation_split(task: Task) -> TextSplit:
+    return task.train if task.evaluation is None else task.evaluation
+
+
+def _encode_rows(split: TextSplit, rows: NDArray[np.int64], classifier: Classifier, max_length: int) -> Encoded:
+    texts = [split.texts[row] for row in rows]
+    pairs = None if split.pairs is None else [split.pairs[row] for row in rows]
+    return encode(texts, pairs, classifier, max_length=max_length)
+
+
+def prepare(
+    classifier: Classifier,
+    task: Task,
+    config: LoraConfig | None,
+    settings: ScoreSettings,
+    *,
+    inplace: bool = False,
+) -> Plan:
+    """Place the adapters, draw the samples and tokenise them: all that can go wrong before the work starts.
+
+    Args:
+        classifier: Model and tokenizer.
+        task: Data.
+        config: peft's configuration; None if the model is a peft model already.
+        settings: Settings.
+        inplace: Whether the adapters may go into the classifier's own model instead of a copy.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: If the model's outputs and the task's classes differ in number, or the head is asked
+            for and does not train.
+    """
+    n_classes = int(classifier.model.config.num_labels)
+    if n_classes != task.n_classes:
+        raise ConfigError(f"the model has {n_classes} outputs, the data set {task.n_classes} classes: set num_labels")
+    reduction = output_reduction(settings.reduction, n_classes)
+    placed = (
+        classifier.model if config is None else place(classifier.model, config, seed=settings.seed, inplace=inplace)
+    )
+    adapted = read_adapters(placed, draws=settings.draws, seed=settings.seed)
+    if settings.ntk_params == "adapter+head" and not adapted.head:
+        raise ConfigError("ntk_params = 'adapter+head', but no head of linear modules trains: use task_type='SEQ_CLS'")
+    sample = _draw_rows(task, settings, repeat=0)
+    train = _encode_rows(task.train, sample.train_indices, classifier, settings.max_length)
+    evaluation = None
+    if settings.eval_samples:
+        evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
+    return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
+
+
+def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Draw:
+    return draw(task, samples=settings.samples, eval_samples=settings.eval_samples, seed=settings.seed, repeat=repeat)
+
+
+def expected_bytes(plan: Plan) -> dict[str, int]:
+    """Estimate the memory of the passes.
+
+    Args:
+        plan: What will be done.
+
+    Returns:
+        Bytes of `weights`, `features` (exact), `activations` (a rough upper figure for transformers: what a
+        forward pass of the largest batch keeps for its backward pass) and their sum `total`.
+    """
+    model, settings = plan.placed, plan.settings
+    size = next(iter(model.parameters())).element_size()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    width = sum(adapter.rows.shape[0] * adapter.site.d_out for adapter in plan.adapted.adapters)
+    width += sum(adapter.site.rank * adapter.site.d_in for adapter in plan.adapted.adapters if adapter.b is not None)
+    features = settings.samples * plan.reduction.n_outputs * width * size
+    encoded = [plan.train] if plan.evaluation is None else [plan.train, plan.evaluation]
+    longest = max(int(part.lengths.max()) for part in encoded)
+    config = model.config
+    hidden = int(getattr(config, "hidden_size", 0) or 0)
+    layers = int(getattr(config, "num_hidden_layers", 0) or 0)
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    # about 16 tensors of the hidden width for each token and layer, and one attention map for each head
+    activations = settings.batch_size * longest * layers * (16 * hidden + heads * longest) * size
+    return {
+        "weights": weights,
+        "features": features,
+        "activations": activations,
+        "total": weights + features + activations,
+    }
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Say what was understood, before the work starts.
+
+    Args:
+        plan: What will be done.
+
+    Returns:
+        Facts by name, JSON-ready.
+    """
+    task, sites, settings = plan.task, plan.adapted.sites, plan.settings
+    evaluation = _evaluation_split(task)
+    held = [plan.train] if plan.evaluation is None else [plan.train, plan.evaluation]
+    tokens = sum(len(part.features) for part in held)
+    head = sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
+    return {
+        "n": settings.samples,
+        "n_eval": 0 if plan.evaluation is None else len(plan.evaluation.features),
+        "repeats": settings.repeats,
+        "architecture": type(plan.placed.get_base_model()).__name__,
+        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if _is_base(name)),
+        "device": str(plan.classifier.device),
+        "dtype": str(next(iter(plan.placed.parameters())).dtype).removeprefix("torch."),
+        "head": {
+            "policy": settings.head,
+            "source": plan.classifier.head_source,
+            "heads": settings.heads if settings.head == "average" else 1,
+            "parameters": head,
+            "in_kernel": settings.ntk_params == "adapter+head",
+        },
+        "data": {
+            "train_split": task.train.name,
+            "eval_split": f"{evaluation.name} (held out)" if plan.sample.held_out else evaluation.name,
+            "text_columns": list(task.text_columns),
+            "label_column": task.label_column,
+            "label_names": list(task.label_names),
+            "train_rows": len(task.train.labels),
+            "eval_rows": 0 if task.evaluation is None else len(task.evaluation.labels),
+            "class_counts": np.bincount(task.train.labels, minlength=task.n_classes).tolist(),
+            "sample_class_counts": np.bincount(
+                task.train.labels[plan.sample.train_indices], minlength=task.n_classes
+            ).tolist(),
+            "fingerprint": task.fingerprint,
+            "max_length": plan.train.max_length,
+            "truncated_share": sum(part.n_truncated for part in held) / tokens,
+            "duplicates": len(plan.train.features) - len({tuple(f["input_ids"]) for f in plan.train.features}),
+        },
+        "adapter": {
+            "sites": len(sites),
+            "parameters": sum(site.n_parameters for site in sites),
+            "draws_of_a": plan.adapted.draws,
+        },
+        "expected_bytes": expected_bytes(plan),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _is_base(name: str) -> bool:
+    return "lora_" not in name and "modules_to_save" not in name

@@ -1,0 +1,66 @@
+"""The files of a score's run folder: result.json, kernel.safetensors, config.yaml, spectrum.png."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from foretune.config import ScoreConfig
+from foretune.figure import spectrum_figure
+from foretune.score import ScoreResult
+from foretune.store import to_json, write_json, write_run
+
+
+def save_score(result: ScoreResult, folder: Path, config: ScoreConfig | None = None) -> None:
+    """Write a run folder, whole or not at all.
+
+    Args:
+        result: The score.
+        folder: New or empty folder.
+        config: Settings that replay the run; None leaves `config.yaml` out (a score from Python objects).
+    """
+    content = result.to_dict()
+    writers = {
+        "kernel.safetensors": lambda path: _save_kernel(result, path),
+        "spectrum.png": lambda path: spectrum_figure(result, path),
+        "result.json": lambda path: write_json(path, content),
+    }
+    if config is not None:
+        flags = config.to_dict()
+        writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
+    write_run(folder, writers)
+
+
+def _save_config(flags: dict[str, Any], version: str, path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    header = f"# foretune {version}, {now}. Replay: foretune score --config config.yaml --output NEW_FOLDER\n"
+    path.write_text(header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _save_kernel(result: ScoreResult, path: Path) -> None:
+    """`K` is the kernel of the adapter's own A; everything is float64 or int64."""
+    m = result.measurement
+    held = {
+        "K": m.k_train_train[0],
+        "K_draws": m.k_train_train,
+        "K_head": m.head_train_train,
+        "labels": m.y_train,
+        "indices": m.train_indices,
+        "f_0": m.f_train_0,
+        "K_eval": m.k_eval_train,
+        "labels_eval": m.y_eval,
+        "indices_eval": m.eval_indices,
+        "f_0_eval": m.f_eval_0,
+    }
+    arrays = {name: np.ascontiguousarray(array) for name, array in held.items() if array is not None}
+    facts = {
+        "output": result.plan.reduction.name,
+        "rows_per_example": result.plan.reduction.rows_per_example,
+        "sites": [site.name for site in result.plan.adapted.sites],
+        "eval_held_out": result.plan.sample.held_out,
+        "epsilon": m.epsilon,
+    }
+    save_file(arrays, path, metadata={"foretune": to_json(facts)})
