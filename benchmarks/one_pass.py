@@ -75,7 +75,9 @@ def main() -> None:
     for name, config in PLACEMENTS.items():
         adapted = read_adapters(place(model, config, seed=0), draws=options.draws)
         sites[name] = len(adapted.sites)
-        runs[name] = lambda adapted=adapted: tangent_kernel(tangent_features(adapted, [batch], reduction))
+        runs[name] = lambda adapted=adapted: tangent_kernel(
+            tangent_features(adapted, [batch], reduction, n=options.samples)
+        )
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(options.rounds + 1):
         for name, run in runs.items():

@@ -30,7 +30,7 @@ def test_head_inputs_are_what_the_output_layer_sees(name):
     model, sequences = placed(name, 3), ragged()
     layer_name, layer = list(head_modules(model).items())[-1]
     batches = [batch_of(sequences, [3, 1, 5]), batch_of(sequences, [0, 2, 4])]
-    inputs = head_inputs(read_adapters(model), {layer_name: layer}, batches, 3)
+    inputs = head_inputs(read_adapters(model), {layer_name: layer}, batches, n=6, n_classes=3)
     with torch.no_grad():
         logits = model(**batch_of(sequences).inputs).logits
         expected = inputs @ layer.weight.T + (0 if layer.bias is None else layer.bias)

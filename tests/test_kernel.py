@@ -19,7 +19,8 @@ MARGIN = output_reduction("margin", 2)
 
 def kernel_of(model, sequences, reduction=MARGIN, *, ranks=(), **options):
     return tangent_kernel(
-        tangent_features(read_adapters(model, **options), [batch_of(sequences)], reduction), ranks=ranks
+        tangent_features(read_adapters(model, **options), [batch_of(sequences)], reduction, n=len(sequences)),
+        ranks=ranks,
     )
 
 
@@ -126,8 +127,8 @@ def test_cross_kernel_is_a_block_of_the_joint_kernel(reduction):
     sequences = ragged(9)
     reduction = output_reduction(reduction, 2)
     adapted = read_adapters(model, draws=2)
-    joint = tangent_kernel(tangent_features(adapted, [batch_of(sequences)], reduction))
-    train = tangent_features(adapted, [batch_of(sequences[:4])], reduction)
+    joint = tangent_kernel(tangent_features(adapted, [batch_of(sequences)], reduction, n=len(sequences)))
+    train = tangent_features(adapted, [batch_of(sequences[:4])], reduction, n=4)
     batches = [batch_of(sequences[4:], [3, 0]), batch_of(sequences[4:], [1, 4, 2])]
     parts = [tangent_kernel(_unordered(adapted, batch, reduction), train) for batch in batches]
     cross = concatenate_rows(parts, [batch.rows.numpy() for batch in batches])
@@ -170,7 +171,7 @@ def test_further_draws_are_those_of_peft():
     config = lora("bert", target_modules=["value"], layers_to_transform=[0])
     model = place(base, config, seed=0)
     adapted = read_adapters(model, draws=400, seed=1)
-    kernel = tangent_kernel(tangent_features(adapted, [batch_of(sequences)], MARGIN)).matrices()
+    kernel = tangent_kernel(tangent_features(adapted, [batch_of(sequences)], MARGIN, n=len(sequences))).matrices()
     rows = adapted.adapters[0].rows.unflatten(0, (400, 4))
     for draw in (0, 7):
         with torch.no_grad():
@@ -197,9 +198,9 @@ def test_rank_errors():
 
 
 def test_features_that_do_not_belong_together_are_refused():
-    one = tangent_features(read_adapters(place(tiny("bert"), lora("bert"), seed=0)), [batch_of(ragged())], MARGIN)
+    one = tangent_features(read_adapters(place(tiny("bert"), lora("bert"), seed=0)), [batch_of(ragged())], MARGIN, n=6)
     other = tangent_features(
-        read_adapters(place(tiny("bert"), lora("bert"), seed=0), draws=2), [batch_of(ragged())], MARGIN
+        read_adapters(place(tiny("bert"), lora("bert"), seed=0), draws=2), [batch_of(ragged())], MARGIN, n=6
     )
     with pytest.raises(KernelError, match="differ"):
         tangent_kernel(one, other)
@@ -208,7 +209,7 @@ def test_features_that_do_not_belong_together_are_refused():
 def test_gram_products_are_accumulated_in_float64():
     """float32 features of very different size: a float32 Gram product would lose the small eigenvalues."""
     model = place(tiny("bert"), lora("bert"), seed=0).float()
-    features = tangent_features(read_adapters(model), [batch_of(ragged())], MARGIN)
+    features = tangent_features(read_adapters(model), [batch_of(ragged())], MARGIN, n=6)
     expected = sum(
         b[0].flatten(1).numpy().astype(np.float64) @ b[0].flatten(1).numpy().astype(np.float64).T for b in features.b
     )

@@ -25,7 +25,7 @@ def relative_error(found, expected):
 def features_of(model, sequences, output, batches=None, **options):
     adapted = read_adapters(model, **options)
     reduction = output_reduction(output, model.config.num_labels)
-    return tangent_features(adapted, batches or [batch_of(sequences)], reduction)
+    return tangent_features(adapted, batches or [batch_of(sequences)], reduction, n=len(sequences))
 
 
 def reference_blocks(model, sequences, reduction, dtype=torch.float64):
@@ -227,4 +227,4 @@ def test_positions_must_be_complete():
     with pytest.raises(KernelError, match="exactly once"):
         features_of(model, sequences, "margin", batches=[batch_of(sequences, [0, 2])])
     with pytest.raises(KernelError, match="no examples"):
-        tangent_features(read_adapters(model), [], output_reduction("margin", 2))
+        tangent_features(read_adapters(model), [], output_reduction("margin", 2), n=0)

@@ -135,7 +135,8 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
     if as_json:
         print(to_json(content))  # noqa: T201  # the result itself goes to stdout
     else:
-        print_result(Console(), content)
+        out = Console()
+        print_result(out if out.is_terminal else Console(width=110), content)
 
 
 def _placement(adapter: AdapterConfig) -> str:

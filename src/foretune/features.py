@@ -1,7 +1,7 @@
 """Tangent features of a sample: per-sample gradients of the outputs with respect to adapters and head."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,12 +56,14 @@ class TangentFeatures:
         return int(self.logits.shape[0])
 
 
-def join_features(parts: Sequence[TangentFeatures], rows: Sequence[Tensor]) -> TangentFeatures:
+def join_features(parts: Iterable[tuple[Tensor, TangentFeatures]], n: int) -> TangentFeatures:
     """Join the features of batches in the order of their examples' positions.
 
+    Every batch is copied to its place as it comes, so that memory holds the whole and one batch.
+
     Args:
-        parts: Features of the batches.
-        rows: Positions of each batch's examples.
+        parts: Positions and features of each batch; may be lazy.
+        n: Number of examples in all.
 
     Returns:
         Features of all examples.
@@ -69,35 +71,53 @@ def join_features(parts: Sequence[TangentFeatures], rows: Sequence[Tensor]) -> T
     Raises:
         KernelError: If the positions are not 0 … n-1, once each.
     """
-    if not parts:
+    joined: TangentFeatures | None = None
+    seen = torch.zeros(n, dtype=torch.long)
+    for rows, part in parts:
+        if bool((rows < 0).any()) or bool((rows >= n).any()):
+            raise KernelError(f"positions of a batch lie outside 0 … {n - 1}")
+        seen.index_add_(0, rows.cpu(), torch.ones(len(rows), dtype=torch.long))
+        if joined is None:
+            joined = _mapped(part, lambda tensor, axis: tensor.new_empty(_resized(tensor, axis, n)))
+        _copy(part, joined, rows.to(part.logits.device))
+    if joined is None:
         raise KernelError("no examples to take the kernel of")
-    positions = torch.cat([row.cpu() for row in rows])
-    order = torch.argsort(positions)
-    if not torch.equal(positions[order], torch.arange(len(order))):
+    if not bool((seen == 1).all()):
         raise KernelError("the batches must hold every position 0 … n-1 exactly once")
-    return _concatenate(parts, order.to(parts[0].logits.device))
+    return joined
 
 
-def _concatenate(parts: Sequence[TangentFeatures], order: Tensor) -> TangentFeatures:
-    def join(tensors: list[Tensor | None], dim: int) -> Tensor | None:
-        held = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(held, dim).index_select(dim, order) if len(held) == len(parts) else None
+def _resized(tensor: Tensor, axis: int, n: int) -> list[int]:
+    return [n if position == axis else size for position, size in enumerate(tensor.shape)]
 
-    first = parts[0]
-    b, a = [], []
-    for site in range(len(first.sites)):
-        b.append(torch.cat([part.b[site] for part in parts], 1).index_select(1, order))
-        a.append(join([part.a[site] for part in parts], 1))
-    head = []
-    for index, factor in enumerate(first.head):
-        factors = [part.head[index] for part in parts]
-        head.append(
-            HeadFactor(
-                g=join([f.g for f in factors], 1),
-                h=join([f.h for f in factors], 0),
-                dense=join([f.dense for f in factors], 1),
-                bias=factor.bias,
-            )
-        )
-    logits = torch.cat([part.logits for part in parts]).index_select(0, order)
-    return TangentFeatures(first.sites, first.reduction, first.draws, tuple(b), tuple(a), tuple(head), logits)
+
+def _tensors(features: TangentFeatures) -> Iterator[tuple[Tensor, int]]:
+    """All tensors with the axis of their examples."""
+    for b in features.b:
+        yield b, 1
+    for a in features.a:
+        if a is not None:
+            yield a, 1
+    for factor in features.head:
+        for tensor, axis in ((factor.g, 1), (factor.h, 0), (factor.dense, 1)):
+            if tensor is not None:
+                yield tensor, axis
+    yield features.logits, 0
+
+
+def _copy(part: TangentFeatures, joined: TangentFeatures, rows: Tensor) -> None:
+    for (source, axis), (target, _) in zip(_tensors(part), _tensors(joined), strict=True):
+        target.index_copy_(axis, rows, source)
+
+
+def _mapped(features: TangentFeatures, change: Callable[[Tensor, int], Tensor]) -> TangentFeatures:
+    def optional(tensor: Tensor | None, axis: int) -> Tensor | None:
+        return None if tensor is None else change(tensor, axis)
+
+    return replace(
+        features,
+        b=tuple(change(b, 1) for b in features.b),
+        a=tuple(optional(a, 1) for a in features.a),
+        head=tuple(HeadFactor(optional(f.g, 1), optional(f.h, 0), optional(f.dense, 1), f.bias) for f in features.head),
+        logits=change(features.logits, 0),
+    )

@@ -117,7 +117,7 @@ def random_heads(
 
 
 def head_inputs(
-    adapted: AdaptedModel, output: Mapping[str, nn.Module], batches: Iterable[Batch], n_classes: int
+    adapted: AdaptedModel, output: Mapping[str, nn.Module], batches: Iterable[Batch], *, n: int, n_classes: int
 ) -> Tensor:
     """Read the inputs φ of the output layer off the model: logits = V φ + b at one position of each text.
 
@@ -128,6 +128,7 @@ def head_inputs(
         adapted: The model.
         output: Name and module of the output layer.
         batches: Batches that hold every position once.
+        n: Number of examples.
         n_classes: Number of logits C.
 
     Returns:
@@ -137,7 +138,7 @@ def head_inputs(
         KernelError: If the layer's gradient has another form.
     """
     layer_only = AdaptedModel(adapted.model, (), 1, output, adapted.forward)
-    factor = tangent_features(layer_only, batches, output_reduction("class:0", n_classes)).head[0]
+    factor = tangent_features(layer_only, batches, output_reduction("class:0", n_classes), n=n).head[0]
     if factor.h is not None:
         return factor.h.double().cpu()
     if factor.dense is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from foretune.features import TangentFeatures, join_features
 from foretune.head import HeadWeights, head_inputs, installed, probe_folds, probe_weights, random_heads
@@ -131,7 +132,13 @@ def _passes(plan: Plan, train: Encoded, y_train: NDArray[np.int64], on_batch: Pr
         return
     name, layer = list(modules.items())[-1]
     start = time.perf_counter()
-    inputs = head_inputs(plan.adapted, {name: layer}, _tracked(plan, train, None, on_batch), plan.task.n_classes)
+    inputs = head_inputs(
+        plan.adapted,
+        {name: layer},
+        _tracked(plan, train, None, on_batch),
+        n=len(y_train),
+        n_classes=plan.task.n_classes,
+    )
     folds = probe_folds(len(y_train), seed=settings.seed)
     nobody = np.array([], dtype=np.int64)
     *heads, last = probe_weights(name, layer, inputs, y_train, left_out=[*folds, nobody])
@@ -158,13 +165,14 @@ def _pass(
     adapted, reduction = plan.adapted, plan.reduction
     modules = head_modules(plan.placed) if plan.settings.head != "random" else {}
     start = time.perf_counter()
-    parts, rows = [], []
-    for head, held in heads:
-        with installed(modules, head):
-            for batch in _tracked(plan, train, held.tolist(), on_batch):
-                parts.append(batch_features(adapted, batch, reduction))
-                rows.append(batch.rows)
-    features = join_features(parts, rows)
+
+    def parts() -> Iterator[tuple[Tensor, TangentFeatures]]:
+        for head, held in heads:
+            with installed(modules, head):
+                for batch in _tracked(plan, train, held.tolist(), on_batch):
+                    yield batch.rows, batch_features(adapted, batch, reduction)
+
+    features = join_features(parts(), len(train.features))
     kernel = tangent_kernel(features)
     seconds_kernel = time.perf_counter() - start
     start = time.perf_counter()

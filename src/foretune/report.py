@@ -57,19 +57,20 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         console: Where to.
         result: As in `result.json`.
     """
-    table = Table(title=_title(result), title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("quantity")
-    table.add_column("this adapter", justify="right")
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("quantity", no_wrap=True)
+    table.add_column("this adapter", justify="right", no_wrap=True)
     draws, repeats = result["spread"]["draws_of_a"], result["spread"]["repeats"]
     if draws is not None:
-        table.add_column(f"{_count(draws)} draws of A", justify="right")
+        table.add_column(f"{_count(draws)} draws of A", justify="right", no_wrap=True)
     if repeats is not None:
-        table.add_column(f"{_count(repeats)} draws of samples", justify="right")
+        table.add_column(f"{_count(repeats)} sample draws", justify="right", no_wrap=True)
     spreads = [spread for spread in (draws, repeats) if spread is not None]
 
     def row(name: str, value: str, key: str | None = None, percent: bool = False) -> None:
         table.add_row(name, value, *(_mean(spread.get(key) if key else None, percent) for spread in spreads))
 
+    console.print(_title(result), soft_wrap=True)
     _forecast_rows(result, row)
     table.add_section()
     _kernel_rows(result, row)
@@ -96,7 +97,7 @@ def _title(result: dict[str, Any]) -> Text:
 
 
 def _count(spread: dict[str, Any]) -> int:
-    return max(value["count"] for value in spread.values() if value is not None)
+    return max(int(value["count"]) for value in spread.values() if value is not None)
 
 
 def _mean(summary: dict[str, Any] | None, percent: bool) -> str:

@@ -111,7 +111,7 @@ def assess(
     residual = targets - reduction.coordinates(measurement.f_train_0)
     k = reduction.rows_per_example
     eigen = decompose(k_train_train)
-    eigen_centred = decompose(centre(k_train_train, rows_per_example=k))
+    eigen_centred = decompose(centre(k_train_train, k))
     options = {"sigma": settings.sigma, "epsilon": measurement.epsilon}
     of_k = spectrum(eigen, targets=targets, rows_per_example=k, **options)
     of_centred = spectrum(eigen_centred, targets=targets, rows_per_example=k, **options)

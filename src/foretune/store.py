@@ -50,9 +50,12 @@ def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        temporary.chmod(0o755)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
         for name, write in writers.items():
             write(temporary / name)
+            (temporary / name).chmod(0o666 & ~umask)  # some writers make their files private
         temporary.replace(folder)  # replaces an empty folder too
     except OSError as error:
         raise StoreError(f"cannot write the run to {str(folder)!r}: {error.strerror or error}") from error

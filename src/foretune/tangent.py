@@ -279,11 +279,7 @@ def _check_finite(features: TangentFeatures) -> None:
 
 
 def tangent_features(
-    adapted: AdaptedModel,
-    batches: Iterable[Batch],
-    reduction: OutputReduction,
-    *,
-    on_batch: Callable[[int], None] | None = None,
+    adapted: AdaptedModel, batches: Iterable[Batch], reduction: OutputReduction, *, n: int
 ) -> TangentFeatures:
     """Compute the tangent features of a sample, batch by batch.
 
@@ -293,7 +289,7 @@ def tangent_features(
         adapted: Model in eval mode with its adapters.
         batches: Batches that together hold every position 0 … n-1 once, in any order.
         reduction: Scalar outputs to differentiate.
-        on_batch: Called with the number of examples after each batch.
+        n: Number of examples in all.
 
     Returns:
         Features with the examples in the order of their positions.
@@ -301,10 +297,4 @@ def tangent_features(
     Raises:
         KernelError: As `batch_features`, or if the positions are not 0 … n-1.
     """
-    parts, rows = [], []
-    for batch in batches:
-        parts.append(batch_features(adapted, batch, reduction))
-        rows.append(batch.rows)
-        if on_batch is not None:
-            on_batch(int(batch.rows.shape[0]))
-    return join_features(parts, rows)
+    return join_features(((batch.rows, batch_features(adapted, batch, reduction)) for batch in batches), n)
