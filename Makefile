@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	@rm -rf $(RUN)
+	@rm -rf $(RUN) $(RUN)-data
 	$(BIN)/foretune demo --output $(RUN)
 
 test: $(STAMP)
@@ -44,4 +44,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/one_pass.py
 
 clean:
-	rm -rf $(VENV) $(RUN)
+	rm -rf $(VENV) $(RUN) $(RUN)-data

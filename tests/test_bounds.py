@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from foretune.bounds import label_energy_bound, risk_bounds
 from foretune.errors import ConfigError, KernelError
-from foretune.spectrum import decompose
+from foretune.spectra import decompose
 
 MATHEMATICS = Path(__file__).parents[1] / "docs" / "mathematics.md"
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 
 from foretune.errors import ConfigError, KernelError
 from foretune.regression import fit_regression, minimise_over, predict
-from foretune.spectrum import decompose
+from foretune.spectra import decompose
 
 
 def problem(seed=0, n=7, t=1, width=5, block=False):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foretune.errors import ConfigError, KernelError
-from foretune.spectrum import Array, Eigen, check_positive
+from foretune.spectra import Array, Eigen, check_positive
 
 _TOLERANCE = 1e-9  # relative, so that a bound that is attained holds in floating point
 

@@ -86,6 +86,45 @@ def score(
     score_command(run_config, output, as_json=json)
 
 
+@app.command
+def demo(
+    *,
+    output: Annotated[Path | None, Parameter(group="Run")] = None,
+    samples: Annotated[int, Parameter(group="Run")] = 32,
+    json: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Score an adapter on real weights and real text that come with the extra `demo`: MiniLM and BBC news.
+
+    Args:
+        output: New folder for the run; the texts are written beside it, to OUTPUT-data.
+        samples: Training samples of the kernel.
+        json: Print result.json to stdout instead of the table.
+    """
+    import shlex
+    import tempfile
+
+    from rich.console import Console
+
+    from foretune.demo import export_bbc_news, model_folder
+    from foretune.store import check_free
+
+    if output is not None:
+        check_free(output)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if output is None else output.with_name(f"{output.name}-data")
+        config = ScoreConfig(
+            ModelConfig(str(model_folder())),
+            DataConfig(str(export_bbc_news(folder))),
+            AdapterConfig(target_modules=("query", "value"), layers=(0, 2, 5)),
+            ScoreSettings(samples=samples),
+        )
+        tokens = ["foretune", "score", "--model", config.model.model, "--dataset", config.data.dataset]
+        tokens += ["--target-modules", "query", "value", "--layers", "0", "2", "5", "--samples", str(samples)]
+        tokens += [] if output is None else ["--output", str(output)]
+        Console(stderr=True).print(f"$ {shlex.join(tokens)}", markup=False, highlight=False, soft_wrap=True)
+        score_command(config, output, as_json=json)
+
+
 def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) -> None:
     """Load, plan, run, save and print one score.
 
@@ -109,7 +148,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
         from foretune.plan import describe, prepare
         from foretune.report import print_plan, print_result
         from foretune.save import save_score
-        from foretune.score import run as run_plan
+        from foretune.scores import run as run_plan
 
         task = load_task(config.data)
         classifier = load_classifier(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from foretune.score import ScoreResult
+from foretune.scores import ScoreResult
 
 
 def spectrum_figure(result: ScoreResult, path: Path) -> None:

@@ -79,7 +79,7 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
         exclude_modules=excluded or None,  # the shorthand takes in DistilBERT's pre_classifier, which trains whole
         layers_to_transform=layers,
         r=adapter.r,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft says int and computes with floats
+        lora_alpha=adapter.alpha,  # peft says int and computes with floats
         use_rslora=adapter.rslora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
     )

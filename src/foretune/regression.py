@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from foretune.errors import KernelError
-from foretune.spectrum import Array, Eigen, check_positive
+from foretune.spectra import Array, Eigen, check_positive
 
 RIDGE_SPAN = (1e-8, 1e4)  # of the grid, relative to the mean eigenvalue
 _POINTS = 61  # five for each decade

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from foretune.config import ScoreConfig
 from foretune.figure import spectrum_figure
-from foretune.score import ScoreResult
+from foretune.scores import ScoreResult
 from foretune.store import to_json, write_json, write_run
 
 

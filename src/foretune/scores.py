@@ -19,12 +19,12 @@ from peft import LoraConfig
 from foretune.bounds import RiskBounds, risk_bounds
 from foretune.config import ScoreSettings
 from foretune.data import Task
-from foretune.forecast import Evaluation, Forecast, forecast
+from foretune.forecasts import Evaluation, Forecast, forecast
 from foretune.measure import Measurement, measure
 from foretune.models import Classifier
 from foretune.outputs import OutputReduction
 from foretune.plan import Plan, describe, prepare
-from foretune.spectrum import Spectrum, centre, decompose, spectrum
+from foretune.spectra import Spectrum, centre, decompose, spectrum
 
 Array = NDArray[np.float64]
 SCHEMA = 1

@@ -10,9 +10,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from foretune.errors import ConfigError, DataError, KernelError
-from foretune.forecast import Evaluation, accuracy, cross_entropy, forecast
+from foretune.forecasts import Evaluation, accuracy, cross_entropy, forecast
 from foretune.outputs import output_reduction
-from foretune.spectrum import decompose
+from foretune.spectra import decompose
 
 NAMES = [("margin", 2), ("trace", 2), ("full", 2), ("class:1", 2), ("trace", 3), ("full", 3), ("class:2", 4)]
 

@@ -10,7 +10,7 @@ from sklearn.preprocessing import KernelCenterer
 
 from foretune.errors import ConfigError, KernelError
 from foretune.outputs import output_reduction
-from foretune.spectrum import Eigen, alignment, centre, decompose, spectrum
+from foretune.spectra import Eigen, alignment, centre, decompose, spectrum
 
 EPSILON = float(np.finfo(np.float64).eps)
 EPSILON_32 = float(np.finfo(np.float32).eps)

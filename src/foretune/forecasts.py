@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from foretune.errors import DataError
 from foretune.outputs import OutputReduction
 from foretune.regression import KernelRegression, fit_regression, minimise_over, predict
-from foretune.spectrum import Array, Eigen
+from foretune.spectra import Array, Eigen
 
 Labels = NDArray[np.integer]
 TEMPERATURES = np.geomspace(1e-3, 1e3, 61)

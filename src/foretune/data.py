@@ -1,0 +1,323 @@
+"""Data sets: load through `datasets`, find columns and classes, draw samples."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from foretune.columns import Columns, LabelMap, find_columns, label_map, read_labels, read_texts
+from foretune.config import DataConfig
+from foretune.errors import DataError
+
+# Loader of `datasets` and its options for each suffix. The text "NA" or "null" is a text.
+_TEXT_TABLE = {"keep_default_na": False}
+FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    ".csv": ("csv", _TEXT_TABLE),
+    ".tsv": ("csv", {**_TEXT_TABLE, "sep": "\t"}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "validation_matched", "test")
+_SPLIT_FILE = re.compile(r"(?P<split>train|validation_matched|validation|valid|val|dev|eval|test)([-_.].*)?")
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """Texts and labels of one split.
+
+    Attributes:
+        name: Name of the split.
+        texts: One text for each row.
+        pairs: The second text for each row, None without.
+        labels: Classes from 0.
+    """
+
+    name: str
+    texts: Sequence[str]
+    pairs: Sequence[str] | None
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text classification task.
+
+    Attributes:
+        source: Path, hub id, or a word for data from memory.
+        train: Split that samples come from.
+        evaluation: Split that the forecast is for, None if there is none.
+        text_columns: One or two text columns.
+        label_column: Label column.
+        label_names: Names of the C classes.
+        fingerprint: SHA-256 of texts and labels.
+    """
+
+    source: str
+    train: TextSplit
+    evaluation: TextSplit | None
+    text_columns: tuple[str, ...]
+    label_column: str
+    label_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.label_names)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Rows drawn for one score.
+
+    Attributes:
+        train_indices: Rows of the training split for the kernel.
+        eval_indices: Rows to predict: of the evaluation split, or of the training split where `held_out`.
+        held_out: Whether the task has no evaluation split, so that rows are held out of training.
+    """
+
+    train_indices: NDArray[np.int64]
+    eval_indices: NDArray[np.int64]
+    held_out: bool
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    disabled = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled:
+            datasets.enable_progress_bars()
+
+
+def load_task(config: DataConfig) -> Task:
+    """Load a data set from a folder, a file or the hub.
+
+    A local path wins over a hub id. A folder holds `train.csv`, `validation.csv` and the like (csv, tsv, jsonl,
+    json, parquet; also in shards and under `data/`), or what `save_to_disk` wrote. No code of a data set runs.
+
+    Args:
+        config: Which data set, columns and splits.
+
+    Returns:
+        The task.
+
+    Raises:
+        DataError: If it cannot be found or read, or is no classification data set.
+    """
+    source = config.dataset
+    path = Path(source).expanduser()
+    with _quiet():
+        if path.exists():
+            splits = _load_path(path)
+        elif path.is_absolute() or source.startswith((".", "~")) or path.suffix in FORMATS:
+            raise DataError(f"data set {source!r} does not exist: give a folder, a file or a hub id")
+        else:
+            splits = _load_hub(source, config.config_name)
+    return _task(splits, config)
+
+
+def _load_path(path: Path) -> Mapping[str, datasets.Dataset]:
+    if path.is_file():
+        return _load_files({"train": [path]})
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        try:
+            loaded = datasets.load_from_disk(str(path))
+        except Exception as error:
+            raise DataError(f"cannot read data set {str(path)!r}: {_reason(error)}") from error
+        return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    for folder in (path, path / "data"):
+        files = sorted(file for file in folder.glob("*") if file.suffix in FORMATS)
+        by_split: dict[str, list[Path]] = {}
+        for file in files:
+            match = _SPLIT_FILE.fullmatch(file.name.removesuffix(file.suffix).lower())
+            if match:
+                by_split.setdefault(match["split"], []).append(file)
+        if by_split:
+            return _load_files(by_split)
+        if len(files) == 1:
+            return _load_files({"train": files})
+    held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+    raise DataError(f"folder {str(path)!r} holds no train.csv, .tsv, .jsonl, .json or .parquet (it holds {held})")
+
+
+def _load_files(files: Mapping[str, Sequence[Path]]) -> Mapping[str, datasets.Dataset]:
+    splits = {}
+    for split, paths in files.items():
+        suffix = paths[0].suffix
+        if suffix not in FORMATS:
+            raise DataError(f"file {str(paths[0])!r} has no known format: use {', '.join(FORMATS)}")
+        loader, options = FORMATS[suffix]
+        same = [str(path.resolve()) for path in paths if path.suffix == suffix]
+        try:
+            splits[split] = datasets.load_dataset(loader, data_files={"train": same}, split="train", **options)
+        except Exception as error:  # each reader fails in its own way
+            raise DataError(f"cannot read {str(paths[0])!r}: {_reason(error)}") from error
+    return splits
+
+
+def _load_hub(source: str, config_name: str | None) -> Mapping[str, datasets.Dataset]:
+    try:
+        loaded = datasets.load_dataset(source, config_name)
+    except Exception as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise DataError(
+            f"data set {source!r} is no local path and cannot be loaded from the hub{offline}: {_reason(error)}"
+        ) from error
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def _reason(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def task_from_datasets(
+    train: datasets.Dataset,
+    evaluation: datasets.Dataset | None = None,
+    *,
+    text_column: Sequence[str] | None = None,
+    label_column: str | None = None,
+) -> Task:
+    """Make a task of the user's own `datasets.Dataset` objects.
+
+    Args:
+        train: Training split.
+        evaluation: Evaluation split; None holds rows out of the training split.
+        text_column: One text column, or two for pairs; None finds them.
+        label_column: Label column; None finds it.
+
+    Returns:
+        The task.
+    """
+    splits = {"train": train} if evaluation is None else {"train": train, "validation": evaluation}
+    text = None if text_column is None else tuple(text_column)
+    return _task(splits, DataConfig("memory", text_column=text, label_column=label_column))
+
+
+def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
+    names = ", ".join(splits)
+    for split, flag in ((config.train_split, "--train-split"), (config.eval_split, "--eval-split")):
+        if split is not None and split not in splits:
+            raise DataError(f"split {split!r} does not exist: the data set has {names}; set {flag}")
+    rest = (name for name in EVAL_SPLITS if name in splits and name != config.train_split)
+    eval_name = config.eval_split or next(rest, None)
+    if eval_name == config.train_split:
+        raise DataError(f"split {eval_name!r} cannot serve for training and evaluation: name two splits")
+    train = splits[config.train_split]
+    if len(train) == 0:
+        raise DataError(f"split {config.train_split!r} has no rows")
+    strings = [name for name, feature in train.features.items() if getattr(feature, "dtype", None) == "string"]
+    columns = find_columns(train.column_names, strings, text=config.text_column, label=config.label_column)
+    held = _column(train, columns.label, config.train_split)
+    stated = getattr(train.features[columns.label], "names", None)
+    classes = label_map(held, split=config.train_split, column=columns.label, names=stated)
+    train_split = _split(train, config.train_split, columns, classes)
+    evaluation = None
+    if eval_name is not None and len(splits[eval_name]):
+        evaluation = _split(splits[eval_name], eval_name, columns, classes)
+    return Task(
+        source=config.dataset,
+        train=train_split,
+        evaluation=evaluation,
+        text_columns=columns.text,
+        label_column=columns.label,
+        label_names=classes.names,
+        fingerprint=_fingerprint(train_split, evaluation),
+    )
+
+
+def _column(split: datasets.Dataset, column: str, name: str) -> list[Any]:
+    if column not in split.column_names:
+        raise DataError(f"column {column!r} does not exist in split {name!r}: it has {', '.join(split.column_names)}")
+    values: list[Any] = split.with_format("arrow")[:].column(column).to_pylist()
+    return values
+
+
+def _split(split: datasets.Dataset, name: str, columns: Columns, classes: LabelMap) -> TextSplit:
+    texts, *pairs = (read_texts(_column(split, text, name), split=name, column=text) for text in columns.text)
+    labels = read_labels(_column(split, columns.label, name), classes, split=name, column=columns.label)
+    return TextSplit(name, texts, pairs[0] if pairs else None, labels)
+
+
+def _fingerprint(*splits: TextSplit | None) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        if split is None:
+            continue
+        digest.update(f"{split.name}\0{len(split.texts)}\0".encode())
+        for texts in (split.texts, split.pairs or ()):
+            digest.update("\0".join(texts).encode("utf-8", "surrogatepass"))
+            digest.update(b"\0\0")
+        digest.update(np.ascontiguousarray(split.labels).tobytes())
+    return digest.hexdigest()
+
+
+def draw_indices(n_rows: int, n: int, *, seed: int, repeat: int = 0) -> NDArray[np.int64]:
+    """Draw rows without replacement.
+
+    Args:
+        n_rows: Rows to draw from.
+        n: Rows to draw.
+        seed: Seed.
+        repeat: Number of the draw; each gives other rows.
+
+    Returns:
+        n distinct integers below `n_rows`, in random order.
+
+    Raises:
+        DataError: If there are fewer rows than that.
+    """
+    if n > n_rows:
+        raise DataError(f"{n} samples asked for, but there are {n_rows} rows: lower --samples")
+    return np.random.default_rng([seed, repeat]).choice(n_rows, n, replace=False).astype(np.int64)
+
+
+def draw(task: Task, *, samples: int, eval_samples: int, seed: int, repeat: int = 0) -> Draw:
+    """Draw the samples of the kernel and the rows to predict; the latter are the same for every repeat.
+
+    Args:
+        task: Data.
+        samples: Training rows.
+        eval_samples: Rows to predict, at most; with an evaluation split all of it if it is smaller.
+        seed: Seed.
+        repeat: Number of the draw.
+
+    Returns:
+        Rows.
+
+    Raises:
+        DataError: If there are too few rows, or the samples are all of one class.
+    """
+    n_rows = len(task.train.labels)
+    if task.evaluation is not None:
+        n_eval = len(task.evaluation.labels)
+        eval_indices = draw_indices(n_eval, min(eval_samples, n_eval), seed=seed)
+        train_indices = draw_indices(n_rows, samples, seed=seed, repeat=repeat)
+    else:
+        # No evaluation split: hold rows out, but never more than the samples leave.
+        if samples > n_rows:
+            raise DataError(f"{samples} samples asked for, but there are {n_rows} rows: lower --samples")
+        order = draw_indices(n_rows, n_rows, seed=seed)
+        held = min(eval_samples, n_rows - samples)
+        eval_indices, rest = order[:held], order[held:]
+        train_indices = rest[draw_indices(len(rest), samples, seed=seed, repeat=repeat)]
+    present = np.unique(task.train.labels[train_indices])
+    if len(present) < 2:
+        raise DataError(
+            f"all {samples} samples drawn are of class {task.label_names[present[0]]!r}: "
+            "raise --samples or change --seed"
+        )
+    return Draw(train_indices, eval_indices, task.evaluation is None)
