@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,11 @@ def test_every_public_name_is_there():
         foretune.nothing  # noqa: B018
 
 
-def test_a_function_wins_over_the_module_of_its_name():
-    """`foretune.score` stays the function no module has the name of a public function."""
-    code = "import foretune.scores, foretune.spectra, foretune as ft; assert callable(ft.score) and callable(ft.spectrum) and callable(ft.forecast)"
+def test_no_module_hides_a_public_function():
+    code = (
+        "import foretune.scores, foretune.spectra, foretune.forecasts, foretune as ft;"
+        "assert callable(ft.score) and callable(ft.spectrum) and callable(ft.forecast)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
+    modules = {path.stem for path in Path(foretune.__file__).parent.glob("*.py")}
+    assert not modules & set(foretune.__all__)

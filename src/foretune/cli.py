@@ -116,10 +116,22 @@ def demo(
             ModelConfig(str(model_folder())),
             DataConfig(str(export_bbc_news(folder))),
             AdapterConfig(target_modules=("query", "value"), layers=(0, 2, 5)),
-            ScoreSettings(samples=samples),
+            ScoreSettings(samples=samples, max_length=128),
         )
         tokens = ["foretune", "score", "--model", config.model.model, "--dataset", config.data.dataset]
-        tokens += ["--target-modules", "query", "value", "--layers", "0", "2", "5", "--samples", str(samples)]
+        tokens += [
+            "--target-modules",
+            "query",
+            "value",
+            "--layers",
+            "0",
+            "2",
+            "5",
+            "--samples",
+            str(samples),
+            "--max-length",
+            "128",
+        ]
         tokens += [] if output is None else ["--output", str(output)]
         Console(stderr=True).print(f"$ {shlex.join(tokens)}", markup=False, highlight=False, soft_wrap=True)
         score_command(config, output, as_json=json)
@@ -237,7 +249,10 @@ def _use_config(tokens: Sequence[str]) -> None:
     """Let the file named by --config fill in what the command line leaves open."""
     paths = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
     paths += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
-    app.config = tuple(_ConfigFile(Path(path), must_exist=True, use_commands_as_keys=False) for path in paths[-1:])
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(f"--config {path!r} does not exist: name a YAML file of flags")
+    app.config = tuple(_ConfigFile(Path(path), use_commands_as_keys=False) for path in paths[-1:])
 
 
 def run(tokens: Sequence[str]) -> int:

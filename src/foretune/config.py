@@ -85,19 +85,19 @@ class ScoreSettings:
         eval_samples: Random rows of the evaluation split to predict; 0 for no forecast of evaluation.
         repeats: Redraws of the n samples.
         draws: Draws of the random A, all from the same pass.
-        reduction: Output reduction; None takes `margin` for two classes, else `trace`.
+        reduction: Output reduction: margin, trace, full or class:k; by default margin for two classes, else trace.
         head: `random` (as initialised or loaded), `average` (over `heads` random heads) or `probe`.
         heads: Random heads of `average`; each costs a pass.
         ntk_params: `adapter`, or `adapter+head` to add the trained head's kernel.
         sigma: Regularisation σ of the condition number and the bounds.
-        ridge: Ridge δ of the kernel regression; None chooses it by leave-one-out.
+        ridge: Ridge δ of the kernel regression; by default chosen by leave-one-out.
         max_length: Longest sequence in tokens.
         batch_size: Texts in a batch.
         seed: Seed of A, samples and further heads.
     """
 
     samples: int = 32
-    eval_samples: int = 256
+    eval_samples: int = 128
     repeats: int = 1
     draws: int = 5
     reduction: str | None = None

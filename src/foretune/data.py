@@ -27,7 +27,7 @@ FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".parquet": ("parquet", {}),
 }
 EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "validation_matched", "test")
-_SPLIT_FILE = re.compile(r"(?P<split>train|validation_matched|validation|valid|val|dev|eval|test)([-_.].*)?")
+_SPLIT_FILE = re.compile(r"(?P<split>train|validation_matched|validation|valid|val|dev|eval|test)([-.].*|_[0-9].*)?")
 
 
 @dataclass(frozen=True)

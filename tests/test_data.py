@@ -1,0 +1,294 @@
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foretune.columns import find_columns, label_map, read_labels
+from foretune.config import DataConfig
+from foretune.data import Task, TextSplit, draw, draw_indices, load_task, task_from_datasets
+from foretune.errors import DataError
+
+ROWS = [("a good film", 1), ("NA", 0), ('with "quotes", commas\nand a line', 1), ("null", 0), ("ünïcödé", 1), ("42", 0)]
+FRAME = pd.DataFrame(ROWS, columns=["text", "label"])
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def load(source, **options):
+    return load_task(DataConfig(str(source), **options))
+
+
+def write(path, frame=FRAME):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    elif path.suffix == ".tsv":
+        frame.to_csv(path, index=False, sep="\t")
+    elif path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in frame.to_dict("records")) + "\n")
+    return path
+
+
+def dataset(**columns):
+    return datasets.Dataset.from_dict(columns)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+def test_every_format_gives_the_same_texts(tmp_path, suffix):
+    folder = tmp_path / "set"
+    write(folder / f"train{suffix}")
+    write(folder / f"validation{suffix}", FRAME[::-1])
+    task = load(folder)
+    assert list(task.train.texts) == [text for text, _ in ROWS]
+    assert task.train.labels.tolist() == [label for _, label in ROWS]
+    assert list(task.evaluation.texts) == [text for text, _ in ROWS[::-1]]
+    assert task.label_names == ("0", "1")
+    alone = load(folder / f"train{suffix}")
+    assert list(alone.train.texts) == list(task.train.texts)
+    assert alone.evaluation is None
+
+
+@pytest.mark.parametrize(
+    ("files", "evaluation"),
+    [
+        (["train.csv", "test.csv"], "test"),
+        (["train.csv", "test.csv", "dev.csv"], "dev"),
+        (["train.csv", "validation_matched.csv", "validation_mismatched.csv"], "validation_matched"),
+        (["train-00000-of-00002.csv", "train-00001-of-00002.csv"], None),
+        (["data/train.csv", "data/validation.csv"], "validation"),
+        (["reviews.csv"], None),
+        (["Train.csv", "Valid.csv"], "valid"),
+    ],
+)
+def test_splits_are_found_by_file_names(tmp_path, files, evaluation):
+    for name in files:
+        write(tmp_path / "set" / name)
+    task = load(tmp_path / "set")
+    shards = sum("of-00002" in name for name in files) or 1
+    assert len(task.train.texts) == shards * len(ROWS)
+    assert (task.evaluation and task.evaluation.name) == evaluation
+
+
+def test_splits_by_name(tmp_path):
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.csv")
+    assert load(tmp_path, eval_split="test").evaluation.name == "test"
+    assert load(tmp_path, train_split="validation").evaluation.name == "test"
+    with pytest.raises(DataError, match=r"split 'extra' does not exist.*train, validation"):
+        load(tmp_path, eval_split="extra")
+    with pytest.raises(DataError, match="training and evaluation"):
+        load(tmp_path, eval_split="train")
+
+
+def test_save_to_disk(tmp_path):
+    train, test = dataset(text=["a", "b"], label=[0, 1]), dataset(text=["c"], label=[1])
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / "both"))
+    train.save_to_disk(str(tmp_path / "one"))
+    assert load(tmp_path / "both").evaluation.labels.tolist() == [1]
+    assert load(tmp_path / "one").evaluation is None
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = write(tmp_path / "train.csv")
+    first = load(path)
+    write(path, FRAME.assign(text=FRAME["text"] + "!"))
+    second = load(path)
+    assert second.train.texts[0] == "a good film!"
+    assert first.fingerprint != second.fingerprint
+    assert load(path).fingerprint == second.fingerprint
+
+
+def test_a_local_path_wins_over_a_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "imdb" / "train.csv")
+    assert load("imdb").train.texts[0] == "a good film"
+
+
+def test_what_cannot_be_found(tmp_path):
+    with pytest.raises(DataError, match=r"'/no/such/folder' does not exist"):
+        load("/no/such/folder")
+    with pytest.raises(DataError, match=r"'reviews.csv' does not exist"):
+        load("reviews.csv")
+    with pytest.raises(DataError, match=r"'nobody/nothing'.*HF_HUB_OFFLINE"):
+        load("nobody/nothing")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"holds no train.csv.*notes.txt"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="no known format"):
+        load(tmp_path / "notes.txt")
+    (tmp_path / "train.jsonl").write_text("{not json")
+    with pytest.raises(DataError, match="cannot read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "label"),
+    [
+        (["idx", "sentence", "label"], ("sentence",), "label"),
+        (["Text", "Label"], ("Text",), "Label"),
+        (["question1", "question2", "label", "text"], ("question1", "question2"), "label"),
+        (["premise", "hypothesis", "label"], ("premise", "hypothesis"), "label"),
+        (["text", "fine_label", "coarse_label"], ("text",), "coarse_label"),
+        (["message", "stars"], ("message",), "stars"),
+        (["text", "text_b", "category"], ("text",), "category"),
+    ],
+)
+def test_columns_by_the_usual_names(names, text, label):
+    strings = [name for name in names if name not in (label, "idx")]
+    found = find_columns(names, strings)
+    assert (found.text, found.label) == (text, label)
+
+
+def test_missing_columns():
+    with pytest.raises(DataError, match=r"'txt' does not exist \(did you mean 'text'\?\).*--text-column"):
+        find_columns(["text", "label"], ["text"], text=["txt"])
+    with pytest.raises(DataError, match=r"'y' does not exist.*--label-column"):
+        find_columns(["text", "label"], ["text"], label="y")
+    with pytest.raises(DataError, match=r"no label column found among text, score: .*--label-column"):
+        find_columns(["text", "score"], ["text"])
+    with pytest.raises(DataError, match=r"no text column found among a, b, label: .*--text-column"):
+        find_columns(["a", "b", "label"], ["a", "b"])
+    with pytest.raises(DataError, match="3 text columns"):
+        find_columns(["a", "b", "c", "label"], ["a"], text=["a", "b", "c"])
+    with pytest.raises(DataError, match=r"'label' does not exist in split 'validation'"):
+        task_from_datasets(dataset(text=["a", "b"], label=[0, 1]), dataset(text=["a"], y=[0]))
+
+
+def test_pairs():
+    task = task_from_datasets(dataset(premise=["a", "b"], hypothesis=["c", "d"], label=[0, 1]))
+    assert task.text_columns == ("premise", "hypothesis")
+    assert (list(task.train.texts), list(task.train.pairs)) == (["a", "b"], ["c", "d"])
+
+
+KINDS = [
+    (["neg", "pos", "neg"], ("neg", "pos"), [0, 1, 0]),
+    ([" pos", "neg", "pos "], ("neg", "pos"), [1, 0, 1]),
+    ([1, 5, 3], ("1", "3", "5"), [0, 2, 1]),
+    ([True, False, True], ("0", "1"), [1, 0, 1]),
+    ([1.0, 0.0, 1.0], ("0", "1"), [1, 0, 1]),
+]
+
+
+@pytest.mark.parametrize(("values", "names", "labels"), KINDS)
+def test_kinds_of_labels(values, names, labels):
+    task = task_from_datasets(dataset(text=["a", "b", "c"], label=values))
+    assert task.label_names == names
+    assert task.train.labels.tolist() == labels
+
+
+def test_class_labels_keep_names_and_absent_classes():
+    feature = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y", "z"])})
+    train = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=feature)
+    task = task_from_datasets(train)
+    assert task.label_names == ("x", "y", "z")
+    assert task.train.labels.tolist() == [2, 0]
+
+
+BAD_LABELS = [
+    ([0, 1, -1], r"label -1 in row 2 .*hidden labels"),
+    ([0, 1, None], "label in row 2 .*missing"),
+    (["a", " ", "b"], "label in row 1 .*empty"),
+    ([0.5, 1.0, 0.0], "label 0.5 in row 0 .*regression"),
+    ([float("nan"), 1.0, 0.0], "label in row 0 .*missing"),
+    ([1, 1, 1], "single class, 1"),
+    ([[1], [0], [1]], "holds list values"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BAD_LABELS)
+def test_labels_that_are_no_classes(values, message):
+    with pytest.raises(DataError, match=message):
+        task_from_datasets(dataset(text=["a", "b", "c"], label=values))
+
+
+def test_other_bad_labels():
+    with pytest.raises(DataError, match=r"label 'meh' in row 1 of column 'label' of split 'validation' is no class"):
+        task_from_datasets(dataset(text=["a", "b"], label=["x", "y"]), dataset(text=["a", "b"], label=["x", "meh"]))
+    ids = list(range(200))
+    with pytest.raises(DataError, match="200 distinct values in 200 rows"):
+        task_from_datasets(dataset(text=[f"t{i}" for i in ids], label=ids))
+    with pytest.raises(DataError, match="mixes"):
+        label_map(["a", 1], split="train", column="label")
+
+
+def test_empty_texts_are_counted():
+    with pytest.raises(DataError, match=r"split 'train' has 2 empty texts in column 'text', first in row 1"):
+        task_from_datasets(dataset(text=["a", "  ", None], label=[0, 1, 0]))
+    with pytest.raises(DataError, match="no rows"):
+        task_from_datasets(dataset(text=[], label=[]))
+
+
+def test_a_shuffled_dataset_is_read_in_its_order():
+    whole = dataset(text=[f"t{i}" for i in range(20)], label=[i % 2 for i in range(20)])
+    part = whole.shuffle(seed=1).select(range(5))
+    assert list(task_from_datasets(part).train.texts) == part["text"][:]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.one_of(st.integers(0, 9)), min_size=2, max_size=40).filter(lambda values: len(set(values)) > 1))
+def test_labels_map_back_to_their_values(values):
+    classes = label_map(values, split="s", column="c")
+    labels = read_labels(values, classes, split="s", column="c")
+    assert [classes.values[label] for label in labels] == values
+    assert set(labels) == set(range(len(classes.names)))
+    assert list(classes.values) == sorted(classes.values)
+
+
+def memory(n_train, n_eval=0):
+    def split(name, n):
+        return TextSplit(name, [f"t{i}" for i in range(n)], None, np.arange(n, dtype=np.int64) % 2)
+
+    evaluation = split("validation", n_eval) if n_eval else None
+    return Task("memory", split("train", n_train), evaluation, ("text",), "label", ("a", "b"), "")
+
+
+@settings(deadline=None, max_examples=60)
+@given(n_rows=st.integers(8, 60), n=st.integers(6, 8), seed=st.integers(0, 2**31), repeat=st.integers(0, 3))
+def test_draws_are_distinct_rows_and_reproducible(n_rows, n, seed, repeat):
+    rows = draw_indices(n_rows, n, seed=seed, repeat=repeat)
+    assert len(set(rows.tolist())) == n
+    assert rows.min() >= 0
+    assert rows.max() < n_rows
+    assert np.array_equal(rows, draw_indices(n_rows, n, seed=seed, repeat=repeat))
+
+
+@settings(deadline=None, max_examples=60)
+@given(n_eval=st.sampled_from([0, 5, 50]), seed=st.integers(0, 99), wanted=st.integers(0, 30))
+def test_evaluation_rows_are_the_same_over_repeats_and_never_training_samples(n_eval, seed, wanted):
+    task = memory(60, n_eval)
+    draws = [draw(task, samples=20, eval_samples=wanted, seed=seed, repeat=repeat) for repeat in (0, 1)]
+    assert np.array_equal(draws[0].eval_indices, draws[1].eval_indices)
+    assert not np.array_equal(draws[0].train_indices, draws[1].train_indices)
+    assert draws[0].held_out == (n_eval == 0)
+    if n_eval:
+        assert len(draws[0].eval_indices) == min(wanted, n_eval)
+    else:
+        assert len(draws[0].eval_indices) == wanted
+        assert all(not set(d.eval_indices.tolist()) & set(d.train_indices.tolist()) for d in draws)
+
+
+def test_draws_that_cannot_be():
+    with pytest.raises(DataError, match=r"70 samples asked for, but there are 60 rows: lower --samples"):
+        draw(memory(60, 5), samples=70, eval_samples=5, seed=0)
+    with pytest.raises(DataError, match="61 samples"):
+        draw(memory(60), samples=61, eval_samples=5, seed=0)
+    one_sided = TextSplit("train", ["t"] * 1000, None, np.r_[np.zeros(999, dtype=np.int64), 1])
+    task = Task("memory", one_sided, None, ("text",), "label", ("a", "b"), "")
+    with pytest.raises(DataError, match="all 4 samples drawn are of class 'a': raise --samples or change --seed"):
+        draw(task, samples=4, eval_samples=0, seed=0)
+
+
+def test_progress_bars_are_left_as_they_were(tmp_path):
+    path = write(tmp_path / "train.csv")
+    before = datasets.are_progress_bars_disabled()
+    load(path)
+    assert datasets.are_progress_bars_disabled() == before
