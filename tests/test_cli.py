@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from foretune.cli import ALIASES, canonical, run
 
@@ -193,8 +194,6 @@ def test_bad_input_is_one_line_and_exit_code_2(model, dataset, tmp_path, capsys,
     assert run(["score", *flat]) == 2
     captured = capsys.readouterr()
     (line,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    import re
-
     assert re.search(message, line), line
     assert "Traceback" not in captured.err
     assert captured.out == ""
@@ -224,3 +223,73 @@ def test_as_a_module():
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+BAD_ROWS = [
+    ("good film,positive\nbad film,positive\n", "single class, 'positive'"),
+    ("good film,positive\n ,negative\n", "1 empty texts? in column 'text', first in row 1"),
+    ("good film,1\nbad film,-1\n", r"label -1(\.0)? in row 1 .* no class"),
+    ("good film,0.5\nbad film,1\n", "label 0.5 in row 0 .* regression"),
+    ("good film,positive\nbad film,negative\n", "12 samples asked for, but there are 2 rows"),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD_ROWS, ids=[message for _, message in BAD_ROWS])
+def test_bad_data_is_one_line_and_exit_code_2(model, tmp_path, capsys, rows, message):
+    (tmp_path / "train.csv").write_text("text,label\n" + rows)
+    out = tmp_path / "run"
+    assert run(["score", "--model", model, "--dataset", str(tmp_path), *FEW, "--output", str(out)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(message, line), line
+    assert not out.exists()
+
+
+def test_weights_that_are_not_finite(dataset, tmp_path, capsys):
+    source = tmp_path / "model"
+    cases.save(source)
+    weights = load_file(source / "model.safetensors")
+    weights["encoder.layer.0.attention.self.query.weight"][0, 0] = np.nan
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    assert run(["score", "--model", str(source), "--dataset", dataset, *FEW]) == 2
+    assert "layer.0.attention.self.query.weight" in capsys.readouterr().err
+
+
+def test_sentence_pairs_without_evaluation_split(model, tmp_path):
+    lines = ["premise,hypothesis,label"]
+    lines += [f"{cases.review(i)[0]},{cases.review(i + 1)[0]},{i % 2}" for i in range(40)]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "run"
+    assert run(["score", "--model", model, "--dataset", str(tmp_path / "pairs.csv"), *FEW, "--output", str(out)]) == 0
+    result = result_of(out)
+    assert result["details"]["data"]["text_columns"] == ["premise", "hypothesis"]
+    assert result["details"]["data"]["eval_split"] == "train (held out)"
+    tensors = load_file(out / "kernel.safetensors")
+    assert not set(tensors["indices"]) & set(tensors["indices_eval"])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_dtypes(model, dataset, tmp_path, dtype):
+    tokens = ["score", "--model", model, "--dataset", dataset, *FEW, "--dtype", dtype]
+    assert run([*tokens, "--output", str(tmp_path / "run")]) == 0
+    result = result_of(tmp_path / "run")
+    assert result["details"]["dtype"] == dtype
+    epsilon = {"float64": 2.2e-16, "bfloat16": 7.8e-3}[dtype]
+    assert result["kernel"]["floor"] == pytest.approx(12 * epsilon * result["kernel"]["lambda_max"], rel=0.02)
+
+
+def test_a_saturated_condition_number_is_said_to_be_one(model, dataset, capsys):
+    assert run(["score", "--model", model, "--dataset", dataset, *FEW, "--sigma", "1e6"]) == 0
+    assert "κ is saturated" in capsys.readouterr().out
+
+
+def test_an_interrupt_leaves_nothing(model, dataset, tmp_path, monkeypatch, capsys):
+    import foretune.measure
+
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(foretune.measure, "batch_features", interrupt)
+    tokens = ["score", "--model", model, "--dataset", dataset, *FEW, "--output", str(tmp_path / "run")]
+    assert run(tokens) == 130
+    assert os.listdir(tmp_path) == []
+    assert "interrupted" in capsys.readouterr().err

@@ -216,3 +216,14 @@ def test_gram_products_are_accumulated_in_float64():
     found = tangent_kernel(features)
     assert close(found.matrices()[0], expected, 1e-14)
     assert found.epsilon == pytest.approx(1.19e-7, rel=0.01)
+
+
+def test_head_with_a_bias_that_runs_over_all_tokens():
+    base = tiny("llama", 3)
+    base.score = torch.nn.Linear(16, 3, dtype=torch.float64)
+    model = place(base, lora("llama"), seed=0)
+    sequences, reduction = ragged(), output_reduction("full", 3)
+    gradients = references.parameter_gradients(
+        model, sequences, reduction.directions, references.named_parameters(model, "modules_to_save")
+    )
+    assert close(kernel_of(model, sequences, reduction).head, references.full_kernel(gradients))

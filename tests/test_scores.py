@@ -211,3 +211,25 @@ def test_a_sensible_forecast_on_real_weights_and_texts():
         assert result.measurement.epsilon == pytest.approx(1.19e-7, rel=0.01)
     assert accuracies[0] > 0.6
     assert accuracies[1] < 0.4
+
+
+@pytest.mark.real
+def test_real_weights_in_float32_agree_with_autograd_in_float64():
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder(), num_labels=2).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], layers_to_transform=[0, 2, 5])
+    placed = ft.place(model, config, seed=0)
+    classifier = ft.Classifier("MiniLM", placed, tokenizer, "given")
+    encoded = ft.encode(bbc_news()[0][:5], None, classifier, max_length=24)
+    batches = ft.batches(encoded, classifier, batch_size=2)
+    features = ft.tangent_features(ft.read_adapters(placed), batches, ft.output_reduction("margin", 2), n=5)
+    found = ft.tangent_kernel(features).matrices()[0]
+    exact = placed.double()
+    sequences = [feature["input_ids"] for feature in encoded.features]
+    parameters = references.named_parameters(exact, "lora_")
+    gradients = references.parameter_gradients(exact, sequences, np.array([[-1.0], [1.0]]), parameters)
+    expected = references.scalar_kernel(gradients)
+    assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)

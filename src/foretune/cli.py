@@ -49,6 +49,7 @@ app = App(
     help="Know how a fine-tune will go before you run it.",
     default_parameter=Parameter(consume_multiple=True, negative=()),
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # `run` says what became of the work
 )
 
 

@@ -25,9 +25,9 @@ def spectrum_figure(result: ScoreResult, path: Path) -> None:
         label = f"K, {len(result.draws)} draws of A"
         axes.fill_between(rank, every.min(0), every.max(0), color="0.85", linewidth=0, label=label)
     axes.plot(rank, np.maximum(own.eigenvalues, least), "o-", color="#0072b2", markersize=3.5, label="K")
-    axes.plot(
-        rank, np.maximum(own.eigenvalues_centred, least), "^--", color="#d55e00", markersize=3.5, label="centred HKH"
-    )
+    n_centred = len(rank) - result.plan.reduction.rows_per_example  # the others are 0 by construction
+    centred = np.maximum(own.eigenvalues_centred, least)[:n_centred]
+    axes.plot(rank[:n_centred], centred, "^--", color="#d55e00", markersize=3.5, label="centred HKH")
     axes.axhline(own.kernel.sigma, color="0.3", linestyle=":", label=f"σ = {own.kernel.sigma:g}")
     if own.kernel.floor > 0:
         axes.axhline(own.kernel.floor, color="0.6", linewidth=0.8, label="numerical floor n·ε·λ_max")
