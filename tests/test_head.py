@@ -14,6 +14,7 @@ from foretune.head import (
     probe_weights,
     random_heads,
 )
+from foretune.models import load_classifier
 from foretune.placement import head_modules, place, read_adapters
 
 import cases
@@ -118,3 +119,15 @@ def test_cross_fitted_heads_have_not_seen_their_fold():
     others = probe_weights("c", layer, changed, labels, left_out=folds)
     assert torch.equal(heads[2].weights["c"][0], others[2].weights["c"][0])
     assert not torch.allclose(heads[0].weights["c"][0], others[0].weights["c"][0])
+
+
+def test_a_head_from_a_checkpoint_can_be_drawn_anew(tmp_path):
+    """transformers marks loaded parameters so that its initialisation skips them."""
+    source = cases.save(tmp_path / "m", head=True)
+    model = load_classifier(source, label_names=("a", "b"), seed=0, device="cpu").model
+    modules = head_modules(place(model, lora("bert"), seed=0))
+    first, second, third = random_heads(model, modules, count=3, seed=0)
+    weights = [head.weights["classifier"][0] for head in (first, second, third)]
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+    assert weights[1].std().item() < 0.05 < weights[0].std().item()  # the checkpoint's own is ten times as large

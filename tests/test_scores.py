@@ -40,6 +40,11 @@ def sequences_of(task, rows, split):
     return [tokenizer(getattr(task, split).texts[row])["input_ids"] for row in rows]
 
 
+def logits_of(model, sequences):
+    with torch.no_grad():
+        return np.array([model(input_ids=torch.tensor([sequence])).logits[0].numpy() for sequence in sequences])
+
+
 def test_kernels_and_forecast_equal_slow_references(model, task):
     """Train and cross kernel from autograd loops; regression by solving the linear system."""
     result = score_of(model, task, ridge=0.5)
@@ -53,6 +58,8 @@ def test_kernels_and_forecast_equal_slow_references(model, task):
     k, k_eval = gradients[0] @ gradients[0].T, gradients[1] @ gradients[0].T
     assert np.allclose(m.k_train_train[0], k, rtol=1e-9, atol=1e-12 * k.max())
     assert np.allclose(m.k_eval_train[0], k_eval, rtol=1e-9, atol=1e-12 * k.max())
+    for sequences, found in ((train, m.f_train_0), (held, m.f_eval_0)):
+        assert np.allclose(found, logits_of(model, sequences), rtol=1e-9)
     y = 2.0 * m.y_train - 1
     z, z_eval = m.f_train_0 @ directions[:, 0], m.f_eval_0 @ directions[:, 0]
     predicted = z_eval + k_eval @ np.linalg.solve(k + 0.5 * np.eye(10), y - z)
@@ -106,18 +113,18 @@ def test_probe_gives_every_sample_a_head_that_has_not_seen_it(model, task):
     m = result.measurement
     placed = ft.place(model, cases.lora("bert"), seed=0)
     train = sequences_of(task, m.train_indices, "train")
-    inputs = []
+    seen = []
     classifier = placed.base_model.model.classifier.modules_to_save["default"]
-    handle = classifier.register_forward_hook(lambda _, args, __: inputs.append(args[0][0].detach().numpy()))
-    for sequence in train:
-        with torch.no_grad():
-            placed(input_ids=torch.tensor([sequence]), attention_mask=torch.ones(1, len(sequence)))
+    handle = classifier.register_forward_hook(lambda _, args, __: seen.append(args[0][0].detach().numpy()))
+    logits_of(placed, [*train, *sequences_of(task, m.eval_indices, "evaluation")])
     handle.remove()
-    inputs = np.array(inputs)
+    inputs, held = np.array(seen[:10]), np.array(seen[10:])
     for fold in probe_folds(10, seed=0):
         keep = np.setdiff1d(np.arange(10), fold)
         weight, bias = fit_probe(inputs[keep], m.y_train[keep], n_classes=2, intercept=True)
         assert np.allclose(m.f_train_0[fold], inputs[fold] @ weight.T + bias, rtol=1e-6)
+    weight, bias = fit_probe(inputs, m.y_train, n_classes=2, intercept=True)  # nothing was held out of the evaluation
+    assert np.allclose(m.f_eval_0, held @ weight.T + bias, rtol=1e-6)
 
 
 def test_averaging_heads_is_the_mean_of_their_kernels(model, task):
