@@ -1,4 +1,6 @@
 import json
+import logging
+import os
 
 import datasets
 import numpy as np
@@ -113,6 +115,145 @@ def test_a_local_path_wins_over_a_hub_id(tmp_path, monkeypatch):
     assert load("imdb").train.texts[0] == "a good film"
 
 
+def test_a_changed_file_of_the_same_time_is_read_again(tmp_path):
+    path = tmp_path / "train.csv"
+    for text in ("old", "new"):
+        path.write_text(f"text,label\n{text},0\nb,1\n")
+        os.utime(path, (1e9, 1e9))
+        assert load(path).train.texts[0] == text
+
+
+def test_local_files_leave_nothing_in_the_cache(tmp_path):
+    load(write(tmp_path / "train.csv"))
+    assert not list(datasets.config.HF_DATASETS_CACHE.rglob("*.arrow"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_numeric_texts_keep_their_spelling(tmp_path, suffix):
+    texts = ["007", "1.10", "1e3"]
+    path = write(tmp_path / f"train{suffix}", pd.DataFrame({"text": texts, "label": [0, 1, 1]}))
+    assert list(load(path).train.texts) == texts
+
+
+def test_types_that_change_late_in_a_csv_file(tmp_path):
+    n = 25_000  # pandas reads and guesses 10,000 rows at a time
+    frame = pd.DataFrame({"text": [str(i) for i in range(n)], "label": ["0", "1"] * (n // 2)})
+    frame.loc[n - 1] = ["word", "other"]
+    task = load(write(tmp_path / "train.csv", frame))
+    assert task.label_names == ("0", "1", "other")
+    assert task.train.texts[-2:] == [str(n - 2), "word"]
+
+
+def test_labels_of_csv_files_are_checked_as_numbers(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\na,0.25\nb,1\n")
+    with pytest.raises(DataError, match=r"label 0\.25 in row 0 .*regression"):
+        load(path)
+    path.write_text("text,label\na,\nb,1\n")
+    with pytest.raises(DataError, match=r"label in row 0 .*empty"):
+        load(path)
+    path.write_text("text,label\na,11\nb,2\n")
+    assert load(path).label_names == ("2", "11")
+
+
+def test_the_only_column_of_texts_in_a_csv_file(tmp_path, caplog):
+    path = tmp_path / "train.csv"
+    path.write_text("id,message,label\n1,a,0\n2,b,1\n")
+    with caplog.at_level(logging.INFO, logger="foretune"):
+        assert load(path).text_columns == ("message",)
+    assert "'message'" in caplog.text
+
+
+def test_paths_with_wildcards_suffixes_in_capitals_and_byte_order_marks(tmp_path):
+    path = tmp_path / "my [set] *" / "TRAIN.CSV"
+    path.parent.mkdir()
+    path.write_bytes(b"\xef\xbb\xbf" + write(tmp_path / "plain.csv").read_bytes())
+    assert load(path).train.texts[0] == "a good film"
+    assert load(path.parent).train.texts[0] == "a good film"
+
+
+def test_a_pandas_index_column_is_no_text(tmp_path):
+    FRAME.rename(columns={"text": "words"}).to_csv(tmp_path / "train.csv")
+    assert load(tmp_path).text_columns == ("words",)
+
+
+CSV_FAULTS = [
+    ("", "has no rows"),
+    ("text,label\n\n", "has no rows"),
+    ("text,label,text\na,0,b\n", "two columns 'text'"),
+    ("text,label\na,0\nb,1,2\n", "Expected 2 fields in line 3, saw 3"),
+    ("text,label\na,0,9\nb,1,9\n", "Length of header"),
+    ('text,label\n"a,0\nb,1\n', "EOF inside string"),
+    ("text,label\ncaf\xe9,0\nb,1\n", "utf-8"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Length of header")  # as outside the tests, where warnings are no errors
+@pytest.mark.parametrize(("content", "message"), CSV_FAULTS)
+def test_faulty_csv_files(tmp_path, capfd, caplog, monkeypatch, content, message):
+    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
+    (tmp_path / "train.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=message) as error:
+        load(tmp_path)
+    assert "train.csv" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (capfd.readouterr(), caplog.messages) == (("", ""), [])
+
+
+def test_files_of_one_split_that_do_not_fit_together(tmp_path):
+    write(tmp_path / "a" / "train.csv")
+    write(tmp_path / "a" / "train.bak.csv", FRAME[:2])
+    assert len(load(tmp_path / "a").train.texts) == len(ROWS)
+    write(tmp_path / "a" / "train.jsonl")
+    with pytest.raises(DataError, match=r"split 'train' more than once \(train.csv, train.jsonl\)"):
+        load(tmp_path / "a")
+    write(tmp_path / "b" / "train.csv")
+    write(tmp_path / "b" / "train-00000-of-00001.csv")
+    with pytest.raises(DataError, match="more than once"):
+        load(tmp_path / "b")
+    write(tmp_path / "c" / "train_0.csv")
+    write(tmp_path / "c" / "train_1.csv", FRAME.rename(columns={"text": "words"}))
+    with pytest.raises(DataError, match=r"different columns: text, label in train_0.csv, words, label in train_1.csv"):
+        load(tmp_path / "c")
+
+
+def test_splits_not_in_use_are_not_read(tmp_path):
+    for name in ("train", "validation"):
+        write(tmp_path / f"{name}.csv")
+    (tmp_path / "test.csv").write_text("")
+    assert load(tmp_path).evaluation.name == "validation"
+    with pytest.raises(DataError, match=r"test.csv' has no rows"):
+        load(tmp_path, eval_split="test")
+
+
+def test_a_configuration_is_for_the_hub_alone(tmp_path):
+    write(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"config_name 'sst2'.*local path"):
+        load(tmp_path, config_name="sst2")
+
+
+def test_failures_of_the_hub_take_one_line(monkeypatch):
+    def fail(source, config_name):
+        raise ValueError(f"BuilderConfig {config_name!r} not found.\nAvailable: ['cola', 'sst2']")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        DataError, match=r"'glue' .*BuilderConfig 'colaa' not found. Available: \['cola', 'sst2'\]"
+    ) as error:
+        load("glue", config_name="colaa")
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith("unset HF_HUB_OFFLINE or give a local folder")
+
+
+def test_splits_of_the_hub(monkeypatch):
+    splits = datasets.DatasetDict(
+        train=dataset(text=["a", "b"], label=[0, 1]), validation_matched=dataset(text=["c"], label=[1])
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda source, config_name: splits)
+    task = load("glue", config_name="mnli")
+    assert (task.source, task.config_name, task.evaluation.name) == ("glue", "mnli", "validation_matched")
+
+
 def test_what_cannot_be_found(tmp_path):
     with pytest.raises(DataError, match=r"'/no/such/folder' does not exist"):
         load("/no/such/folder")
@@ -159,6 +300,9 @@ def test_missing_columns():
         find_columns(["a", "b", "label"], ["a", "b"])
     with pytest.raises(DataError, match="3 text columns"):
         find_columns(["a", "b", "c", "label"], ["a"], text=["a", "b", "c"])
+    with pytest.raises(DataError, match="'body' is named for the text and for the label"):
+        find_columns(["body", "label"], ["body"], text=["body"], label="body")
+    assert find_columns(["label", "topic"], ["label"], text="label").label == "topic"
     with pytest.raises(DataError, match=r"'label' does not exist in split 'validation'"):
         task_from_datasets(dataset(text=["a", "b"], label=[0, 1]), dataset(text=["a"], y=[0]))
 
@@ -169,12 +313,49 @@ def test_pairs():
     assert (list(task.train.texts), list(task.train.pairs)) == (["a", "b"], ["c", "d"])
 
 
+def test_own_splits_and_columns():
+    train, test = dataset(words=["a", "b"], y=[0, 1]), dataset(words=["c"], y=[1])
+    named = {"text_column": "words", "label_column": "y"}
+    task = task_from_datasets(datasets.DatasetDict(train=train, test=test), **named)
+    assert (task.text_columns, task.evaluation.name, task.source) == (("words",), "test", "memory")
+    assert task.class_counts(task.evaluation).tolist() == [0, 1]
+    assert task.fingerprint == task_from_datasets(train, test, **named).fingerprint
+    with pytest.raises(DataError, match="beside a DatasetDict"):
+        task_from_datasets(datasets.DatasetDict(train=train), test)
+    with pytest.raises(DataError, match="split 'train' is a DataFrame"):
+        task_from_datasets(FRAME)
+    with pytest.raises(DataError, match="split 'validation' has no rows"):
+        task_from_datasets(train, test.select([]), **named)
+
+
+DIFFERENT = [
+    {"text": ["ab", "c"], "label": ["x", "y"]},
+    {"text": ["a", "bc"], "label": ["x", "y"]},
+    {"text": ["a\0b", "c"], "label": ["x", "y"]},
+    {"text": ["a", "b\0c"], "label": ["x", "y"]},
+    {"text": ["ab", "c"], "label": ["y", "x"]},
+    {"text": ["ab", "c"], "label": ["x", "z"]},
+    {"text1": ["ab", "c"], "text2": ["ab", "c"], "label": ["x", "y"]},
+]
+
+
+def test_fingerprints_tell_contents_apart():
+    tasks = [task_from_datasets(dataset(**columns)) for columns in DIFFERENT]
+    tasks.append(task_from_datasets(dataset(**DIFFERENT[0]), dataset(**DIFFERENT[0])))
+    assert len({task.fingerprint for task in tasks}) == len(tasks)
+    assert tasks[0].fingerprint == task_from_datasets(dataset(**DIFFERENT[0])).fingerprint
+
+
 KINDS = [
     (["neg", "pos", "neg"], ("neg", "pos"), [0, 1, 0]),
     ([" pos", "neg", "pos "], ("neg", "pos"), [1, 0, 1]),
     ([1, 5, 3], ("1", "3", "5"), [0, 2, 1]),
-    ([True, False, True], ("0", "1"), [1, 0, 1]),
+    ([True, False, True], ("False", "True"), [1, 0, 1]),
     ([1.0, 0.0, 1.0], ("0", "1"), [1, 0, 1]),
+    (["10", "2", " 2"], ("2", "10"), [1, 0, 0]),
+    (["1.0", "0.0", "1"], ("0", "1"), [1, 0, 1]),
+    (["10", "2", "x"], ("10", "2", "x"), [0, 1, 2]),
+    (["007", "7", "7"], ("007", "7"), [0, 1, 1]),
 ]
 
 
@@ -199,6 +380,11 @@ BAD_LABELS = [
     (["a", " ", "b"], "label in row 1 .*empty"),
     ([0.5, 1.0, 0.0], "label 0.5 in row 0 .*regression"),
     ([float("nan"), 1.0, 0.0], "label in row 0 .*missing"),
+    ([float("inf"), 1.0, 0.0], "label inf in row 0 .*regression"),
+    (["0", "1", "-1"], "label -1 in row 2 .*hidden labels"),
+    (["0", None, "1"], "label in row 1 .*missing"),
+    (["2.5", "1.0", "0"], "label 2.5 in row 0 .*regression"),
+    (["0", "1", ""], "label in row 2 .*empty"),
     ([1, 1, 1], "single class, 1"),
     ([[1], [0], [1]], "holds list values"),
 ]
@@ -213,6 +399,8 @@ def test_labels_that_are_no_classes(values, message):
 def test_other_bad_labels():
     with pytest.raises(DataError, match=r"label 'meh' in row 1 of column 'label' of split 'validation' is no class"):
         task_from_datasets(dataset(text=["a", "b"], label=["x", "y"]), dataset(text=["a", "b"], label=["x", "meh"]))
+    with pytest.raises(DataError, match=r"label 'x' in row 1 of column 'label' of split 'validation' .* they are 0, 1"):
+        task_from_datasets(dataset(text=["a", "b"], label=[0, 1]), dataset(text=["a", "b"], label=["0", "x"]))
     ids = list(range(200))
     with pytest.raises(DataError, match="200 distinct values in 200 rows"):
         task_from_datasets(dataset(text=[f"t{i}" for i in ids], label=ids))
@@ -223,6 +411,10 @@ def test_other_bad_labels():
 def test_empty_texts_are_counted():
     with pytest.raises(DataError, match=r"split 'train' has 2 empty texts in column 'text', first in row 1"):
         task_from_datasets(dataset(text=["a", "  ", None], label=[0, 1, 0]))
+    with pytest.raises(DataError, match=r"split 'train' has 1 empty text in column 'text', first in row 2"):
+        task_from_datasets(dataset(text=["a", "b", "\t"], label=[0, 1, 0]))
+    with pytest.raises(DataError, match="'text' of split 'train' holds list values"):
+        task_from_datasets(dataset(text=[["a"], ["b"]], label=[0, 1]))
     with pytest.raises(DataError, match="no rows"):
         task_from_datasets(dataset(text=[], label=[]))
 
@@ -281,14 +473,28 @@ def test_draws_that_cannot_be():
         draw(memory(60, 5), samples=70, eval_samples=5, seed=0)
     with pytest.raises(DataError, match="61 samples"):
         draw(memory(60), samples=61, eval_samples=5, seed=0)
+    with pytest.raises(DataError, match=r"60 samples leave none of 60 rows to evaluate.*--eval-samples 0"):
+        draw(memory(60), samples=60, eval_samples=5, seed=0)
+    assert len(draw(memory(60), samples=60, eval_samples=0, seed=0).eval_indices) == 0
     one_sided = TextSplit("train", ["t"] * 1000, None, np.r_[np.zeros(999, dtype=np.int64), 1])
     task = Task("memory", one_sided, None, ("text",), "label", ("a", "b"), "")
     with pytest.raises(DataError, match="all 4 samples drawn are of class 'a': raise --samples or change --seed"):
         draw(task, samples=4, eval_samples=0, seed=0)
 
 
-def test_progress_bars_are_left_as_they_were(tmp_path):
+@pytest.mark.parametrize("n_eval", [0, 50])
+def test_all_rows_to_evaluate(n_eval):
+    rows = draw(memory(60, n_eval), samples=20, eval_samples=None, seed=0)
+    every = rows.eval_indices if n_eval else np.r_[rows.eval_indices, rows.train_indices]
+    assert sorted(every.tolist()) == list(range(n_eval or 60))
+
+
+def test_fewer_rows_to_evaluate_than_asked_for():
+    assert len(draw(memory(60), samples=50, eval_samples=30, seed=0).eval_indices) == 10
+
+
+def test_progress_bars_and_log_level_are_left_as_they_were(tmp_path):
     path = write(tmp_path / "train.csv")
-    before = datasets.are_progress_bars_disabled()
+    before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     load(path)
-    assert datasets.are_progress_bars_disabled() == before
+    assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before

