@@ -14,7 +14,7 @@ LAYERS = [
     ["config", "outputs"],
     ["columns"],
     ["data", "features", "spectra"],
-    ["tangent", "bounds", "regression", "demo"],
+    ["tangent", "bounds", "regression", "demo", "sampling"],
     ["kernel", "head", "placement", "models", "forecasts"],
     ["plan"],
     ["measure"],

@@ -107,7 +107,10 @@ def _tensors(features: TangentFeatures) -> Iterator[tuple[Tensor, int]]:
 
 def _copy(part: TangentFeatures, joined: TangentFeatures, rows: Tensor) -> None:
     for (source, axis), (target, _) in zip(_tensors(part), _tensors(joined), strict=True):
-        target.index_copy_(axis, rows, source)
+        if axis:
+            target[:, rows] = source  # far faster on a CPU than index_copy_ along the second axis
+        else:
+            target[rows] = source
 
 
 def _mapped(features: TangentFeatures, change: Callable[[Tensor, int], Tensor]) -> TangentFeatures:

@@ -82,11 +82,10 @@ class TangentKernel:
 
 
 def _rows(feature: Tensor, reduction: OutputReduction) -> Tensor:
-    """Lay k × n × … × width features out as float64 rows of the kernel."""
-    by_example = feature.double().transpose(0, 1)  # n × k × …
-    if reduction.block:
-        return by_example.reshape(by_example.shape[0] * by_example.shape[1], -1)
-    return by_example.reshape(by_example.shape[0], -1)
+    """Lay k × n × … × width features out as float64 rows of the kernel, in one copy."""
+    by_example = feature.transpose(0, 1)  # n × k × …
+    rows = torch.empty(by_example.shape, dtype=torch.float64, device=feature.device).copy_(by_example)
+    return rows.flatten(0, 1).flatten(1) if reduction.block else rows.flatten(1)
 
 
 def _gram(left: Tensor, right: Tensor, reduction: OutputReduction) -> Tensor:

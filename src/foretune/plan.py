@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 
 from foretune.config import ScoreSettings
-from foretune.data import Draw, Task, TextSplit, draw
+from foretune.data import Task, TextSplit
 from foretune.errors import ConfigError
 from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
 from foretune.placement import place, read_adapters
+from foretune.sampling import Draw, draw
 from foretune.tangent import AdaptedModel
 
 

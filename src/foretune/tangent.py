@@ -79,6 +79,29 @@ class Batch:
     inputs: Mapping[str, Tensor]
 
 
+class _Blocks:
+    """Reduced gradients of one site, one slice for each output, written in place as they come."""
+
+    def __init__(self, n_outputs: int) -> None:
+        self.slices: Tensor | None = None
+        self.filled = [False] * n_outputs
+
+    def add(self, output: int, left: Tensor, right: Tensor) -> None:
+        """Add a batched product; a module that runs several times (shared weights) has a sum for gradient."""
+        with torch.no_grad():
+            if self.slices is None:
+                shape = (len(self.filled), left.shape[0], left.shape[1], right.shape[2])
+                self.slices = torch.empty(shape, dtype=left.dtype, device=left.device)
+            if self.filled[output]:
+                self.slices[output] += torch.bmm(left, right)
+            else:
+                torch.bmm(left, right, out=self.slices[output])
+                self.filled[output] = True
+
+    def complete(self) -> Tensor | None:
+        return self.slices if all(self.filled) else None
+
+
 class _Recorder:
     """Hooks of one pass: holds the inputs until the output gradient arrives, then the reduced blocks."""
 
@@ -87,8 +110,8 @@ class _Recorder:
         self.output = 0
         self.n_outputs = n_outputs
         self.leaves: list[Tensor] = []
-        self.b: list[list[Tensor | None]] = [[None] * n_outputs for _ in adapted.adapters]
-        self.a: list[list[Tensor | None]] = [[None] * n_outputs for _ in adapted.adapters]
+        self.b = [_Blocks(n_outputs) for _ in adapted.adapters]
+        self.a = [_Blocks(n_outputs) for _ in adapted.adapters]
         self.head: list[list[tuple[Tensor, Tensor]]] = [[] for _ in adapted.head]
         self.seen: set[str] = set()
 
@@ -123,9 +146,9 @@ class _Recorder:
 
             def reduce(grad: Tensor) -> None:
                 g = self._positions(name, grad)
-                _add(self.b[index], self.output, torch.bmm(rows_h, g.to(rows_h.dtype)))
+                self.b[index].add(self.output, rows_h, g.to(rows_h.dtype))
                 if b is not None and h_kept is not None:
-                    _add(self.a[index], self.output, torch.bmm((g @ b).transpose(1, 2), h_kept))
+                    self.a[index].add(self.output, (g @ b).transpose(1, 2), h_kept)
 
             output = self._probe(output)
             output.register_hook(reduce)
@@ -155,12 +178,6 @@ class _Recorder:
         if bias:
             dense = torch.cat([dense, g.sum(2)], dim=2)
         return HeadFactor(g=None, h=None, dense=dense, bias=bias)
-
-
-def _add(blocks: list[Tensor | None], position: int, block: Tensor) -> None:
-    """Accumulate: a module that runs several times in a pass (shared weights) has a sum for gradient."""
-    held = blocks[position]
-    blocks[position] = block if held is None else held + block
 
 
 @contextmanager
@@ -227,8 +244,11 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
         sites=adapted.sites,
         reduction=reduction,
         draws=adapted.draws,
-        b=tuple(_stack(blocks) for blocks in recorder.b),
-        a=tuple(None if adapter.b is None else _stack(blocks) for adapter, blocks in _zip(adapted, recorder)),
+        b=tuple(_reached(site, blocks) for site, blocks in zip(adapted.sites, recorder.b, strict=True)),
+        a=tuple(
+            None if adapter.b is None else _reached(adapter.site, blocks)
+            for adapter, blocks in zip(adapted.adapters, recorder.a, strict=True)
+        ),
         head=tuple(recorder.head_factor(i, module) for i, module in enumerate(adapted.head.values())),
         logits=logits.detach(),
     )
@@ -255,17 +275,13 @@ def _backward(recorder: _Recorder, adapted: AdaptedModel, logits: Tensor, reduct
             retain_graph=output + 1 < reduction.n_outputs,
             allow_unused=True,
         )
-    for site, blocks in zip(adapted.sites, recorder.b, strict=True):
-        if any(block is None for block in blocks):
-            raise KernelError(f"the outputs do not depend on module {site.name!r}: leave it out")
 
 
-def _zip(adapted: AdaptedModel, recorder: _Recorder) -> Iterator[tuple[Adapter, list[Tensor | None]]]:
-    return zip(adapted.adapters, recorder.a, strict=True)
-
-
-def _stack(blocks: list[Tensor | None]) -> Tensor:
-    return torch.stack([block for block in blocks if block is not None])
+def _reached(site: Site, blocks: _Blocks) -> Tensor:
+    held = blocks.complete()
+    if held is None:
+        raise KernelError(f"the outputs do not depend on module {site.name!r}: leave it out")
+    return held
 
 
 def _check_finite(features: TangentFeatures) -> None:
