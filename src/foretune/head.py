@@ -106,7 +106,9 @@ def random_heads(
         try:
             for _ in range(1, count):
                 for module in modules.values():
-                    model._init_weights(module)  # type: ignore[operator]
+                    device = next(module.parameters()).device
+                    model._init_weights(module.to("cpu"))  # type: ignore[operator]  # the same on every device
+                    module.to(device)
                 heads.append(current_weights(modules))
         finally:
             _install(modules, own)

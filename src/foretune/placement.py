@@ -147,7 +147,7 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
     check_config(model, config)
     if not inplace:
         model = copy.deepcopy(model)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng():
         # peft sets fan_in_fan_out right by itself, and asks transformers 5 for a property that it deprecates
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
@@ -176,7 +176,11 @@ def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
 def _reset(layer: LoraLayer, adapter: str, init: Any, seed: int, name: str, *, draw: int) -> None:
     digest = hashlib.sha256(f"{seed}/{draw}/{name}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    a = layer.lora_A[adapter]
+    device = a.weight.device
+    a.to("cpu")  # the same A on every device
     layer.reset_lora_parameters(adapter, init)
+    a.to(device)
 
 
 def _draw_rows(layer: LoraLayer, adapter: str, init: Any, name: str, draws: int, seed: int) -> Tensor:
@@ -184,7 +188,7 @@ def _draw_rows(layer: LoraLayer, adapter: str, init: Any, name: str, draws: int,
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     own = a.detach().clone()
     rows = [own]
-    with torch.random.fork_rng(devices=[a.device] if a.is_cuda else []), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
         try:
             for draw in range(1, draws):
                 _reset(layer, adapter, init, seed, name, draw=draw)

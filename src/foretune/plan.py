@@ -179,6 +179,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "n": settings.samples,
         "n_eval": 0 if plan.evaluation is None else len(plan.evaluation.features),
         "repeats": settings.repeats,
+        "model": plan.classifier.source,
+        "dataset": task.source,
         "architecture": type(plan.placed.get_base_model()).__name__,
         "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if _is_base(name)),
         "device": str(plan.classifier.device),

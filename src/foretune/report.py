@@ -19,14 +19,15 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
     """
     data, head, memory = facts["data"], facts["head"], facts["expected_bytes"]
     columns = ", ".join(data["text_columns"])
-    counts = ", ".join(
-        f"{name}: {count}" for name, count in zip(data["label_names"], data["class_counts"], strict=True)
-    )
+    labels = [name if name == str(index) else f"{index} {name}" for index, name in enumerate(data["label_names"])]
+    counts = ", ".join(f"{label}: {count}" for label, count in zip(labels, data["class_counts"], strict=True))
     inside = "in" if head["in_kernel"] else "out of"
     rows = [
-        ("model", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
+        ("model", facts["model"]),
+        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
         ("device", f"{facts['device']}, {facts['threads']} threads"),
-        ("data", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
+        ("data", facts["dataset"]),
+        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
         ("columns", f"text: {columns}; label: {data['label_column']}"),
         ("classes", counts),
         ("samples", f"{facts['n']} for the kernel, {facts['n_eval']} for evaluation, {facts['repeats']} draw(s)"),
