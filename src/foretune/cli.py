@@ -146,13 +146,11 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
         output: Folder of the run, or None to save nothing.
         as_json: Whether to print JSON instead of the table.
     """
-    from rich.console import Console
-
     from foretune.store import check_free, to_json
 
     if output is not None:
         check_free(output)
-    log = Console(stderr=True)
+    log = _console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
@@ -187,8 +185,15 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
     if as_json:
         print(to_json(content))  # noqa: T201  # the result itself goes to stdout
     else:
-        out = Console()
-        print_result(out if out.is_terminal else Console(width=110), content)
+        print_result(_console(), content)
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    """Terminals have their own width; a file or a pipe gets room for the whole table."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
 def _placement(adapter: AdapterConfig) -> str:
