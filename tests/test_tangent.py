@@ -206,6 +206,25 @@ def test_dropout_left_on_is_an_error():
         features_of(model, ragged(), "margin")
 
 
+def test_training_mode_without_dropout_modules_is_an_error():
+    model = place(tiny("llama"), lora("llama"), seed=0)  # its attention drops by a function
+    model.base_model.model.model.layers[1].self_attn.train()
+    with pytest.raises(KernelError, match=r"layers\.1\.self_attn' is in training mode: call model.eval\(\)"):
+        features_of(model, ragged(), "margin")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_with_a_trained_adapter(dtype):
+    """peft keeps adapters of a half-precision model in float32: the two dtypes meet in the hooks."""
+    exact = cases.with_nonzero_b(place(tiny("bert", dtype=torch.float32), lora("bert"), seed=0))
+    half = cases.with_nonzero_b(place(tiny("bert", dtype=dtype), lora("bert"), seed=0))
+    with torch.no_grad():
+        for one, other in zip(half.parameters(), exact.parameters(), strict=True):
+            one.copy_(other)
+    found, expected = (tangent_kernel(features_of(m, ragged(), "margin")).matrices()[0] for m in (half, exact))
+    assert relative_error(found, expected) < 0.3
+
+
 def test_non_finite_weights_name_the_module():
     base = tiny("bert")
     base.bert.encoder.layer[1].attention.self.value.weight.data[0, 0] = float("nan")

@@ -148,7 +148,7 @@ class _Recorder:
                 g = self._positions(name, grad)
                 self.b[index].add(self.output, rows_h, g.to(rows_h.dtype))
                 if b is not None and h_kept is not None:
-                    self.a[index].add(self.output, (g @ b).transpose(1, 2), h_kept)
+                    self.a[index].add(self.output, (g.to(b.dtype) @ b).transpose(1, 2), h_kept.to(b.dtype))
 
             output = self._probe(output)
             output.register_hook(reduce)
@@ -193,14 +193,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check_deterministic(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if module.training and isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+def _check_eval_mode(model: nn.Module) -> None:
+    training = {name: module for name, module in model.named_modules() if module.training}
+    for name, module in training.items():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
             raise KernelError(
                 f"dropout {name!r} is on (p = {module.p}), its kernel would be random: call model.eval() first"
             )
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise KernelError(f"batch norm {name!r} is in training mode, it mixes examples: call model.eval()")
+    if training:  # attention may drop without a module for it, and batch norm mixes examples
+        raise KernelError(f"module {next(iter(training))!r} is in training mode: call model.eval() first")
 
 
 def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
@@ -215,10 +216,10 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
         Features of the batch, examples in its order.
 
     Raises:
-        KernelError: If dropout is on, a module is not reached by the outputs, examples are not on the first
-            axis of a module, or a gradient or output is not finite (the module is named).
+        KernelError: If the model is not in eval mode, a module is not reached by the outputs, examples are not
+            on the first axis of a module, or a gradient or output is not finite (the module is named).
     """
-    _check_deterministic(adapted.model)
+    _check_eval_mode(adapted.model)
     n = int(batch.rows.shape[0])
     recorder = _Recorder(adapted, n, reduction.n_outputs)
     handles = [
