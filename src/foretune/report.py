@@ -106,7 +106,7 @@ def _mean(summary: dict[str, Any] | None, percent: bool) -> str:
         return ""
     if percent:
         return f"{summary['mean']:.1%} ± {summary['standard_deviation']:.1%}"
-    return f"{summary['mean']:.4g} ± {summary['standard_deviation']:.2g}"
+    return f"{summary['mean']:.3g} ± {summary['standard_deviation']:.1g}"
 
 
 def _forecast_rows(result: dict[str, Any], row: Any) -> None:
@@ -141,11 +141,11 @@ def _kernel_rows(result: dict[str, Any], row: Any) -> None:
 
 def _bound_rows(result: dict[str, Any], row: Any) -> None:
     bounds = result["bounds"]
-    row(f"empirical risk (σ = {bounds['sigma']:g})", f"{bounds['empirical_risk']:.4g}", "empirical_risk")
+    row("empirical risk at σ", f"{bounds['empirical_risk']:.4g}", "empirical_risk")
     tight, printed = bounds["tight"], bounds["printed"]
-    row("  bounds, tight form", f"{tight['lower']:.4g} … {tight['upper']:.4g}")
-    verdict = "" if printed["holds"] else ", violated"
-    row("  bounds, as printed", f"{printed['lower']:.4g} … {printed['upper']:.4g}{verdict}")
+    row("  bounds, tight form", f"{tight['lower']:.3g} … {tight['upper']:.3g}")
+    verdict = "as printed" if printed["holds"] else "printed: violated"
+    row(f"  bounds, {verdict}", f"{printed['lower']:.3g} … {printed['upper']:.3g}")
 
 
 def notes(result: dict[str, Any]) -> list[str]:
