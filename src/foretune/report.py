@@ -106,7 +106,7 @@ def _mean(summary: dict[str, Any] | None, percent: bool) -> str:
         return ""
     if percent:
         return f"{summary['mean']:.1%} ± {summary['standard_deviation']:.1%}"
-    return f"{summary['mean']:.3g} ± {summary['standard_deviation']:.1g}"
+    return f"{summary['mean']:.3g} ± {summary['standard_deviation']:.2g}"
 
 
 def _forecast_rows(result: dict[str, Any], row: Any) -> None:
