@@ -294,7 +294,7 @@ def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
 def _column(split: datasets.Dataset, column: str, name: str) -> list[Any]:
     if column not in split.column_names:
         raise DataError(f"column {column!r} does not exist in split {name!r}: it has {', '.join(split.column_names)}")
-    values: list[Any] = split.with_format("arrow")[:].column(column).to_pylist()
+    values: list[Any] = split.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
     return values
 
 
