@@ -120,15 +120,16 @@ def _mean(arrays: Sequence[Array | None]) -> Array | None:
 def _passes(plan: Plan, train: Encoded, y_train: NDArray[np.int64], on_batch: Progress | None) -> Iterator[_Pass]:
     """One pass for each head of the policy."""
     settings = plan.settings
-    everything = [(HeadWeights({}), np.arange(len(y_train)))]
+    every_row = np.arange(len(y_train))
     if settings.head == "random":
-        yield _pass(plan, train, everything, HeadWeights({}), on_batch)
+        as_it_is = HeadWeights({})
+        yield _pass(plan, train, [(as_it_is, every_row)], as_it_is, on_batch)
         return
     modules = head_modules(plan.placed)
     if settings.head == "average":
         base = plan.placed.get_base_model()
         for head in random_heads(base, modules, count=settings.heads, seed=settings.seed):
-            yield _pass(plan, train, [(head, everything[0][1])], head, on_batch)
+            yield _pass(plan, train, [(head, every_row)], head, on_batch)
         return
     name, layer = list(modules.items())[-1]
     start = time.perf_counter()
