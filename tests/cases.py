@@ -15,23 +15,20 @@ PAD = 1
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
 
+def encoder(config: type, model: type, n_classes: int, **options: int) -> nn.Module:
+    return model(config(vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, **SIZES, **options))
+
+
 def bert(n_classes: int) -> nn.Module:
-    config = tf.BertConfig(vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, **SIZES)
-    return tf.BertForSequenceClassification(config)
+    return encoder(tf.BertConfig, tf.BertForSequenceClassification, n_classes)
 
 
 def roberta(n_classes: int) -> nn.Module:
-    config = tf.RobertaConfig(
-        vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, max_position_embeddings=40, **SIZES
-    )
-    return tf.RobertaForSequenceClassification(config)
+    return encoder(tf.RobertaConfig, tf.RobertaForSequenceClassification, n_classes, max_position_embeddings=40)
 
 
 def mpnet(n_classes: int) -> nn.Module:
-    config = tf.MPNetConfig(
-        vocab_size=VOCABULARY, pad_token_id=PAD, num_labels=n_classes, max_position_embeddings=40, **SIZES
-    )
-    return tf.MPNetForSequenceClassification(config)
+    return encoder(tf.MPNetConfig, tf.MPNetForSequenceClassification, n_classes, max_position_embeddings=40)
 
 
 def distilbert(n_classes: int) -> nn.Module:

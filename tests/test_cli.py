@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -293,3 +294,18 @@ def test_an_interrupt_leaves_nothing(model, dataset, tmp_path, monkeypatch, caps
     assert run(tokens) == 130
     assert os.listdir(tmp_path) == []
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_the_demo_runs_the_command_that_it_prints(tmp_path, monkeypatch, capsys):
+    import foretune.cli
+
+    seen = []
+    monkeypatch.setattr(foretune.cli, "score_command", lambda *args, **options: seen.append((*args, options)))
+    assert run(["demo", "--samples", "8", "--output", str(tmp_path / "run"), "--json"]) == 0
+    printed = capsys.readouterr().err.removeprefix("$ foretune ").strip()
+    assert run(shlex.split(printed)) == 0
+    assert seen[0] == seen[1]
+    config, output, options = seen[0]
+    assert (config.settings.samples, config.adapter.layers, options) == (8, (0, 2, 5), {"as_json": True})
+    assert output == tmp_path / "run"
+    assert (tmp_path / "run-data" / "train.csv").exists()

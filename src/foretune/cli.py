@@ -104,8 +104,6 @@ def demo(
     import shlex
     import tempfile
 
-    from rich.console import Console
-
     from foretune.demo import export_bbc_news, model_folder
     from foretune.store import check_free
 
@@ -113,29 +111,14 @@ def demo(
         check_free(output)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if output is None else output.with_name(f"{output.name}-data")
-        config = ScoreConfig(
-            ModelConfig(str(model_folder())),
-            DataConfig(str(export_bbc_news(folder))),
-            AdapterConfig(target_modules=("query", "value"), layers=(0, 2, 5)),
-            ScoreSettings(samples=samples, max_length=128),
-        )
-        tokens = ["foretune", "score", "--model", config.model.model, "--dataset", config.data.dataset]
-        tokens += [
-            "--target-modules",
-            "query",
-            "value",
-            "--layers",
-            "0",
-            "2",
-            "5",
-            "--samples",
-            str(samples),
-            "--max-length",
-            "128",
-        ]
+        tokens = ["score", "--model", str(model_folder()), "--dataset", str(export_bbc_news(folder))]
+        tokens += ["--target-modules", "query", "value", "--layers", "0", "2", "5"]
+        tokens += ["--samples", str(samples), "--max-length", "128"]
         tokens += [] if output is None else ["--output", str(output)]
-        Console(stderr=True).print(f"$ {shlex.join(tokens)}", markup=False, highlight=False, soft_wrap=True)
-        score_command(config, output, as_json=json)
+        tokens += ["--json"] if json else []
+        command = f"$ {shlex.join(['foretune', *tokens])}"
+        _console(stderr=True).print(command, markup=False, highlight=False, soft_wrap=True)
+        app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
 
 
 def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) -> None:
@@ -270,17 +253,15 @@ def run(tokens: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    from rich.console import Console
-
     try:
         parsed = canonical(tokens)
         _use_config(parsed)
         app(parsed, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted: nothing was saved", style="red")
+        _console(stderr=True).print("interrupted: nothing was saved", style="red")
         return 130
     except (ForetuneError, CycloptsError) as error:
         message = " ".join(str(error).split())
-        Console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0

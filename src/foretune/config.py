@@ -116,12 +116,11 @@ class ScoreSettings:
         Raises:
             ConfigError: Naming the setting, its value and what it may be.
         """
-        for name, least in (("samples", 2), ("eval_samples", 0), ("repeats", 1), ("draws", 1), ("heads", 1)):
+        at_least = {"samples": 2, "eval_samples": 0}
+        for name in ("samples", "eval_samples", "repeats", "draws", "heads", "max_length", "batch_size"):
+            least = at_least.get(name, 1)
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        for name in ("max_length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least 1")
         for name in ("sigma", "ridge"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and isfinite(value)):

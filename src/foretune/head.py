@@ -19,8 +19,6 @@ from foretune.errors import ConfigError, KernelError
 from foretune.outputs import output_reduction
 from foretune.tangent import AdaptedModel, Batch, tangent_features
 
-POLICIES = ("random", "average", "probe")
-
 
 @dataclass(frozen=True)
 class HeadWeights:
@@ -33,7 +31,7 @@ class HeadWeights:
     weights: Mapping[str, tuple[Tensor, Tensor | None]]
 
 
-def current_weights(modules: Mapping[str, nn.Module]) -> HeadWeights:
+def current_weights(modules: Mapping[str, nn.Linear]) -> HeadWeights:
     """Copy the weights of head modules.
 
     Args:
@@ -45,14 +43,13 @@ def current_weights(modules: Mapping[str, nn.Module]) -> HeadWeights:
     return HeadWeights({name: _copies(module) for name, module in modules.items()})
 
 
-def _copies(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    assert isinstance(module, nn.Linear)
+def _copies(module: nn.Linear) -> tuple[Tensor, Tensor | None]:
     bias: Tensor | None = module.bias
     return module.weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
 @contextmanager
-def installed(modules: Mapping[str, nn.Module], weights: HeadWeights) -> Iterator[None]:
+def installed(modules: Mapping[str, nn.Linear], weights: HeadWeights) -> Iterator[None]:
     """Put weights into head modules for the time of a context, and the old ones back after it.
 
     Args:
@@ -70,18 +67,17 @@ def installed(modules: Mapping[str, nn.Module], weights: HeadWeights) -> Iterato
         _install(modules, before)
 
 
-def _install(modules: Mapping[str, nn.Module], weights: HeadWeights) -> None:
+def _install(modules: Mapping[str, nn.Linear], weights: HeadWeights) -> None:
     with torch.no_grad():
         for name, (weight, bias) in weights.weights.items():
             module = modules[name]
-            assert isinstance(module, nn.Linear)
             module.weight.copy_(weight)
             if bias is not None:
                 module.bias.copy_(bias)
 
 
 def random_heads(
-    model: nn.Module, modules: Mapping[str, nn.Module], *, count: int, seed: int
+    model: nn.Module, modules: Mapping[str, nn.Linear], *, count: int, seed: int
 ) -> tuple[HeadWeights, ...]:
     """Draw heads as the model's own initialisation does; the first is the head that the model has.
 
@@ -116,7 +112,7 @@ def random_heads(
 
 
 def head_inputs(
-    adapted: AdaptedModel, output: Mapping[str, nn.Module], batches: Iterable[Batch], *, n: int, n_classes: int
+    adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n: int, n_classes: int
 ) -> Tensor:
     """Read the inputs φ of the output layer off the model: logits = V φ + b at one position of each text.
 
@@ -143,7 +139,6 @@ def head_inputs(
     if factor.dense is None:
         raise KernelError("the output layer has no inputs")
     (layer,) = output.values()
-    assert isinstance(layer, nn.Linear)
     return factor.dense[0, :, : layer.in_features].double().cpu()
 
 

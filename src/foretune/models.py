@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from foretune.config import Dtype
 from foretune.errors import ModelError
 from foretune.tangent import Batch
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def load_classifier(
         source: Local folder or hub id.
         label_names: Names of the C classes.
         seed: Seed of a new head.
-        dtype: One of `DTYPES`.
+        dtype: One of `foretune.config.Dtype`.
         device: As `resolve_device`.
         trust_remote_code: Whether code from the model's repository may run.
 
@@ -128,8 +127,8 @@ def load_classifier(
     Raises:
         ModelError: If it cannot be loaded, or a weight is not finite.
     """
-    if dtype not in DTYPES:
-        raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if dtype not in get_args(Dtype):
+        raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(get_args(Dtype))}")
     target = resolve_device(device)
     path = Path(source).expanduser()
     if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
@@ -260,9 +259,8 @@ def batches(
     order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        with _quiet():
-            padded = classifier.tokenizer.pad(
-                [encoded.features[row] for row in part], padding_side="right", return_tensors="pt"
-            )
+        padded = classifier.tokenizer.pad(
+            [encoded.features[row] for row in part], padding_side="right", return_tensors="pt"
+        )
         inputs = {name: tensor.to(classifier.device) for name, tensor in padded.items()}
         yield Batch(torch.as_tensor(part), inputs)

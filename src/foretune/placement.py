@@ -58,12 +58,7 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
 
     Returns:
         peft's configuration.
-
-    Raises:
-        PlacementError: If the rank is below 1.
     """
-    if adapter.r < 1:
-        raise PlacementError(f"rank r = {adapter.r} must be at least 1")
     targets: list[str] | str | None = None if adapter.target_modules is None else list(adapter.target_modules)
     layers = None if adapter.layers is None else list(adapter.layers)
     excluded: list[str] = []
@@ -225,9 +220,9 @@ def _check_layer(name: str, layer: LoraLayer, adapter: str) -> None:
         raise PlacementError(f"the adapter of module {name!r} is merged or disabled: unmerge and enable it")
 
 
-def _head_modules(model: nn.Module, adapter: str) -> Mapping[str, nn.Module]:
+def _trained_head(model: nn.Module, adapter: str) -> Mapping[str, nn.Linear]:
     """Linear modules of the trained head, or nothing where it has parameters of another kind."""
-    head: dict[str, nn.Module] = {}
+    head: dict[str, nn.Linear] = {}
     for name, wrapper in model.named_modules():
         if not isinstance(wrapper, ModulesToSaveWrapper) or adapter not in wrapper.modules_to_save:
             continue
@@ -252,8 +247,7 @@ def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
     Raises:
         PlacementError: If there is none.
     """
-    trained = _head_modules(model, str(model.active_adapter))
-    head = {name: module for name, module in trained.items() if isinstance(module, nn.Linear)}
+    head = _trained_head(model, str(model.active_adapter))
     if not head:
         head = {
             name.removeprefix(_WRAPPER): module
@@ -308,7 +302,7 @@ def read_adapters(model: PeftModel, *, draws: int = 1, seed: int = 0) -> Adapted
         for (name, layer), b, zero in zip(layers, own_b, zero_b, strict=True)
     )
     idle = [layer for (_, layer), zero in zip(layers, zero_b, strict=True) if zero]
-    return AdaptedModel(model, adapters, draws, _head_modules(model, adapter), lambda: _switched_off(idle))
+    return AdaptedModel(model, adapters, draws, _trained_head(model, adapter), lambda: _switched_off(idle))
 
 
 @contextmanager
@@ -326,9 +320,21 @@ def _switched_off(layers: Sequence[LoraLayer]) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
+def is_base(name: str) -> bool:
+    """Tell the parameters of the pretrained model from those of adapters and trained head.
+
+    Args:
+        name: Name of a parameter in a peft model.
+
+    Returns:
+        Whether the base model has it without peft.
+    """
+    return "lora_" not in name and "modules_to_save" not in name
+
+
 def _check_trained(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name:
+        if parameter.requires_grad and is_base(name):
             raise PlacementError(
                 f"parameter {name.removeprefix(_WRAPPER)!r} trains but belongs to neither adapter nor head: freeze it"
             )

@@ -13,7 +13,7 @@ from foretune.data import Task, TextSplit
 from foretune.errors import ConfigError
 from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
-from foretune.placement import place, read_adapters
+from foretune.placement import is_base, place, read_adapters
 from foretune.sampling import Draw, draw
 from foretune.tangent import AdaptedModel
 
@@ -43,6 +43,11 @@ class Plan:
     sample: Draw
     train: Encoded
     evaluation: Encoded | None
+
+    @property
+    def encoded(self) -> tuple[Encoded, ...]:
+        """Tokens of the training and, if there are any, the evaluation rows."""
+        return (self.train,) if self.evaluation is None else (self.train, self.evaluation)
 
     @property
     def evaluation_split(self) -> TextSplit:
@@ -145,8 +150,7 @@ def expected_bytes(plan: Plan) -> dict[str, int]:
     width = sum(adapter.rows.shape[0] * adapter.site.d_out for adapter in plan.adapted.adapters)
     width += sum(adapter.site.rank * adapter.site.d_in for adapter in plan.adapted.adapters if adapter.b is not None)
     features = settings.samples * plan.reduction.n_outputs * width * size
-    encoded = [plan.train] if plan.evaluation is None else [plan.train, plan.evaluation]
-    longest = max(int(part.lengths.max()) for part in encoded)
+    longest = max(int(part.lengths.max()) for part in plan.encoded)
     config = model.config
     hidden = int(getattr(config, "hidden_size", 0) or 0)
     layers = int(getattr(config, "num_hidden_layers", 0) or 0)
@@ -171,9 +175,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         Facts by name, JSON-ready.
     """
     task, sites, settings = plan.task, plan.adapted.sites, plan.settings
-    evaluation = _evaluation_split(task)
-    held = [plan.train] if plan.evaluation is None else [plan.train, plan.evaluation]
-    tokens = sum(len(part.features) for part in held)
+    evaluation = plan.evaluation_split
+    n_texts = sum(len(part.features) for part in plan.encoded)
     head = sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
     return {
         "n": settings.samples,
@@ -182,7 +185,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "model": plan.classifier.source,
         "dataset": task.source,
         "architecture": type(plan.placed.get_base_model()).__name__,
-        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if _is_base(name)),
+        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
         "device": str(plan.classifier.device),
         "dtype": str(next(iter(plan.placed.parameters())).dtype).removeprefix("torch."),
         "head": {
@@ -206,7 +209,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             ).tolist(),
             "fingerprint": task.fingerprint,
             "max_length": plan.train.max_length,
-            "truncated_share": sum(part.n_truncated for part in held) / tokens,
+            "truncated_share": sum(part.n_truncated for part in plan.encoded) / n_texts,
             "duplicates": len(plan.train.features) - len({tuple(f["input_ids"]) for f in plan.train.features}),
         },
         "adapter": {
@@ -217,7 +220,3 @@ def describe(plan: Plan) -> dict[str, Any]:
         "expected_bytes": expected_bytes(plan),
         "threads": torch.get_num_threads(),
     }
-
-
-def _is_base(name: str) -> bool:
-    return "lora_" not in name and "modules_to_save" not in name

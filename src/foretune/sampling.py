@@ -39,9 +39,13 @@ def draw_indices(n_rows: int, n: int, *, seed: int, repeat: int = 0) -> NDArray[
     Raises:
         DataError: If there are fewer rows than that.
     """
+    _check_enough(n_rows, n)
+    return np.random.default_rng([seed, repeat]).choice(n_rows, n, replace=False).astype(np.int64)
+
+
+def _check_enough(n_rows: int, n: int) -> None:
     if n > n_rows:
         raise DataError(f"{n} samples asked for, but there are {n_rows} rows: lower --samples")
-    return np.random.default_rng([seed, repeat]).choice(n_rows, n, replace=False).astype(np.int64)
 
 
 def draw(task: Task, *, samples: int, eval_samples: int | None, seed: int, repeat: int = 0) -> Draw:
@@ -67,8 +71,7 @@ def draw(task: Task, *, samples: int, eval_samples: int | None, seed: int, repea
         train_indices = draw_indices(n_rows, samples, seed=seed, repeat=repeat)
     else:
         # No evaluation split: hold rows out, but never more than the samples leave.
-        if samples > n_rows:
-            raise DataError(f"{samples} samples asked for, but there are {n_rows} rows: lower --samples")
+        _check_enough(n_rows, samples)
         order = draw_indices(n_rows, n_rows, seed=seed)
         spare = n_rows - samples
         held = spare if eval_samples is None else min(eval_samples, spare)

@@ -8,7 +8,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from foretune.bounds import RiskBounds, risk_bounds
 from foretune.config import ScoreSettings
 from foretune.data import Task
 from foretune.forecasts import Evaluation, Forecast, forecast
-from foretune.measure import Measurement, measure
+from foretune.measure import Measurement, Progress, measure
 from foretune.models import Classifier
 from foretune.outputs import OutputReduction
 from foretune.plan import Plan, describe, prepare
@@ -149,7 +149,7 @@ def _draw_assessments(plan: Plan, measurement: Measurement, draws: Iterable[int]
     )
 
 
-def run(plan: Plan, *, seconds_load: float = 0.0, on_batch: Callable[[int], None] | None = None) -> ScoreResult:
+def run(plan: Plan, *, seconds_load: float = 0.0, on_batch: Progress | None = None) -> ScoreResult:
     """Carry out a plan.
 
     Args:

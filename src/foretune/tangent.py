@@ -12,9 +12,8 @@ A) cost one thin product each and no pass of their own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +50,14 @@ class AdaptedModel:
         adapters: One for each site.
         draws: Draws of A in every `Adapter.rows`.
         head: Trained linear modules of the classifier head by name; empty to leave it out.
-        forward: Context for the passes (it may switch adapters off that do nothing).
+        forward: Context of the forward pass (it may switch adapters off that do nothing).
     """
 
     model: nn.Module
     adapters: tuple[Adapter, ...]
     draws: int
     head: Mapping[str, nn.Module] = field(default_factory=dict)
-    forward: Callable[[], Any] | None = None
+    forward: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -232,11 +231,8 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
     ]
     try:
         with _frozen(adapted.model), torch.enable_grad():
-            if adapted.forward is None:
+            with adapted.forward():
                 logits = adapted.model(**batch.inputs).logits
-            else:
-                with adapted.forward():
-                    logits = adapted.model(**batch.inputs).logits
             _backward(recorder, adapted, logits, reduction)
     finally:
         for handle in handles:
