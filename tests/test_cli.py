@@ -122,7 +122,8 @@ def test_hugging_face_names_and_underscores(model, dataset, tmp_path):
 def test_every_alias_names_a_flag():
     from foretune.cli import app
 
-    flags = {name for argument in app["score"].assemble_argument_collection() for name in argument.names}
+    commands = (app["score"], app["tune"])
+    flags = {name for c in commands for argument in c.assemble_argument_collection() for name in argument.names}
     assert {f"--{name}" for name in ALIASES.values()} <= flags
     assert canonical(["--per_device_eval_batch_size", "a_b"]) == ["--batch-size", "a_b"]
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from foretune.config import ModelConfig as ModelConfig
     from foretune.config import ScoreConfig as ScoreConfig
     from foretune.config import ScoreSettings as ScoreSettings
+    from foretune.config import TuneConfig as TuneConfig
+    from foretune.config import TuneSettings as TuneSettings
     from foretune.data import Task as Task
     from foretune.data import load_task as load_task
     from foretune.data import task_from_datasets as task_from_datasets
@@ -43,13 +45,30 @@ if TYPE_CHECKING:
     from foretune.spectra import Spectrum as Spectrum
     from foretune.spectra import decompose as decompose
     from foretune.spectra import spectrum as spectrum
+    from foretune.study.grid import Cell as Cell
+    from foretune.study.grid import read_grid as read_grid
+    from foretune.study.records import Record as Record
+    from foretune.study.records import read_records as read_records
+    from foretune.study.summary import StudyReport as StudyReport
+    from foretune.study.summary import summarise as summarise
     from foretune.tangent import Batch as Batch
     from foretune.tangent import tangent_features as tangent_features
+    from foretune.tuning.curves import History as History
+    from foretune.tuning.outcome import TuneResult as TuneResult
+    from foretune.tuning.outcome import tune as tune
 
 # Where each public name lives, by stage.
 _HOME = {
     "errors": ["ForetuneError"],
-    "config": ["AdapterConfig", "DataConfig", "ModelConfig", "ScoreConfig", "ScoreSettings"],
+    "config": [
+        "AdapterConfig",
+        "DataConfig",
+        "ModelConfig",
+        "ScoreConfig",
+        "ScoreSettings",
+        "TuneConfig",
+        "TuneSettings",
+    ],
     "data": ["Task", "load_task", "task_from_datasets"],
     "models": ["Classifier", "batches", "encode", "load_classifier"],
     "outputs": ["OutputReduction", "output_reduction"],
@@ -64,6 +83,11 @@ _HOME = {
     "forecasts": ["Evaluation", "Forecast", "forecast"],
     "scores": ["ScoreResult", "score"],
     "save": ["save_score"],
+    "tuning.curves": ["History"],
+    "tuning.outcome": ["TuneResult", "tune"],
+    "study.grid": ["Cell", "read_grid"],
+    "study.records": ["Record", "read_records"],
+    "study.summary": ["StudyReport", "summarise"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

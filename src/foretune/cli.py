@@ -5,20 +5,20 @@ until the input has been parsed.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Yaml
 
-from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, ScoreSettings
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, ScoreSettings, TuneSettings
 from foretune.errors import ConfigError, ForetuneError
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from foretune.paper.command import paper
+from foretune.study.command import study
+from foretune.tuning.command import tune
 
 # Names that Hugging Face's scripts give the same things; `-` and `_` are alike everywhere.
 ALIASES = {
@@ -42,6 +42,10 @@ ALIASES = {
     "per-device-eval-batch-size": "batch-size",
     "torch-dtype": "dtype",
     "output-dir": "output",
+    "max-train-samples": "max-train",
+    "num-train-epochs": "epochs",
+    "per-device-train-batch-size": "train-batch-size",
+    "lr-scheduler-type": "scheduler",
 }
 
 app = App(
@@ -51,6 +55,11 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,  # `run` says what became of the work
 )
+
+
+app.command(tune)
+app.command(study)
+app.command(paper)
 
 
 def _flat(title: str) -> Parameter:
@@ -106,6 +115,7 @@ def demo(
 
     from foretune.demo import export_bbc_news, model_folder
     from foretune.store import check_free
+    from foretune.terminal import console
 
     if output is not None:
         check_free(output)
@@ -117,7 +127,7 @@ def demo(
         tokens += [] if output is None else ["--output", str(output)]
         tokens += ["--json"] if json else []
         command = f"$ {shlex.join(['foretune', *tokens])}"
-        _console(stderr=True).print(command, markup=False, highlight=False, soft_wrap=True)
+        console(stderr=True).print(command, markup=False, highlight=False, soft_wrap=True)
         app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
 
 
@@ -130,10 +140,11 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
         as_json: Whether to print JSON instead of the table.
     """
     from foretune.store import check_free, to_json
+    from foretune.terminal import console, placement_in_words, progress
 
     if output is not None:
         check_free(output)
-    log = _console(stderr=True)
+    log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
@@ -156,9 +167,9 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
         lora = lora_config(classifier.model, config.adapter)
         plan = prepare(classifier, task, lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    print_plan(log, describe(plan), _placement(config.adapter))
-    with _progress(log, plan.n_passes) as on_batch:
-        result = run_plan(plan, seconds_load=seconds_load, on_batch=on_batch)
+    print_plan(log, describe(plan), placement_in_words(config.adapter))
+    with progress(log, "texts through the model", plan.n_passes) as update:
+        result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     content = result.to_dict()
     if output is not None:
         save_score(result, output, config)
@@ -168,31 +179,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
     if as_json:
         print(to_json(content))  # noqa: T201  # the result itself goes to stdout
     else:
-        print_result(_console(), content)
-
-
-def _console(*, stderr: bool = False) -> "Console":
-    """Terminals have their own width; a file or a pipe gets room for the whole table."""
-    from rich.console import Console
-
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=120)
-
-
-def _placement(adapter: AdapterConfig) -> str:
-    modules = "peft's default modules" if adapter.target_modules is None else ", ".join(adapter.target_modules)
-    layers = "all layers" if adapter.layers is None else f"layers {', '.join(map(str, adapter.layers))}"
-    return f"{modules} of {layers}, r = {adapter.r}, α = {adapter.alpha:g}, init {adapter.init}"
-
-
-@contextmanager
-def _progress(console: "Console", total: int) -> Iterator[Any]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("texts through the model", total=total)
-        yield lambda count: progress.update(task, advance=count)
+        print_result(console(), content)
 
 
 def canonical(tokens: Sequence[str]) -> list[str]:
@@ -222,7 +209,9 @@ def _canonical_name(name: str) -> str:
 
 
 class _ConfigFile(Yaml):
-    """YAML with the same spellings as the command line."""
+    """YAML with the same spellings as the command line; what concerns another command only is passed over."""
+
+    foreign: frozenset[str] = frozenset()
 
     def _load_config(self, path: Path) -> dict[str, Any]:
         try:
@@ -231,7 +220,8 @@ class _ConfigFile(Yaml):
             raise ConfigError(f"cannot read --config {str(path)!r}: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
-        return {_canonical_name(str(name)): value for name, value in content.items() if value is not None}
+        named = {_canonical_name(str(name)): value for name, value in content.items() if value is not None}
+        return {name: value for name, value in named.items() if name not in self.foreign}
 
 
 def _use_config(tokens: Sequence[str]) -> None:
@@ -241,7 +231,17 @@ def _use_config(tokens: Sequence[str]) -> None:
     for path in paths:
         if not Path(path).is_file():
             raise ConfigError(f"--config {path!r} does not exist: name a YAML file of flags")
-    app.config = tuple(_ConfigFile(Path(path), use_commands_as_keys=False) for path in paths[-1:])
+    files = [_ConfigFile(Path(path), use_commands_as_keys=False) for path in paths[-1:]]
+    for file in files:
+        file.foreign = _foreign(tokens[0])
+    app.config = tuple(files)
+
+
+def _foreign(command: str) -> frozenset[str]:
+    """Settings of a score that a fine-tune does not have, and the other way round: they share their run files."""
+    names = {kind: {_canonical_name(field.name) for field in fields(kind)} for kind in (ScoreSettings, TuneSettings)}
+    own = names[TuneSettings if command == "tune" else ScoreSettings]
+    return frozenset((names[ScoreSettings] | names[TuneSettings]) - own)
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -253,15 +253,18 @@ def run(tokens: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
+    from foretune.terminal import console
+
     try:
         parsed = canonical(tokens)
         _use_config(parsed)
         app(parsed, exit_on_error=False, print_error=False)
-    except KeyboardInterrupt:
-        _console(stderr=True).print("interrupted: nothing was saved", style="red")
+    except KeyboardInterrupt as interrupt:
+        what = str(interrupt) or "interrupted: nothing was saved"
+        console(stderr=True).print(what, style="red", markup=False, highlight=False, soft_wrap=True)
         return 130
     except (ForetuneError, CycloptsError) as error:
         message = " ".join(str(error).split())
-        _console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     return 0

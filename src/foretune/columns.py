@@ -55,6 +55,7 @@ LABELS = (
 )
 # A number as csv files have it; 007 is a code.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+_LEADING_NUMBER = re.compile(r"\s*-?\d+")
 # More classes than this, on more than half of the rows, is a column of something else.
 _MANY = 50
 
@@ -230,6 +231,34 @@ def label_map(values: Sequence[Any], *, split: str, column: str, names: Sequence
     if all(isinstance(value, bool) for value in values):
         return LabelMap(ordered, tuple(str(bool(value)) for value in ordered))
     return LabelMap(ordered, tuple(map(str, ordered)))
+
+
+def two_classes(classes: LabelMap, positive_from: int) -> tuple[tuple[str, str], NDArray[np.int64]]:
+    """Make two classes of numbered ones: `positive_from` and above is class 1, below it class 0.
+
+    The numbers are those that the class names begin with: `1 star` … `5 stars`, or 1 … 5. With 3 that is how the
+    paper makes Yelp's reviews binary.
+
+    Args:
+        classes: From `label_map`.
+        positive_from: Least number of class 1.
+
+    Returns:
+        Names of the two classes, and the new class of each old one.
+
+    Raises:
+        DataError: If a name begins with no number, or one of the two classes would be empty.
+    """
+    numbers = []
+    for name in classes.names:
+        match = _LEADING_NUMBER.match(name)
+        if match is None:
+            raise DataError(f"positive_from = {positive_from}: class {name!r} does not begin with a number")
+        numbers.append(int(match[0]))
+    merged = (np.array(numbers) >= positive_from).astype(np.int64)
+    if len(set(merged.tolist())) < 2:
+        raise DataError(f"positive_from = {positive_from} leaves one class of {', '.join(classes.names)}: move it")
+    return (f"below {positive_from}", f"{positive_from} and above"), merged
 
 
 def holds_text(values: Sequence[str | None]) -> bool:

@@ -5,6 +5,7 @@ Imports nothing heavy: the command line builds its help from these.
 
 from dataclasses import dataclass, field
 from math import isfinite
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from foretune.errors import ConfigError
@@ -12,6 +13,8 @@ from foretune.errors import ConfigError
 HeadPolicy = Literal["random", "average", "probe"]
 NtkParams = Literal["adapter", "adapter+head"]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+EngineName = Literal["local", "ray"]
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 
 
@@ -44,6 +47,8 @@ class DataConfig:
         train_split: Split that the samples come from.
         eval_split: Split that the forecast is for; without it validation, dev or test, else rows are held
             out of the training split.
+        max_train: Random training rows to keep, the same for every seed; without it all.
+        positive_from: Make two classes of numbered ones, such as stars: this number and above is class 1.
     """
 
     dataset: str
@@ -52,6 +57,17 @@ class DataConfig:
     label_column: str | None = None
     train_split: str = "train"
     eval_split: str | None = None
+    max_train: int | None = None
+    positive_from: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the range.
+
+        Raises:
+            ConfigError: If `max_train` leaves no two rows.
+        """
+        if self.max_train is not None and self.max_train < 2:
+            raise ConfigError(f"max_train = {self.max_train}: must be at least 2")
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,63 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True)
+class TuneSettings:
+    """How a configuration is fine-tuned; the defaults are those of the paper's Table 3.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate of AdamW.
+        train_batch_size: Texts in a step, on each device.
+        weight_decay: Weight decay of AdamW.
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        scheduler: Learning rate schedule after that, in transformers' words.
+        max_length: Longest sequence in tokens.
+        batch_size: Texts in a batch of evaluation, on each device.
+        eval_samples: Random rows of the evaluation split to evaluate on, as `score` draws them; without it all.
+        train_eval_samples: Random training rows on which the training loss is taken again in eval mode after
+            each epoch; 0 for none.
+        bf16: Mixed precision in bfloat16, where the device has it.
+        seed: Seed of a new head, of A, of the order of the rows and of dropout.
+        report_to: Trackers that the Trainer reports to, such as tensorboard.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 4e-4
+    train_batch_size: int = 32
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.06
+    scheduler: Scheduler = "linear"
+    max_length: int = 512
+    batch_size: int = 32
+    eval_samples: int | None = None
+    train_eval_samples: int = 2000
+    bf16: bool = False
+    seed: int = 0
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: Naming the setting, its value and what it may be.
+        """
+        for name in ("epochs", "train_batch_size", "max_length", "batch_size", "eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: must be at least 1")
+        if self.train_eval_samples < 0:
+            raise ConfigError(f"train_eval_samples = {self.train_eval_samples}: must be at least 0")
+        if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
+            raise ConfigError(f"learning_rate = {self.learning_rate}: must be positive and finite")
+        if not (self.weight_decay >= 0 and isfinite(self.weight_decay)):
+            raise ConfigError(f"weight_decay = {self.weight_decay}: must be finite and at least 0")
+        if not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"warmup_ratio = {self.warmup_ratio}: must be at least 0 and below 1")
+        if self.scheduler not in get_args(Scheduler):
+            raise ConfigError(f"scheduler = {self.scheduler!r}: use one of {', '.join(get_args(Scheduler))}")
+
+
+@dataclass(frozen=True)
 class ScoreConfig:
     """One run of `foretune score`.
 
@@ -153,6 +226,76 @@ class ScoreConfig:
         Returns:
             Settings by name; lists for tuples.
         """
-        groups = (self.model, self.data, self.adapter, self.settings)
-        flat = {name: value for group in groups for name, value in vars(group).items()}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+        return flat(self.model, self.data, self.adapter, self.settings)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """One run of `foretune tune`.
+
+    Attributes:
+        model: Model.
+        data: Data set.
+        adapter: Adapter.
+        settings: How it is fine-tuned.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    settings: TuneSettings = field(default_factory=TuneSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flatten to the flags' names, as in `config.yaml`.
+
+        Returns:
+            Settings by name; lists for tuples.
+        """
+        return flat(self.model, self.data, self.adapter, self.settings)
+
+
+@dataclass(frozen=True)
+class PaperSettings:
+    """On what, and how large, the paper's experiment is run; without a value as in the paper.
+
+    Attributes:
+        model: Folder or hub id of another model than roberta-base.
+        data_dir: Folder with the data sets in folders cola, sst2, yelp and imdb, instead of the hub.
+        max_train: Random training texts of each data set.
+        epochs: Epochs.
+        max_length: Longest sequence in tokens.
+        learning_rate: Learning rate for all data sets.
+        seeds: Seeds; tables show mean and standard deviation.
+        device: auto, cpu or cuda.
+    """
+
+    model: str | None = None
+    data_dir: Path | None = None
+    max_train: int | None = None
+    epochs: int | None = None
+    max_length: int | None = None
+    learning_rate: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the seeds; the rest is checked where it is used.
+
+        Raises:
+            ConfigError: If there are none, or one is named twice.
+        """
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds = {self.seeds}: name at least one, each once")
+
+
+def flat(*groups: ModelConfig | DataConfig | AdapterConfig | ScoreSettings | TuneSettings) -> dict[str, Any]:
+    """Join groups of settings under the flags' names.
+
+    Args:
+        *groups: Settings.
+
+    Returns:
+        Settings by name; lists for tuples.
+    """
+    joined = {name: value for group in groups for name, value in vars(group).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}

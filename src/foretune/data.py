@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.columns import Columns, LabelMap, csv_header, find_columns, holds_text, label_map, read_labels, read_texts
+from foretune.columns import (
+    Columns,
+    LabelMap,
+    csv_header,
+    find_columns,
+    holds_text,
+    label_map,
+    read_labels,
+    read_texts,
+    two_classes,
+)
 from foretune.config import DataConfig
 from foretune.errors import DataError
 
@@ -279,14 +289,21 @@ def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
     classes = label_map(held, split=train_name, column=columns.label, names=stated)
     train_split = _split(train, train_name, columns, classes)
     evaluation = None if eval_name is None else _split(splits[eval_name], eval_name, columns, classes)
+    names = classes.names
+    if config.positive_from is not None:
+        names, merged = two_classes(classes, config.positive_from)
+        train_split = replace(train_split, labels=merged[train_split.labels])
+        evaluation = None if evaluation is None else replace(evaluation, labels=merged[evaluation.labels])
+    if config.max_train is not None and config.max_train < len(train_split.labels):
+        train_split = _take(train_split, config.max_train)
     return Task(
         source=config.dataset,
         train=train_split,
         evaluation=evaluation,
         text_columns=columns.text,
         label_column=columns.label,
-        label_names=classes.names,
-        fingerprint=_fingerprint(classes.names, train_split, evaluation),
+        label_names=names,
+        fingerprint=_fingerprint(names, train_split, evaluation),
         config_name=config.config_name,
     )
 
@@ -302,6 +319,13 @@ def _split(split: datasets.Dataset, name: str, columns: Columns, classes: LabelM
     texts, *pairs = (read_texts(_column(split, text, name), split=name, column=text) for text in columns.text)
     labels = read_labels(_column(split, columns.label, name), classes, split=name, column=columns.label)
     return TextSplit(name, texts, pairs[0] if pairs else None, labels)
+
+
+def _take(split: TextSplit, n: int) -> TextSplit:
+    """Keep n random rows in their order, the same whatever the seed of a run."""
+    rows = np.sort(np.random.default_rng(0).choice(len(split.labels), n, replace=False))
+    pairs = None if split.pairs is None else [split.pairs[row] for row in rows]
+    return TextSplit(split.name, [split.texts[row] for row in rows], pairs, split.labels[rows])
 
 
 def _fingerprint(label_names: Sequence[str], train: TextSplit, evaluation: TextSplit | None) -> str:

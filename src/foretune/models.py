@@ -78,7 +78,7 @@ def _quiet() -> Iterator[None]:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Resolve `auto` to the GPU if there is one.
+    """Resolve `auto` to the GPU if there is one, under a launcher to that of this process.
 
     Args:
         name: `auto`, `cpu`, `cuda`, `cuda:1`, …
@@ -90,7 +90,9 @@ def resolve_device(name: str) -> torch.device:
         ModelError: If the device does not exist here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # a launcher of several processes numbers them; each has its own GPU
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -5,8 +5,6 @@ three in a row. Nothing here loads or writes a file.
 """
 
 import dataclasses
-import importlib.metadata
-import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,11 +22,11 @@ from foretune.measure import Measurement, Progress, measure
 from foretune.models import Classifier
 from foretune.outputs import OutputReduction
 from foretune.plan import Plan, describe, prepare
+from foretune.provenance import versions
 from foretune.spectra import Spectrum, centre, decompose, spectrum
 
 Array = NDArray[np.float64]
 SCHEMA = 1
-PACKAGES = ("foretune", "torch", "transformers", "peft", "datasets", "numpy", "scipy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -283,7 +281,6 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
         "bounds": dataclasses.asdict(own.bounds),
         "forecast": dataclasses.asdict(own.forecast),
         "seconds": dict(result.seconds),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": versions(),
         "settings": dataclasses.asdict(settings),
     }

@@ -1,6 +1,7 @@
 """Run folders: written whole or not at all, never over an older run."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,7 +28,19 @@ def check_free(folder: Path) -> None:
             raise StoreError(f"output folder {str(folder)!r} already holds a run: name another or remove it")
         if any(folder.iterdir()):
             raise StoreError(f"output folder {str(folder)!r} is not empty: name a new one")
-    elif folder.exists():
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing can be written to, whatever it holds.
+
+    Args:
+        folder: Folder, existing or not.
+
+    Raises:
+        StoreError: If it is a file or cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
         raise StoreError(f"output {str(folder)!r} is a file: name a folder")
     parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     if not os.access(parent, os.W_OK):
@@ -64,6 +77,56 @@ def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file beside its place, then rename it: whoever reads finds the old file or the new one, whole.
+
+    Args:
+        path: File.
+        write: Writes it to the path that it is given, whose suffix is the same.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all.
+
+    Args:
+        path: File.
+        text: UTF-8 text.
+    """
+    write_whole(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that are not finite by None, at any depth: JSON has no NaN.
+
+    Args:
+        value: JSON-ready values.
+
+    Returns:
+        The same without NaN and infinities.
+    """
+    if isinstance(value, Mapping):
+        return {name: finite(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON that every reader takes: no NaN, no infinity.
 
@@ -72,6 +135,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         value: JSON-ready values.
     """
     path.write_text(to_json(value) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: File.
+
+    Returns:
+        Its values by name.
+
+    Raises:
+        StoreError: If it cannot be read or holds no object.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(held, dict):
+        raise StoreError(f"{str(path)!r} holds no JSON object")
+    return held
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -1,0 +1,65 @@
+"""`foretune paper`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from foretune.config import EngineName, PaperSettings
+from foretune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from foretune.study.records import Record
+
+Item = Literal["table1", "table2", "table3", "figure1"]
+
+
+def paper(
+    *items: Item,
+    output: Annotated[Path, Parameter(group="Run")],
+    settings: Annotated[PaperSettings | None, Parameter(name="*", group=Group("Experiment"))] = None,
+    workers: Annotated[int, Parameter(group="Run")] = 1,
+    engine: Annotated[EngineName, Parameter(group="Run")] = "local",
+) -> None:
+    """Make tables and figure of the paper again, beside the printed numbers.
+
+    Example: foretune paper table1 --model ./MiniLM --data-dir ./data --max-train 1000 --output paper
+
+    The cells that an item needs are scored and fine-tuned, and kept in OUTPUT/study for the other items; a run that
+    was cut off goes on. What is not as in the paper is said in the captions.
+
+    Args:
+        items: table1, table2, table3, figure1: one or several.
+        output: Folder for CSV, Markdown, LaTeX and figures.
+        settings: Model, data and scale.
+        workers: Processes on this machine.
+        engine: `local`, or `ray` for a Ray cluster.
+
+    Raises:
+        ConfigError: If no item is named, or cells failed.
+    """
+    if not items:
+        raise ConfigError("name what to make: table1, table2, table3 or figure1")
+    from foretune.terminal import console
+
+    log = console(stderr=True)
+    with log.status("loading"):
+        from foretune.paper.experiment import plan_experiment
+        from foretune.paper.items import make, needed_cells
+        from foretune.store import check_writable
+        from foretune.study.records import read_records
+        from foretune.study.runs import run_cells
+
+        check_writable(output)
+        experiment = plan_experiment(settings or PaperSettings())
+    cells = needed_cells(experiment, items)
+    store = output / "study"
+    records: tuple[Record, ...] = ()
+    if cells:
+        failed = run_cells(cells, store, workers=workers, engine_name=engine, log=log)
+        if failed:
+            raise ConfigError(f"{failed} of {len(cells)} cells failed, see above: the same command tries them again")
+        records = read_records(store, cells)
+    for item in dict.fromkeys(items):
+        make(item, experiment, records, output, console())
+    log.print(f"saved to {output}", highlight=False)

@@ -1,0 +1,98 @@
+"""`foretune study` and `foretune study report`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from foretune.config import EngineName
+from foretune.errors import ConfigError
+
+study = App(name="study", help="Score and fine-tune a grid of configurations, and compare forecasts with outcomes.")
+
+
+@study.default
+def run_study(
+    grid: Path,
+    /,
+    *,
+    output: Path,
+    workers: Annotated[int, Parameter(group="Run")] = 1,
+    engine: Annotated[EngineName, Parameter(group="Run")] = "local",
+    plan: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Score and fine-tune a grid of configurations; what is finished is kept, and the same command goes on.
+
+    Example: foretune study grid.yaml --output study && foretune study report study
+
+    Args:
+        grid: YAML file with models, datasets, placements, ranks, seeds, score and train (docs/study.md).
+        output: Folder of the results; may hold those of an earlier run.
+        workers: Processes on this machine, which share its cores.
+        engine: `local`, or `ray` for a Ray cluster whose machines share the folder.
+        plan: Only list the cells and which of them are finished.
+
+    Raises:
+        ConfigError: If cells failed; the others are finished.
+    """
+    from foretune.study.grid import read_grid
+    from foretune.study.runs import run_cells
+    from foretune.terminal import console
+
+    cells = read_grid(grid)
+    log = console(stderr=True)
+    failed = run_cells(cells, output, workers=workers, engine_name=engine, log=log, only_plan=plan)
+    if failed:
+        raise ConfigError(f"{failed} of {len(cells)} cells failed, see above: the same command tries them again")
+    if not plan:
+        log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {output}", highlight=False)
+
+
+@study.command(name="report")
+def report_study(
+    folder: Path,
+    /,
+    *,
+    output: Path | None = None,
+    grid: Path | None = None,
+    coefficient: Literal["spearman", "kendall", "pearson"] = "spearman",
+    resamples: int = 2000,
+) -> None:
+    """Compare what was known before training with what came of it: correlations, regrets, scatter plots.
+
+    Args:
+        folder: Folder of a study, or of the `cells.csv` of a report.
+        output: Folder for CSV, Markdown, LaTeX, PNG, SVG and PDF; by default `report` in the study's folder.
+        grid: YAML file of the study, if the folder holds cells of several.
+        coefficient: Which one to print; all are written.
+        resamples: Draws of the bootstrap.
+
+    Raises:
+        ConfigError: If there are too few draws for an interval.
+    """
+    from rich.text import Text
+
+    from foretune.study.grid import read_grid
+    from foretune.study.records import read_records
+    from foretune.study.statistics import SCOPES
+    from foretune.study.summary import correlation_table, notes, regret_table, save_report, summarise
+    from foretune.terminal import console
+
+    if resamples < 100:
+        raise ConfigError(f"resamples = {resamples}: must be at least 100")
+    log = console(stderr=True)
+    records = read_records(folder, None if grid is None else read_grid(grid))
+    with log.status("resampling"):
+        report = summarise(records, resamples=resamples)
+    out = folder / "report" if output is None else output
+    save_report(report, out)
+    screen = console()
+    for scope in SCOPES:
+        table = correlation_table(report, coefficient, scope)
+        if table.rows:
+            table.show(screen)
+            screen.print()
+    regret_table(report).show(screen)
+    for note in notes(report):
+        screen.print(Text(f"• {note}"), style="yellow")
+    log.print(f"saved to {out}", highlight=False)

@@ -1,0 +1,212 @@
+"""Who does the cells: this process, several processes, or a Ray cluster."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+from foretune.config import EngineName
+from foretune.errors import ConfigError, ForetuneError, StoreError
+from foretune.study.grid import Cell
+from foretune.study.work import OnNews, work
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to do.
+
+    Attributes:
+        cell: Cell.
+        key: Its key.
+        store: Folder of the study.
+    """
+
+    cell: Cell
+    key: str
+    store: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a job ended.
+
+    Attributes:
+        key: Key of the cell.
+        seconds: Time that it took.
+        error: What went wrong, in one line; None if nothing did.
+        fatal: Whether the next job will fail the same way, as on a full disk.
+    """
+
+    key: str
+    seconds: float
+    error: str | None = None
+    fatal: bool = False
+
+
+class Engine(Protocol):
+    """Does jobs, in any order."""
+
+    def __call__(self, jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
+        """Do the jobs.
+
+        Args:
+            jobs: Jobs.
+            on_news: Called with the key and a word on what is done now, where the engine knows.
+
+        Yields:
+            A report as soon as a job has ended.
+        """
+        ...
+
+
+def do(job: Job, on_news: OnNews | None = None) -> Report:
+    """Do one job; what goes wrong is reported, so that the others go on.
+
+    Args:
+        job: Job.
+        on_news: Called with a word on what is done now.
+
+    Returns:
+        How it ended.
+    """
+    start = time.perf_counter()
+    error, fatal = None, False
+    try:
+        work(job.cell, job.key, job.store, on_news=on_news)
+    except StoreError as failure:
+        error, fatal = str(failure), True
+    except ForetuneError as failure:
+        error = str(failure)
+    except Exception as failure:  # a fault in one cell must not take the others with it
+        error = f"{type(failure).__name__}: {failure}"
+    message = None if error is None else " ".join(error.split())
+    return Report(job.key, time.perf_counter() - start, message, fatal)
+
+
+def serial(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
+    """Do the jobs in this process, one after the other.
+
+    Args:
+        jobs: Jobs.
+        on_news: Called with a word on what is done now.
+
+    Yields:
+        A report for each job.
+    """
+    for job in jobs:
+        yield do(job, on_news)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Do the jobs in several processes of this machine, which share its cores.
+
+    Attributes:
+        workers: Number of processes.
+    """
+
+    workers: int
+
+    def __call__(self, jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
+        """Do the jobs.
+
+        Args:
+            jobs: Jobs.
+            on_news: Not called: the work is out of sight.
+
+        Yields:
+            A report as soon as a job has ended.
+
+        Raises:
+            StoreError: If a process died, as for lack of memory.
+        """
+        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        executor = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (threads,))
+        try:
+            futures = [executor.submit(do, job) for job in jobs]
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise StoreError(
+                "a worker process died, perhaps for lack of memory: finished cells are kept, lower --workers"
+            ) from error
+        finally:
+            processes = list((executor._processes or {}).values())  # no public way to stop running work
+            executor.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+
+
+def _start_worker(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+
+
+def on_ray(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
+    """Do the jobs on a Ray cluster whose machines share the study's folder; without one Ray runs on this machine.
+
+    Args:
+        jobs: Jobs.
+        on_news: Not called: the work is out of sight.
+
+    Yields:
+        A report as soon as a job has ended.
+
+    Raises:
+        ConfigError: If Ray is not installed.
+        StoreError: If a cell's process died.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError("--engine ray needs Ray: pip install 'foretune[ray]'") from error
+
+    started = not ray.is_initialized()
+    if started:
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        remote = ray.remote(num_gpus=gpus, max_retries=2)(do)
+        waiting = [remote.remote(job) for job in jobs]
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=1)
+            for reference in done:
+                try:
+                    yield ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    raise StoreError(f"Ray lost a cell: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        if started:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+
+
+def engine(name: EngineName, workers: int) -> Engine:
+    """Choose who does the cells.
+
+    Args:
+        name: `local` or `ray`.
+        workers: Processes on this machine.
+
+    Returns:
+        The engine.
+
+    Raises:
+        ConfigError: If the choice makes no sense.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers = {workers}: must be at least 1")
+    if name == "ray":
+        if workers > 1:
+            raise ConfigError(f"workers = {workers}: with --engine ray the cluster decides")
+        return on_ray
+    return serial if workers == 1 else Processes(workers)

@@ -1,0 +1,199 @@
+"""A study's grid: models × data sets × placements × ranks × seeds, read from YAML."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
+from foretune.errors import ConfigError
+
+Config = TypeVar("Config", ModelConfig, DataConfig, AdapterConfig, ScoreSettings, TuneSettings)
+KEYS = ("models", "datasets", "placements", "ranks", "seeds", "score", "train")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration to score and to fine-tune.
+
+    Attributes:
+        model: Model.
+        data: Data set.
+        adapter: Adapter.
+        score: How it is scored.
+        train: How it is fine-tuned; its seed is that of the score.
+        model_name: Short name of the model.
+        data_name: Short name of the data set.
+        placement: Short name of the placement.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    adapter: AdapterConfig
+    score: ScoreSettings
+    train: TuneSettings
+    model_name: str
+    data_name: str
+    placement: str
+
+    @property
+    def names(self) -> dict[str, str | int]:
+        """What tells the cell from the others of its grid."""
+        return {
+            "model": self.model_name,
+            "dataset": self.data_name,
+            "placement": self.placement,
+            "r": self.adapter.r,
+            "seed": self.train.seed,
+        }
+
+
+def read_grid(path: Path) -> tuple[Cell, ...]:
+    """Read a grid from a YAML file.
+
+    Args:
+        path: File.
+
+    Returns:
+        The cells: for each seed the data sets, for each of them the placements.
+
+    Raises:
+        ConfigError: If it cannot be read or holds an unknown or wrong setting.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read study {str(path)!r}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"study {str(path)!r} must hold a mapping with {', '.join(KEYS)}")
+    return expand(content)
+
+
+def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
+    """Multiply a grid out.
+
+    `models` and `datasets` hold paths or hub ids, or mappings with the settings of `ModelConfig` and `DataConfig`,
+    a `name`, and for data sets their own `score` and `train`; `placements` hold settings of `AdapterConfig` without
+    the rank, and a `name`. `ranks` is [8] and `seeds` [0] where not given. A `max_length` of `train` holds for
+    `score` too, unless that has its own.
+
+    Args:
+        content: As in the YAML file.
+
+    Returns:
+        The cells.
+
+    Raises:
+        ConfigError: Naming what is unknown, missing, wrong or there twice.
+    """
+    _check_keys(content, KEYS, "study")
+    models = [_entry(ModelConfig, "model", held) for held in _list(content, "models")]
+    datasets = [_entry(DataConfig, "dataset", held, extra=("score", "train")) for held in _list(content, "datasets")]
+    placements = [_entry(AdapterConfig, None, held) for held in _list(content, "placements")]
+    ranks, seeds = _integers(content, "ranks", [8]), _integers(content, "seeds", [0])
+    common = {name: _mapping(content, name) for name in ("score", "train")}
+    cells = []
+    for seed, (model, model_name, _), (data, data_name, own), (adapter, placement, _), rank in product(
+        seeds, models, datasets, placements, ranks
+    ):
+        train = {**common["train"], **own["train"], "seed": seed}
+        length = {"max_length": train["max_length"]} if "max_length" in train else {}
+        score = {**length, **common["score"], **own["score"], "seed": seed}
+        cells.append(
+            Cell(
+                model,
+                data,
+                replace(adapter, r=rank),
+                _read(ScoreSettings, score, "score"),
+                _read(TuneSettings, train, "train"),
+                model_name,
+                data_name,
+                placement,
+            )
+        )
+    seen: set[tuple[str | int, ...]] = set()
+    for cell in cells:
+        names = tuple(cell.names.values())
+        if names in seen:
+            raise ConfigError(f"two cells of the study are called {cell.names}: give placements or data sets a name")
+        seen.add(names)
+    return tuple(cells)
+
+
+def _list(content: Mapping[str, Any], key: str) -> list[Any]:
+    held = content.get(key)
+    if not isinstance(held, list) or not held:
+        raise ConfigError(f"study: {key} must be a list with at least one entry, not {held!r}")
+    return held
+
+
+def _integers(content: Mapping[str, Any], key: str, default: list[int]) -> list[int]:
+    held = content.get(key, default)
+    if not (isinstance(held, list) and held and all(type(value) is int for value in held)):
+        raise ConfigError(f"study: {key} must be a list of integers, not {held!r}")
+    return held
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    held = content.get(key) or {}
+    if not isinstance(held, dict):
+        raise ConfigError(f"study: {key} must be a mapping of settings, not {held!r}")
+    if "seed" in held:
+        raise ConfigError(f"study: {key} has a seed: list the seeds under 'seeds'")
+    return held
+
+
+def _entry(
+    kind: type[Config], key: str | None, held: Any, *, extra: Sequence[str] = ()
+) -> tuple[Config, str, dict[str, dict[str, Any]]]:
+    """An entry of models, data sets or placements: its settings, its name, its own further settings."""
+    if key is not None and isinstance(held, str):
+        held = {key: held}
+    what = key or "placement"
+    if not isinstance(held, dict):
+        raise ConfigError(f"study: {what} {held!r} must be a mapping of settings")
+    own = {name: _mapping(held, name) for name in extra}
+    settings = {name: value for name, value in held.items() if name not in ("name", *extra)}
+    if kind is AdapterConfig:
+        if "r" in settings:
+            raise ConfigError("study: a placement has no r of its own: list the ranks under 'ranks'")
+        if isinstance(settings.get("target_modules"), str):
+            settings["target_modules"] = [settings["target_modules"]]
+    config = _read(kind, settings, what)
+    name = str(held.get("name") or _name(config))
+    return config, name, own
+
+
+def _name(config: ModelConfig | DataConfig | AdapterConfig | ScoreSettings | TuneSettings) -> str:
+    if isinstance(config, ModelConfig):
+        return Path(config.model).name or config.model
+    if isinstance(config, DataConfig):
+        return config.config_name or Path(config.dataset).stem
+    if isinstance(config, AdapterConfig):
+        modules = "default" if config.target_modules is None else ",".join(config.target_modules)
+        return modules if config.layers is None else f"{{{','.join(map(str, config.layers))}}} {modules}"
+    return ""
+
+
+def _check_keys(held: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name in held:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else f": it has {', '.join(known)}"
+            raise ConfigError(f"{where} has no setting {name!r}{hint}")
+
+
+def _read(kind: type[Config], settings: Mapping[str, Any], where: str) -> Config:
+    _check_keys(settings, [field.name for field in fields(kind)], where)
+    try:
+        return TypeAdapter(kind).validate_python(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        raise ConfigError(f"{where}: {place}{value}: {first['msg'].lower()}") from error

@@ -1,0 +1,251 @@
+"""The finished cells of a study, from its store or from the CSV files of a report."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from foretune.errors import StoreError
+from foretune.store import RESULT, read_json, write_whole
+from foretune.study.grid import Cell
+from foretune.study.keys import cell_key
+from foretune.study.quantities import QUANTITIES
+from foretune.study.work import CELLS, cell_folder
+from foretune.tuning.curves import Step, running_mean, steps_to_reach
+
+NAMES = ("model", "dataset", "placement", "r", "seed")
+MEASURED = ("train_loss", "train_loss_eval_mode", "eval_loss", "accuracy", "matthews", "macro_f1")
+FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
+SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate")
+CELLS_CSV, CURVES_CSV = "cells.csv", "curves.csv"
+Value = float | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished cell.
+
+    Attributes:
+        key: Content key.
+        model: Name of the model.
+        dataset: Name of the data set.
+        placement: Name of the placement.
+        r: Rank.
+        seed: Seed.
+        quantities: Numbers at initialisation.
+        outcomes: Numbers after training.
+        facts: Rows, classes, parameters, steps.
+        seconds: Time of each stage.
+        steps: Training loss over steps.
+    """
+
+    key: str
+    model: str
+    dataset: str
+    placement: str
+    r: int
+    seed: int
+    quantities: Mapping[str, Value]
+    outcomes: Mapping[str, Value]
+    facts: Mapping[str, Value]
+    seconds: Mapping[str, Value]
+    steps: tuple[Step, ...]
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Model and data set: placements are compared within one."""
+        return self.model, self.dataset
+
+    @property
+    def unit(self) -> tuple[str, str, str, int]:
+        """All but the seed."""
+        return self.model, self.dataset, self.placement, self.r
+
+
+def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Record, ...]:
+    """Read the finished cells of a study.
+
+    Args:
+        folder: A study's folder, or one with the `cells.csv` (and `curves.csv`) of a report.
+        cells: Cells of a grid to take, by their content and under the grid's names; None takes all there are.
+
+    Returns:
+        Records, by data set, placement and seed, with the outcome `steps_to_loss` added.
+
+    Raises:
+        StoreError: If there are none, or two differ in their settings alone.
+    """
+    if (folder / CELLS).is_dir():
+        if cells is None:
+            paths = sorted(path for path in (folder / CELLS).iterdir() if path.suffix == "" and path.name[0] != ".")
+            records = [_from_folder(path) for path in paths]
+        else:
+            named = [(cell_folder(folder, cell_key(cell)), cell) for cell in cells]
+            records = [_from_folder(path, cell.names) for path, cell in named if path.is_dir()]
+    elif (folder / CELLS_CSV).is_file():
+        records = _from_csv(folder)
+    else:
+        raise StoreError(f"{str(folder)!r} holds no study: name the --output of foretune study")
+    if not records:
+        raise StoreError(f"study {str(folder)!r} holds no finished cell yet: run foretune study first")
+    seen: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        name = (*record.unit, record.seed)
+        if name in seen:
+            raise StoreError(
+                f"cells {seen[name].key} and {record.key} of {str(folder)!r} have the same names "
+                f"({' · '.join(map(str, name))}) and other settings: choose with --grid GRID.yaml"
+            )
+        seen[name] = record
+    ordered = sorted(
+        records, key=lambda record: (record.model, record.dataset, record.placement, record.r, record.seed)
+    )
+    return _with_steps_to_loss(ordered)
+
+
+def _from_folder(path: Path, names: Mapping[str, Any] | None = None) -> Record:
+    held = read_json(path / RESULT)
+    names = names or held["names"]
+    facts = {name: held["facts"][name] for name in FACTS}
+    return Record(
+        **{name: names[name] for name in NAMES},
+        key=held["key"],
+        quantities={quantity.name: held["quantities"].get(quantity.name) for quantity in QUANTITIES},
+        outcomes={name: held["outcomes"][name] for name in MEASURED},
+        facts=facts,
+        seconds={name: held["seconds"][name] for name in SECONDS},
+        steps=_read_steps(path / "tune" / "steps.csv"),
+    )
+
+
+def _read_steps(path: Path) -> tuple[Step, ...]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return tuple(_step(row) for row in csv.DictReader(file))
+    except OSError as error:
+        raise StoreError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+def _step(row: Mapping[str, str]) -> Step:
+    norm = row.get("grad_norm") or None
+    return Step(
+        int(row["step"]),
+        float(row["loss"]),
+        float(row.get("learning_rate") or "nan"),
+        None if norm is None else float(norm),
+        float(row.get("seconds") or "nan"),
+    )
+
+
+def _with_steps_to_loss(records: Sequence[Record]) -> tuple[Record, ...]:
+    targets = target_losses(records)
+    return tuple(
+        replace(record, outcomes={**record.outcomes, "steps_to_loss": _steps_to(record, targets.get(record.group))})
+        for record in records
+    )
+
+
+def _window(record: Record) -> int:
+    return max(1, record.steps[-1].step // 20)
+
+
+def _steps_to(record: Record, target: float | None) -> Value:
+    if target is None or not record.steps:
+        return None
+    reached = steps_to_reach(record.steps, target, window=_window(record))
+    return None if reached is None else float(reached)
+
+
+def target_losses(records: Sequence[Record]) -> dict[tuple[str, str], float]:
+    """Choose for each model and data set the training loss that all its runs reach.
+
+    The loss is the mean over the last twentieth of all steps; the target is the largest over the runs of the least
+    that each one reaches.
+
+    Args:
+        records: Cells.
+
+    Returns:
+        Target by group; groups with a run that reaches no finite loss are left out.
+    """
+    least: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records:
+        means = (
+            [mean for mean in running_mean(record.steps, window=_window(record)) if mean is not None]
+            if (record.steps)
+            else []
+        )
+        finite = [mean for mean in means if math.isfinite(mean)]
+        least[record.group].append(min(finite) if finite else math.nan)
+    return {group: max(values) for group, values in least.items() if not any(map(math.isnan, values))}
+
+
+def write_records(records: Sequence[Record], folder: Path) -> None:
+    """Write `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
+
+    Args:
+        records: Cells.
+        folder: Existing folder.
+    """
+    header = ["key", *NAMES, *(q.name for q in QUANTITIES), *MEASURED, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
+
+    def cells(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for record in records:
+                names = [record.model, record.dataset, record.placement, record.r, record.seed]
+                values = [record.quantities[quantity.name] for quantity in QUANTITIES]
+                values += [record.outcomes[name] for name in MEASURED]
+                values += [record.facts[name] for name in FACTS]
+                values += [record.seconds[name] for name in SECONDS]
+                writer.writerow([record.key, *names, *(_written(value) for value in values)])
+
+    def curves(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["key", "step", "loss"])
+            writer.writerows([record.key, step.step, f"{step.loss:.5g}"] for record in records for step in record.steps)
+
+    write_whole(folder / CELLS_CSV, cells)
+    write_whole(folder / CURVES_CSV, curves)
+
+
+def _written(value: Value) -> str:
+    return "" if value is None else repr(float(value)) if isinstance(value, float) else str(int(value))
+
+
+def _from_csv(folder: Path) -> list[Record]:
+    curves: dict[str, list[Step]] = defaultdict(list)
+    if (folder / CURVES_CSV).is_file():
+        with (folder / CURVES_CSV).open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                curves[row["key"]].append(_step(row))
+    try:
+        with (folder / CELLS_CSV).open(newline="", encoding="utf-8") as file:
+            return [_from_row(row, curves) for row in csv.DictReader(file)]
+    except (KeyError, ValueError) as error:
+        raise StoreError(f"{str(folder / CELLS_CSV)!r} is no table of cells: {error}") from error
+
+
+def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> Record:
+    def values(names: Iterable[str], prefix: str = "") -> dict[str, Value]:
+        held = {name: row[prefix + name] for name in names}
+        return {name: None if value == "" else float(value) for name, value in held.items()}
+
+    return Record(
+        row["key"],
+        row["model"],
+        row["dataset"],
+        row["placement"],
+        int(row["r"]),
+        int(row["seed"]),
+        quantities=values(quantity.name for quantity in QUANTITIES),
+        outcomes=values(MEASURED),
+        facts=values(FACTS),
+        seconds=values(SECONDS, "seconds_"),
+        steps=tuple(curves.get(row["key"], ())),
+    )

@@ -1,0 +1,71 @@
+"""Run the cells of a study that are not finished."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from foretune.config import EngineName
+from foretune.errors import StoreError
+from foretune.store import RESULT, check_writable, read_json
+from foretune.study.board import Board
+from foretune.study.engines import Job, engine
+from foretune.study.grid import Cell
+from foretune.study.keys import cell_key
+from foretune.study.work import cell_folder
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    store: Path,
+    *,
+    workers: int,
+    engine_name: EngineName,
+    log: Console,
+    only_plan: bool = False,
+) -> int:
+    """Do the cells that the store does not hold.
+
+    Args:
+        cells: The grid.
+        store: Folder of the results.
+        workers: Processes on this machine.
+        engine_name: Who does the cells.
+        log: Where progress goes.
+        only_plan: Whether to list the cells instead.
+
+    Returns:
+        Cells that failed.
+
+    Raises:
+        StoreError: If the disk refuses; finished cells are kept.
+        KeyboardInterrupt: With what became of the work.
+    """
+    do = engine(engine_name, workers)
+    check_writable(store)
+    with log.status("looking at data and weights"):
+        by_key = {cell_key(cell): cell for cell in cells}
+    jobs = [Job(cell, key, store) for key, cell in by_key.items() if not cell_folder(store, key).is_dir()]
+    done = len(by_key) - len(jobs)
+    log.print(f"{len(by_key)} cells, {done} of them finished", highlight=False)
+    if only_plan:
+        for key, cell in by_key.items():
+            state = "finished" if cell_folder(store, key).is_dir() else "to do"
+            log.print(Text(f"{key}  {state:8}  {' · '.join(map(str, cell.names.values()))}"), soft_wrap=True)
+        return 0
+    failed = 0
+    try:
+        with Board(log, list(by_key.values()), waiting=len(jobs), workers=workers) as board:
+            for report in do(jobs, board.news):
+                record = None if report.error else read_json(cell_folder(store, report.key) / RESULT)
+                board.finished(by_key[report.key], record, report.seconds, report.error)
+                failed += report.error is not None
+                done += report.error is None
+                if report.fatal:
+                    raise StoreError(f"{report.error}; {done} finished cells are kept")
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(
+            f"interrupted: {done} of {len(by_key)} cells are finished and kept, the same command goes on"
+        ) from interrupt
+    return failed

@@ -1,0 +1,113 @@
+"""`foretune tune`."""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, TuneConfig, TuneSettings
+
+
+def tune(
+    *,
+    model: Annotated[ModelConfig, Parameter(name="*", group=Group("Model"))],
+    data: Annotated[DataConfig, Parameter(name="*", group=Group("Data"))],
+    adapter: Annotated[AdapterConfig | None, Parameter(name="*", group=Group("Adapter"))] = None,
+    settings: Annotated[TuneSettings | None, Parameter(name="*", group=Group("Training"))] = None,
+    output: Annotated[Path | None, Parameter(group="Run")] = None,
+    config: Annotated[Path | None, Parameter(group="Run")] = None,
+    json: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Fine-tune one LoRA configuration for real: the one that `foretune score` scores with the same flags.
+
+    Example: foretune tune --config scored/config.yaml --epochs 5 --learning-rate 5e-3 --output tuned
+
+    The defaults are those of the paper. A run that was cut off goes on from its last epoch when the same command
+    is given again. Several GPUs: accelerate launch -m foretune tune …
+
+    Args:
+        model: Model.
+        data: Data set.
+        adapter: Adapter.
+        settings: How to train.
+        output: Folder for result.json, history.csv, steps.csv, config.yaml, loss.png and the adapter.
+        config: YAML file with any of these flags by name, or the config.yaml of a score; the command line wins.
+        json: Print result.json to stdout instead of the table.
+    """
+    tune_command(TuneConfig(model, data, adapter or AdapterConfig(), settings or TuneSettings()), output, as_json=json)
+
+
+def tune_command(config: TuneConfig, output: Path | None, *, as_json: bool) -> None:
+    """Load, plan, train, save and print one fine-tune.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        as_json: Whether to print JSON instead of the table.
+
+    Raises:
+        KeyboardInterrupt: With what became of the work.
+    """
+    from foretune.terminal import console, is_first_process, placement_in_words, progress
+
+    log = console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.data import load_task
+        from foretune.models import load_classifier
+        from foretune.placement import lora_config
+        from foretune.store import to_json
+        from foretune.tuning.course import describe_tune, prepare_tune
+        from foretune.tuning.fit import Hooks
+        from foretune.tuning.folder import claim, close_folder, open_folder, write_history
+        from foretune.tuning.outcome import run_tune
+        from foretune.tuning.report import print_tune, print_tune_plan
+
+        flags = config.to_dict()
+        goes_on = output is not None and claim(output, flags)
+        task = load_task(config.data)
+        classifier = load_classifier(
+            config.model.model,
+            label_names=task.label_names,
+            seed=config.settings.seed,
+            dtype=config.model.dtype,
+            device=config.model.device,
+            trust_remote_code=config.model.trust_remote_code,
+        )
+        plan = prepare_tune(
+            classifier, task, lora_config(classifier.model, config.adapter), config.settings, inplace=True
+        )
+    seconds_load = time.perf_counter() - start
+    print_tune_plan(log, describe_tune(plan), placement_in_words(config.adapter))
+    if goes_on:
+        log.print(f"going on with the run in {output}", style="yellow", highlight=False)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if output is None else output
+        if output is not None and is_first_process():
+            open_folder(output, flags)
+        update = stack.enter_context(progress(log, "steps", None))
+
+        def on_step(done: int, total: int, loss: float | None) -> None:
+            update(completed=done, total=total, note="" if loss is None else f"loss {loss:.4f}")
+
+        hooks = Hooks(on_step, None if output is None else lambda history: write_history(history, folder))
+        try:
+            result = run_tune(plan, folder, seconds_load=seconds_load, hooks=hooks)
+        except KeyboardInterrupt as error:
+            kept = "nothing was saved" if output is None else "the same command goes on from the last whole epoch"
+            raise KeyboardInterrupt(f"interrupted: {kept}") from error
+    if not result.is_main:
+        return
+    if output is None:
+        log.print("nothing saved: name a folder with --output", style="dim")
+    else:
+        close_folder(result, output)
+        log.print(f"saved to {output}", highlight=False)
+    content = result.to_dict()
+    if as_json:
+        print(to_json(content))  # noqa: T201  # the result itself goes to stdout
+    else:
+        print_tune(console(), content)
