@@ -258,7 +258,7 @@ def run(tokens: Sequence[str]) -> int:
     try:
         parsed = canonical(tokens)
         _use_config(parsed)
-        app(parsed, exit_on_error=False, print_error=False)
+        code = app(parsed, exit_on_error=False, print_error=False)
     except KeyboardInterrupt as interrupt:
         what = str(interrupt) or "interrupted: nothing was saved"
         console(stderr=True).print(what, style="red", markup=False, highlight=False, soft_wrap=True)
@@ -267,4 +267,4 @@ def run(tokens: Sequence[str]) -> int:
         message = " ".join(str(error).split())
         console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
-    return 0
+    return code if isinstance(code, int) else 0

@@ -20,7 +20,7 @@ def paper(
     settings: Annotated[PaperSettings | None, Parameter(name="*", group=Group("Experiment"))] = None,
     workers: Annotated[int, Parameter(group="Run")] = 1,
     engine: Annotated[EngineName, Parameter(group="Run")] = "local",
-) -> None:
+) -> int:
     """Make tables and figure of the paper again, beside the printed numbers.
 
     Example: foretune paper table1 --model ./MiniLM --data-dir ./data --max-train 1000 --output paper
@@ -35,8 +35,11 @@ def paper(
         workers: Processes on this machine.
         engine: `local`, or `ray` for a Ray cluster.
 
+    Returns:
+        Exit code: 1 if a cell failed by a fault of foretune or a library.
+
     Raises:
-        ConfigError: If no item is named, or cells failed.
+        ConfigError: If no item is named, or cells failed by wrong input.
     """
     if not items:
         raise ConfigError("name what to make: table1, table2, table3 or figure1")
@@ -56,10 +59,15 @@ def paper(
     store = output / "study"
     records: tuple[Record, ...] = ()
     if cells:
-        failed = run_cells(cells, store, workers=workers, engine_name=engine, log=log)
-        if failed:
-            raise ConfigError(f"{failed} of {len(cells)} cells failed, see above: the same command tries them again")
+        failures = run_cells(cells, store, workers=workers, engine_name=engine, log=log)
+        if failures.cells:
+            message = f"{failures.cells} of {len(cells)} cells failed, see above: the same command tries them again"
+            if not failures.faults:
+                raise ConfigError(message)
+            log.print(message, style="red")
+            return 1
         records = read_records(store, cells)
     for item in dict.fromkeys(items):
         make(item, experiment, records, output, console())
     log.print(f"saved to {output}", highlight=False)
+    return 0

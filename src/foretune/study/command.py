@@ -20,7 +20,7 @@ def run_study(
     workers: Annotated[int, Parameter(group="Run")] = 1,
     engine: Annotated[EngineName, Parameter(group="Run")] = "local",
     plan: Annotated[bool, Parameter(group="Run")] = False,
-) -> None:
+) -> int:
     """Score and fine-tune a grid of configurations; what is finished is kept, and the same command goes on.
 
     Example: foretune study grid.yaml --output study && foretune study report study
@@ -32,20 +32,30 @@ def run_study(
         engine: `local`, or `ray` for a Ray cluster whose machines share the folder.
         plan: Only list the cells and which of them are finished.
 
+    Returns:
+        Exit code: 1 if a cell failed by a fault of foretune or a library.
+
     Raises:
-        ConfigError: If cells failed; the others are finished.
+        ConfigError: If cells failed by wrong input; the others are finished.
     """
     from foretune.study.grid import read_grid
-    from foretune.study.runs import run_cells
+    from foretune.study.runs import list_cells, run_cells
     from foretune.terminal import console
 
     cells = read_grid(grid)
     log = console(stderr=True)
-    failed = run_cells(cells, output, workers=workers, engine_name=engine, log=log, only_plan=plan)
-    if failed:
-        raise ConfigError(f"{failed} of {len(cells)} cells failed, see above: the same command tries them again")
-    if not plan:
-        log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {output}", highlight=False)
+    if plan:
+        list_cells(cells, output).show(console())
+        return 0
+    failures = run_cells(cells, output, workers=workers, engine_name=engine, log=log)
+    if failures.cells:
+        message = f"{failures.cells} of {len(cells)} cells failed, see above: the same command tries them again"
+        if not failures.faults:
+            raise ConfigError(message)
+        log.print(message, style="red")
+        return 1
+    log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {output}", highlight=False)
+    return 0
 
 
 @study.command(name="report")

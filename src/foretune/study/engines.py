@@ -3,12 +3,15 @@
 import contextlib
 import os
 import signal
+import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
@@ -42,12 +45,14 @@ class Report:
         seconds: Time that it took.
         error: What went wrong, in one line; None if nothing did.
         fatal: Whether the next job will fail the same way, as on a full disk.
+        fault: Whether it was no input that foretune refuses, but a fault of foretune or a library.
     """
 
     key: str
     seconds: float
     error: str | None = None
     fatal: bool = False
+    fault: bool = False
 
 
 class Engine(Protocol):
@@ -77,7 +82,7 @@ def do(job: Job, on_news: OnNews | None = None) -> Report:
         How it ended.
     """
     start = time.perf_counter()
-    error, fatal = None, False
+    error, fatal, fault = None, False, False
     try:
         work(job.cell, job.key, job.store, on_news=on_news)
     except StoreError as failure:
@@ -85,9 +90,17 @@ def do(job: Job, on_news: OnNews | None = None) -> Report:
     except ForetuneError as failure:
         error = str(failure)
     except Exception as failure:  # a fault in one cell must not take the others with it
-        error = f"{type(failure).__name__}: {failure}"
+        error, fault = f"{type(failure).__name__}: {failure}; see {_write_traceback(job)}", True
     message = None if error is None else " ".join(error.split())
-    return Report(job.key, time.perf_counter() - start, message, fatal)
+    return Report(job.key, time.perf_counter() - start, message, fatal, fault)
+
+
+def _write_traceback(job: Job) -> Path:
+    path = job.store / "failed" / f"{job.key}.txt"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    return path
 
 
 def serial(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
@@ -149,6 +162,15 @@ def _start_worker(threads: int) -> None:
 
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its workers, and they would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def on_ray(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:

@@ -21,6 +21,7 @@ MEASURED = ("train_loss", "train_loss_eval_mode", "eval_loss", "accuracy", "matt
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
 SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate")
 CELLS_CSV, CURVES_CSV = "cells.csv", "curves.csv"
+DIGITS = 6  # of a loss in curves.csv, and everywhere, so that a report from it is the same
 Value = float | None
 
 
@@ -133,7 +134,7 @@ def _step(row: Mapping[str, str]) -> Step:
     norm = row.get("grad_norm") or None
     return Step(
         int(row["step"]),
-        float(row["loss"]),
+        float(f"{float(row['loss']):.{DIGITS}g}"),
         float(row.get("learning_rate") or "nan"),
         None if norm is None else float(norm),
         float(row.get("seconds") or "nan"),
@@ -208,14 +209,18 @@ def write_records(records: Sequence[Record], folder: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["key", "step", "loss"])
-            writer.writerows([record.key, step.step, f"{step.loss:.5g}"] for record in records for step in record.steps)
+            writer.writerows(
+                [record.key, step.step, f"{step.loss:.{DIGITS}g}"] for record in records for step in record.steps
+            )
 
     write_whole(folder / CELLS_CSV, cells)
     write_whole(folder / CURVES_CSV, curves)
 
 
 def _written(value: Value) -> str:
-    return "" if value is None else repr(float(value)) if isinstance(value, float) else str(int(value))
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(value)
 
 
 def _from_csv(folder: Path) -> list[Record]:

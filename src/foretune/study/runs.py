@@ -1,10 +1,10 @@
 """Run the cells of a study that are not finished."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
 from foretune.config import EngineName
 from foretune.errors import StoreError
@@ -13,7 +13,21 @@ from foretune.study.board import Board
 from foretune.study.engines import Job, engine
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
+from foretune.study.tables import Table
 from foretune.study.work import cell_folder
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What went wrong in a run.
+
+    Attributes:
+        cells: Cells that failed.
+        faults: Those among them that are no wrong input, but a fault of foretune or a library.
+    """
+
+    cells: int
+    faults: int
 
 
 def run_cells(
@@ -23,8 +37,7 @@ def run_cells(
     workers: int,
     engine_name: EngineName,
     log: Console,
-    only_plan: bool = False,
-) -> int:
+) -> Failures:
     """Do the cells that the store does not hold.
 
     Args:
@@ -33,10 +46,9 @@ def run_cells(
         workers: Processes on this machine.
         engine_name: Who does the cells.
         log: Where progress goes.
-        only_plan: Whether to list the cells instead.
 
     Returns:
-        Cells that failed.
+        How many cells failed.
 
     Raises:
         StoreError: If the disk refuses; finished cells are kept.
@@ -49,18 +61,14 @@ def run_cells(
     jobs = [Job(cell, key, store) for key, cell in by_key.items() if not cell_folder(store, key).is_dir()]
     done = len(by_key) - len(jobs)
     log.print(f"{len(by_key)} cells, {done} of them finished", highlight=False)
-    if only_plan:
-        for key, cell in by_key.items():
-            state = "finished" if cell_folder(store, key).is_dir() else "to do"
-            log.print(Text(f"{key}  {state:8}  {' · '.join(map(str, cell.names.values()))}"), soft_wrap=True)
-        return 0
-    failed = 0
+    failed = faults = 0
     try:
         with Board(log, list(by_key.values()), waiting=len(jobs), workers=workers) as board:
             for report in do(jobs, board.news):
                 record = None if report.error else read_json(cell_folder(store, report.key) / RESULT)
                 board.finished(by_key[report.key], record, report.seconds, report.error)
                 failed += report.error is not None
+                faults += report.fault
                 done += report.error is None
                 if report.fatal:
                     raise StoreError(f"{report.error}; {done} finished cells are kept")
@@ -68,4 +76,24 @@ def run_cells(
         raise KeyboardInterrupt(
             f"interrupted: {done} of {len(by_key)} cells are finished and kept, the same command goes on"
         ) from interrupt
-    return failed
+    return Failures(failed, faults)
+
+
+def list_cells(cells: Sequence[Cell], store: Path) -> Table:
+    """List the cells of a grid and which of them are finished.
+
+    Args:
+        cells: The grid.
+        store: Folder of the results; need not exist.
+
+    Returns:
+        A table with a row for each cell.
+    """
+    rows = []
+    for cell in cells:
+        key = cell_key(cell)
+        state = "finished" if cell_folder(store, key).is_dir() else "to do"
+        rows.append((key, *map(str, cell.names.values()), state))
+    done = sum(row[-1] == "finished" for row in rows)
+    header = ("key", "model", "data set", "placement", "r", "seed", "state")
+    return Table(f"{len(rows)} cells, {done} of them finished.", header, tuple(rows), right_from=len(header))

@@ -15,7 +15,6 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Coefficient = Callable[[Array, Array], Array]
 Scope = Literal["all", "across", "within"]
-PERMUTATIONS = 999
 SCOPES: tuple[Scope, ...] = ("all", "across", "within")
 
 
@@ -196,12 +195,12 @@ def _resample(cells: _Sorted, rng: np.random.Generator) -> _Sorted:
 
 
 def correlate(
-    x: Array, y: Array, layers: Layers, *, resamples: int = 2000, seed: int = 0
+    x: Array, y: Array, layers: Layers, *, resamples: int = 2000, permutations: int = 999, seed: int = 0
 ) -> dict[tuple[str, Scope], Correlation]:
     """Correlate quantities with outcomes in each scope, with 95% percentile intervals of a hierarchical bootstrap.
 
     Groups, then units, then cells are drawn with replacement, the same draws for all quantities. With few groups such
-    intervals are rather too narrow than too wide. p is the share of 999 permutations and the given order whose
+    intervals are rather too narrow than too wide. p is the share of the permutations and the given order whose
     coefficient is at least as far from 0; outcomes are permuted over the cells (all), over the groups (across), over
     the units of each group (within).
 
@@ -209,8 +208,9 @@ def correlate(
         x: n × a quantities, finite.
         y: n × b outcomes, finite.
         layers: How the n cells are nested.
-        resamples: Draws.
-        seed: Seed of the draws.
+        resamples: Draws of the bootstrap.
+        permutations: Permutations of the test.
+        seed: Seed of both.
 
     Returns:
         A correlation for each coefficient (`spearman`, `kendall`, `pearson`) and scope.
@@ -220,7 +220,7 @@ def correlate(
     cells = _sort(layers)
     given = _blocks(x, y, cells)
     drawn = [_blocks(x, y, _resample(cells, rng)) for _ in range(resamples)]
-    permuted = [_permute(given, rng) for _ in range(PERMUTATIONS)]
+    permuted = [_permute(given, rng) for _ in range(permutations)]
     result = {}
     for name, coefficient in COEFFICIENTS.items():
         for scope in SCOPES:
@@ -231,7 +231,7 @@ def correlate(
             p = np.ones(shape)
             for blocks in permuted:
                 p += np.abs(_over(blocks[scope], coefficient, shape)) >= np.abs(estimate) - 1e-9
-            p = np.where(undefined, np.nan, p / (PERMUTATIONS + 1))
+            p = np.where(undefined, np.nan, p / (permutations + 1))
             result[name, scope] = Correlation(estimate, low, high, p, _points(given[scope], shape))
     return result
 

@@ -121,11 +121,11 @@ class Table:
             table.add_column(name, justify="left" if i < self.right_from else "right")
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
-        # a file or a pipe takes lines of any length
-        width = (
-            None if console.is_terminal else Measurement.get(console, console.options.update(width=1000), table).maximum
-        )
-        console.print(table, width=width, crop=False)
+        if console.is_terminal:
+            console.print(table)
+        else:  # a file or a pipe takes lines of any length
+            wide = Console(file=console.file, width=1000, quiet=console.quiet)
+            wide.print(table, width=Measurement.get(wide, wide.options, table).maximum)
         console.print(Text(self.caption, style="dim"))
 
 
