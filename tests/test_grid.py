@@ -115,6 +115,12 @@ def test_a_key_is_content_not_place(real, tmp_path):
     assert cell_key(moved) == key
 
 
+def test_one_key_for_8_and_8_point_0(real):
+    whole = dataclasses.replace(real, adapter=dataclasses.replace(real.adapter, alpha=8))
+    point = dataclasses.replace(real, adapter=dataclasses.replace(real.adapter, alpha=8.0))
+    assert cell_key(whole) == cell_key(point)
+
+
 @pytest.mark.parametrize("group", ["model", "adapter", "score", "train"])
 def test_every_setting_makes_a_new_cell(real, group):
     key = cell_key(real)

@@ -217,7 +217,7 @@ def test_one_bad_cell_does_not_stop_the_others(place, tmp_path, capsys):
     assert run(["study", bad, "--output", str(tmp_path / "store")]) == 2
     message = capsys.readouterr().err
     assert "matches nothing" in message
-    assert "1 of 2 cells failed" in message
+    assert "1 cells failed" in message
     assert len(read_records(tmp_path / "store")) == 1
 
 
@@ -263,6 +263,7 @@ def test_ray_gives_the_same_table(undisturbed, place, grid, tmp_path, monkeypatc
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default, which starves beside other tests
     ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
     try:
         assert run(["study", grid, "--output", str(tmp_path / "store"), "--engine", "ray"]) == 0

@@ -26,7 +26,7 @@ from foretune.placement import lora_config, place
 from foretune.sampling import draw
 from foretune.terminal import console
 from foretune.tuning.course import prepare_tune, trainable
-from foretune.tuning.fit import CHECKPOINTS, Hooks, fit
+from foretune.tuning.fit import Hooks, fit
 from foretune.tuning.folder import claim, open_folder
 from foretune.tuning.outcome import run_tune, tune
 from foretune.tuning.report import print_tune
@@ -191,7 +191,7 @@ def test_half_a_checkpoint_is_thrown_away(model, dataset, tmp_path, undisturbed)
 
     with pytest.raises(Stop):
         fit(plan_of(model, dataset), tmp_path, hooks=Hooks(on_step=cut))
-    half = tmp_path / CHECKPOINTS / "checkpoint-16"
+    half = tmp_path / "checkpoint-16"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"half")
     (half / "trainer_state.json").write_text('{"global_step": 16, "log_hist', encoding="utf-8")
@@ -369,10 +369,11 @@ def test_trackers_and_devices_that_are_not_there(model, dataset, tmp_path, monke
     assert resolve_device("auto") == torch.device("cuda", 2)
 
 
-def test_tensorboard(model, dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    fit(plan_of(model, dataset, dataclasses.replace(SETTINGS, epochs=1, report_to=("tensorboard",))), tmp_path)
-    assert list((tmp_path / "board").glob("events.*"))
+def test_tensorboard_stays_in_the_run_folder(model, dataset, tmp_path):
+    tokens = ["tune", "--model", model, "--dataset", dataset, "--epochs", "1", "--report-to", "tensorboard"]
+    assert run([*tokens, "--output", str(tmp_path / "run")]) == 0
+    assert list((tmp_path / "run" / "runs").rglob("events.*"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 def test_without_training_rows_in_eval_mode(model, dataset, tmp_path):

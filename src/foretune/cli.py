@@ -148,7 +148,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
-        from foretune.models import load_classifier
+        from foretune.models import load_model
         from foretune.placement import lora_config
         from foretune.plan import describe, prepare
         from foretune.report import print_plan, print_result
@@ -156,14 +156,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
         from foretune.scores import run as run_plan
 
         task = load_task(config.data)
-        classifier = load_classifier(
-            config.model.model,
-            label_names=task.label_names,
-            seed=config.settings.seed,
-            dtype=config.model.dtype,
-            device=config.model.device,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        classifier = load_model(config.model, task.label_names, config.settings.seed)
         lora = lora_config(classifier.model, config.adapter)
         plan = prepare(classifier, task, lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start

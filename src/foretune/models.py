@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from foretune.config import Dtype
+from foretune.config import Dtype, ModelConfig
 from foretune.errors import ModelError
 from foretune.tangent import Batch
 
@@ -159,6 +159,27 @@ def load_classifier(
     check_finite(model)
     _set_padding(model, tokenizer)
     return Classifier(source, model, tokenizer, f"seed {seed}" if new else "checkpoint")
+
+
+def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Classifier:
+    """Load the model that the settings name, as `load_classifier` does.
+
+    Args:
+        config: Which model, where and how precise.
+        label_names: Names of the C classes.
+        seed: Seed of a new head.
+
+    Returns:
+        Model in eval mode on the device, and its tokenizer.
+    """
+    return load_classifier(
+        config.model,
+        label_names=label_names,
+        seed=seed,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -88,6 +88,31 @@ def _encode_rows(split: TextSplit, rows: NDArray[np.int64], classifier: Classifi
     return encode(texts, pairs, classifier, max_length=max_length)
 
 
+def place_for(
+    task: Task, classifier: Classifier, config: LoraConfig | None, *, seed: int, inplace: bool = False
+) -> PeftModel:
+    """Put the adapters on a model that fits the task.
+
+    Args:
+        task: Data.
+        classifier: Model.
+        config: peft's configuration; None if the model is a peft model already.
+        seed: Seed of the random A.
+        inplace: Whether the adapters may go into the classifier's own model instead of a copy.
+
+    Returns:
+        The peft model.
+
+    Raises:
+        ConfigError: If the model's outputs and the task's classes differ in number.
+    """
+    n_classes = int(classifier.model.config.num_labels)
+    if n_classes != task.n_classes:
+        raise ConfigError(f"the model has {n_classes} outputs, the data set {task.n_classes} classes: set num_labels")
+    placed: PeftModel = classifier.model
+    return placed if config is None else place(classifier.model, config, seed=seed, inplace=inplace)
+
+
 def prepare(
     classifier: Classifier,
     task: Task,
@@ -109,16 +134,10 @@ def prepare(
         The plan.
 
     Raises:
-        ConfigError: If the model's outputs and the task's classes differ in number, or the head is asked
-            for and does not train.
+        ConfigError: If the head is asked for and does not train.
     """
-    n_classes = int(classifier.model.config.num_labels)
-    if n_classes != task.n_classes:
-        raise ConfigError(f"the model has {n_classes} outputs, the data set {task.n_classes} classes: set num_labels")
-    reduction = output_reduction(settings.reduction, n_classes)
-    placed = (
-        classifier.model if config is None else place(classifier.model, config, seed=settings.seed, inplace=inplace)
-    )
+    placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
+    reduction = output_reduction(settings.reduction, task.n_classes)
     adapted = read_adapters(placed, draws=settings.draws, seed=settings.seed)
     if settings.ntk_params == "adapter+head" and not adapted.head:
         raise ConfigError("ntk_params = 'adapter+head', but no head of linear modules trains: use task_type='SEQ_CLS'")

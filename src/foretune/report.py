@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foretune.terminal import print_facts
+
 _GIB = 2.0**30
 
 
@@ -41,12 +43,7 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
             f"features {memory['features'] / _GIB:.2f}, activations up to {memory['activations'] / _GIB:.2f}",
         ),
     ]
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, Text(value))
-    console.print(grid)
+    print_facts(console, rows)
     if data["duplicates"]:
         console.print(f"note: {data['duplicates']} of the samples repeat another's tokens: λ_min is 0", style="yellow")
 

@@ -47,6 +47,21 @@ def check_writable(folder: Path) -> None:
         raise StoreError(f"output folder {str(folder)!r} cannot be created: {str(parent)!r} is not writable")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Args:
+        folder: Folder.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+
+
 def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
     """Write the files of a run into a temporary folder beside it, then rename it: a crash leaves no half run.
 

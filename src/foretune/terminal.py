@@ -1,12 +1,14 @@
 """The terminal: one console for results, one for everything else, and a progress bar."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from foretune.config import AdapterConfig
 
@@ -60,6 +62,21 @@ def progress(log: Console, title: str, total: int | None) -> Iterator[Any]:
             bar.update(task, advance=advance or None, completed=completed, total=total, note=note)
 
         yield update
+
+
+def print_facts(log: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Print facts, one in a line.
+
+    Args:
+        log: Where to.
+        rows: Name and value; an empty name goes on with the fact above.
+    """
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    log.print(grid)
 
 
 def placement_in_words(adapter: AdapterConfig) -> str:

@@ -39,7 +39,7 @@ def paper(
         Exit code: 1 if a cell failed by a fault of foretune or a library.
 
     Raises:
-        ConfigError: If no item is named, or cells failed by wrong input.
+        ConfigError: If no item is named.
     """
     if not items:
         raise ConfigError("name what to make: table1, table2, table3 or figure1")
@@ -59,13 +59,9 @@ def paper(
     store = output / "study"
     records: tuple[Record, ...] = ()
     if cells:
-        failures = run_cells(cells, store, workers=workers, engine_name=engine, log=log)
-        if failures.cells:
-            message = f"{failures.cells} of {len(cells)} cells failed, see above: the same command tries them again"
-            if not failures.faults:
-                raise ConfigError(message)
-            log.print(message, style="red")
-            return 1
+        code = run_cells(cells, store, workers=workers, engine_name=engine, log=log).settle(log)
+        if code:
+            return code
         records = read_records(store, cells)
     for item in dict.fromkeys(items):
         make(item, experiment, records, output, console())

@@ -91,7 +91,7 @@ def plan_experiment(settings: PaperSettings) -> Experiment:
             train[name] = getattr(settings, name)
     cells = expand(
         {
-            "models": [{"model": model, "device": settings.device}],
+            "models": [{"model": model, "name": _short(model), "device": settings.device}],
             "datasets": datasets,
             "placements": [{**entry, "alpha": content["adapter"]["alpha"]} for entry in placements],
             "ranks": [content["adapter"]["r"]],
@@ -107,6 +107,12 @@ def plan_experiment(settings: PaperSettings) -> Experiment:
         model,
         tuple(_differences(settings, content, placements, n_layers)),
     )
+
+
+def _short(model: str) -> str:
+    """Last two parts of a folder: the last is often no more than `model`."""
+    path = Path(model).expanduser()
+    return "/".join(path.absolute().parts[-2:]) if path.is_dir() else model
 
 
 def _module_names(model: str) -> tuple[str, ...]:
@@ -157,8 +163,7 @@ def _differences(
 ) -> list[str]:
     said = []
     if settings.model is not None and settings.model != content["model"]:
-        name = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
-        said.append(f"model {name} instead of {content['model']}")
+        said.append(f"model {_short(settings.model)} instead of {content['model']}")
     if n_layers != 12:
         middle = next(entry["layers"] for entry in placements if len(entry["layers"]) == 3)
         said.append(f"{n_layers} layers, so {{{','.join(map(str, middle))}}} for {{0,5,11}}")

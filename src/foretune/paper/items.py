@@ -6,12 +6,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from foretune.errors import StoreError
 from foretune.paper.claims import check_claims
 from foretune.paper.experiment import Experiment
 from foretune.paper.figure import caption, figure1
 from foretune.paper.tables import KEYS_ONLY, table1, table2, table3
-from foretune.store import write_text
+from foretune.store import make_folder, write_text
 from foretune.study.grid import Cell
 from foretune.study.plots import save_figure
 from foretune.study.records import Record, write_records
@@ -43,14 +42,8 @@ def make(item: str, experiment: Experiment, records: Sequence[Record], folder: P
         records: Its cells.
         folder: Folder for the files.
         screen: Where to print.
-
-    Raises:
-        StoreError: If the disk refuses.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
+    make_folder(folder)
     if records:
         write_records(records, folder)
     if item == "figure1":

@@ -34,9 +34,6 @@ def run_study(
 
     Returns:
         Exit code: 1 if a cell failed by a fault of foretune or a library.
-
-    Raises:
-        ConfigError: If cells failed by wrong input; the others are finished.
     """
     from foretune.study.grid import read_grid
     from foretune.study.runs import list_cells, run_cells
@@ -47,13 +44,9 @@ def run_study(
     if plan:
         list_cells(cells, output).show(console())
         return 0
-    failures = run_cells(cells, output, workers=workers, engine_name=engine, log=log)
-    if failures.cells:
-        message = f"{failures.cells} of {len(cells)} cells failed, see above: the same command tries them again"
-        if not failures.faults:
-            raise ConfigError(message)
-        log.print(message, style="red")
-        return 1
+    code = run_cells(cells, output, workers=workers, engine_name=engine, log=log).settle(log)
+    if code:
+        return code
     log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {output}", highlight=False)
     return 0
 

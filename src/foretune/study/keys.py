@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
@@ -32,12 +33,19 @@ def cell_key(cell: Cell) -> str:
     """
     settings = {
         group: {
-            name: value for name, value in dataclasses.asdict(getattr(cell, group)).items() if name not in _ELSEWHERE
+            name: _plain(value)
+            for name, value in dataclasses.asdict(getattr(cell, group)).items()
+            if name not in _ELSEWHERE
         }
         for group in ("model", "adapter", "score", "train")
     }
     content = {"schema": SCHEMA, **settings, "data": _data(cell.data), "weights": _weights(cell.model.model)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _plain(value: Any) -> Any:
+    """One spelling for 8 and 8.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @cache

@@ -1,13 +1,13 @@
 """Run the cells of a study that are not finished."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from foretune.config import EngineName
-from foretune.errors import StoreError
+from foretune.errors import ConfigError, StoreError
 from foretune.store import RESULT, check_writable, read_json
 from foretune.study.board import Board
 from foretune.study.engines import Job, engine
@@ -28,6 +28,26 @@ class Failures:
 
     cells: int
     faults: int
+
+    def settle(self, log: Console) -> int:
+        """Say it and choose the exit code.
+
+        Args:
+            log: Where to.
+
+        Returns:
+            0 if nothing went wrong, 1 after a fault.
+
+        Raises:
+            ConfigError: If cells failed by wrong input alone.
+        """
+        if not self.cells:
+            return 0
+        message = f"{self.cells} cells failed, see above: the same command tries them again"
+        if not self.faults:
+            raise ConfigError(message)
+        log.print(message, style="red")
+        return 1
 
 
 def run_cells(
@@ -56,8 +76,9 @@ def run_cells(
     """
     do = engine(engine_name, workers)
     check_writable(store)
+    store = store.absolute()  # workers may have another working directory
     with log.status("looking at data and weights"):
-        by_key = {cell_key(cell): cell for cell in cells}
+        by_key = {cell_key(cell): _absolute(cell) for cell in cells}
     jobs = [Job(cell, key, store) for key, cell in by_key.items() if not cell_folder(store, key).is_dir()]
     done = len(by_key) - len(jobs)
     log.print(f"{len(by_key)} cells, {done} of them finished", highlight=False)
@@ -77,6 +98,15 @@ def run_cells(
             f"interrupted: {done} of {len(by_key)} cells are finished and kept, the same command goes on"
         ) from interrupt
     return Failures(failed, faults)
+
+
+def _absolute(cell: Cell) -> Cell:
+    def path(source: str) -> str:
+        local = Path(source).expanduser()
+        return str(local.absolute()) if local.exists() else source
+
+    model = replace(cell.model, model=path(cell.model.model))
+    return replace(cell, model=model, data=replace(cell.data, dataset=path(cell.data.dataset)))
 
 
 def list_cells(cells: Sequence[Cell], store: Path) -> Table:

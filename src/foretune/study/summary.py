@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from foretune.errors import StoreError
-from foretune.store import write_whole
+from foretune.store import make_folder, write_whole
 from foretune.study.choices import Choice, regrets
 from foretune.study.plots import save_figure, scatter_figure
 from foretune.study.quantities import OUTCOMES, QUANTITIES, Outcome, Quantity
@@ -347,14 +347,8 @@ def save_report(report: StudyReport, folder: Path) -> list[Path]:
 
     Returns:
         The files.
-
-    Raises:
-        StoreError: If the disk refuses.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write the report to {str(folder)!r}: {error.strerror or error}") from error
+    make_folder(folder)
     write_records(report.records, folder)
     paths = [folder / "cells.csv", folder / "curves.csv"]
     for coefficient in COEFFICIENTS:

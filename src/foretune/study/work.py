@@ -12,7 +12,7 @@ from filelock import FileLock
 from foretune.config import ScoreConfig, TuneConfig
 from foretune.data import load_task
 from foretune.errors import StoreError
-from foretune.models import load_classifier
+from foretune.models import load_model
 from foretune.placement import lora_config
 from foretune.plan import prepare
 from foretune.save import save_score
@@ -77,14 +77,7 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
     start = time.perf_counter()
     task = load_task(cell.data)
     score_folder, tune_folder = part / "score", part / "tune"
-    classifier = load_classifier(
-        cell.model.model,
-        label_names=task.label_names,
-        seed=cell.score.seed,
-        dtype=cell.model.dtype,
-        device=cell.model.device,
-        trust_remote_code=cell.model.trust_remote_code,
-    )
+    classifier = load_model(cell.model, task.label_names, cell.score.seed)
     seconds_load = time.perf_counter() - start
     lora = lora_config(classifier.model, cell.adapter)
     if not (score_folder / RESULT).exists():

@@ -57,7 +57,7 @@ def tune_command(config: TuneConfig, output: Path | None, *, as_json: bool) -> N
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
-        from foretune.models import load_classifier
+        from foretune.models import load_model
         from foretune.placement import lora_config
         from foretune.store import to_json
         from foretune.tuning.course import describe_tune, prepare_tune
@@ -69,14 +69,7 @@ def tune_command(config: TuneConfig, output: Path | None, *, as_json: bool) -> N
         flags = config.to_dict()
         goes_on = output is not None and claim(output, flags)
         task = load_task(config.data)
-        classifier = load_classifier(
-            config.model.model,
-            label_names=task.label_names,
-            seed=config.settings.seed,
-            dtype=config.model.dtype,
-            device=config.model.device,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        classifier = load_model(config.model, task.label_names, config.settings.seed)
         plan = prepare_tune(
             classifier, task, lora_config(classifier.model, config.adapter), config.settings, inplace=True
         )

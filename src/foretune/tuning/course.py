@@ -11,9 +11,10 @@ from peft import LoraConfig, PeftModel
 
 from foretune.config import TuneSettings
 from foretune.data import Task, TextSplit
-from foretune.errors import ConfigError, DataError
+from foretune.errors import DataError
 from foretune.models import Classifier, Encoded, encode
-from foretune.placement import is_base, place, read_adapters
+from foretune.placement import is_base, read_adapters
+from foretune.plan import place_for
 from foretune.sampling import draw_indices
 from foretune.sites import Site
 
@@ -109,15 +110,9 @@ def prepare_tune(
         The plan.
 
     Raises:
-        ConfigError: If the model's outputs and the task's classes differ in number.
         DataError: If the training split is too small to hold rows out of it.
     """
-    n_classes = int(classifier.model.config.num_labels)
-    if n_classes != task.n_classes:
-        raise ConfigError(f"the model has {n_classes} outputs, the data set {task.n_classes} classes: set num_labels")
-    placed = (
-        classifier.model if config is None else place(classifier.model, config, seed=settings.seed, inplace=inplace)
-    )
+    placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
     n_rows = len(task.train.labels)
     if task.evaluation is None:

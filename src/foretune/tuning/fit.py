@@ -29,7 +29,7 @@ from foretune.tuning.course import TunePlan
 from foretune.tuning.curves import History, read_log
 
 RECORDS_PER_EPOCH = 50
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS = "checkpoint-*"  # as the Trainer calls them
 OnStep = Callable[[int, int, float | None], None]
 OnRecord = Callable[[History], None]
 
@@ -95,7 +95,7 @@ def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
     """Train adapter and head with AdamW on cross-entropy; go on from the last whole checkpoint if there is one.
 
     The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. The model is
-    evaluated before training and after each epoch, and a checkpoint is kept in `folder/checkpoints`.
+    evaluated before training and after each epoch, and the last checkpoint is kept in the folder.
 
     Args:
         plan: From `prepare_tune`; its model is trained in place.
@@ -108,9 +108,8 @@ def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
     Raises:
         ConfigError: If bfloat16, a tracker or a GPU other than the first is asked for and cannot be had.
     """
-    checkpoints = folder / CHECKPOINTS
-    arguments = _arguments(plan, checkpoints)
-    last = _last_checkpoint(checkpoints, clean=arguments.process_index == 0)
+    arguments = _arguments(plan, folder)
+    last = _last_checkpoint(folder, clean=arguments.process_index == 0)
     arguments.eval_on_start = last is None  # on resuming, the log has it already
     steps_per_epoch = plan.steps_per_epoch(arguments.world_size)
     arguments.logging_steps = max(1, steps_per_epoch // RECORDS_PER_EPOCH)
@@ -156,11 +155,11 @@ def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trai
     return trainer
 
 
-def _arguments(plan: TunePlan, checkpoints: Path) -> TrainingArguments:
+def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
     settings = plan.settings
     try:
         arguments = TrainingArguments(
-            output_dir=str(checkpoints),
+            output_dir=str(folder),
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.train_batch_size,
@@ -205,10 +204,10 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
     }
 
 
-def _last_checkpoint(checkpoints: Path, *, clean: bool) -> Path | None:
+def _last_checkpoint(folder: Path, *, clean: bool) -> Path | None:
     """The last checkpoint that was written to its end: the Trainer writes its own state last."""
     whole: list[tuple[int, Path]] = []
-    for path in checkpoints.glob("checkpoint-*"):
+    for path in folder.glob(CHECKPOINTS):
         try:
             state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
             whole.append((int(state["global_step"]), path))

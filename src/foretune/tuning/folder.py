@@ -11,7 +11,7 @@ import yaml
 
 from foretune.errors import StoreError
 from foretune.provenance import versions
-from foretune.store import RESULT, check_free, write_json, write_text, write_whole
+from foretune.store import RESULT, check_free, make_folder, write_json, write_text, write_whole
 from foretune.tuning.curves import Epoch, History, Step
 from foretune.tuning.figure import loss_figure
 from foretune.tuning.fit import CHECKPOINTS
@@ -56,19 +56,13 @@ def open_folder(folder: Path, flags: dict[str, Any]) -> None:
     Args:
         folder: Folder, claimed.
         flags: Settings of the run.
-
-    Raises:
-        StoreError: If the disk refuses.
     """
     config = folder / CONFIG
     if config.exists():
         return
     header = f"# foretune {versions()['foretune']}. Replay: foretune tune --config config.yaml --output NEW_FOLDER\n"
     text = header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write the run to {str(folder)!r}: {error.strerror or error}") from error
+    make_folder(folder)
     write_text(config, text)
 
 
@@ -108,7 +102,8 @@ def close_folder(result: TuneResult, folder: Path) -> None:
     title = f"{content['dataset']}: accuracy {last.eval_accuracy:.1%}, eval loss {last.eval_loss:.4f}"
     write_whole(folder / "loss.png", lambda path: loss_figure(result.history, title, path))
     write_whole(folder / RESULT, lambda path: write_json(path, content))
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    for checkpoint in folder.glob(CHECKPOINTS):
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _write_csv(path: Path, kind: type[Step] | type[Epoch], records: Sequence[Step] | Sequence[Epoch]) -> None:

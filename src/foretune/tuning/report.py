@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foretune.terminal import print_facts
+
 
 def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
     """Say what was understood before the work starts.
@@ -30,12 +32,7 @@ def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> 
         ("adapter", f"{placement}; {len(counts['modules'])} modules, {counts['trainable_parameters']:,} parameters"),
         ("head", f"trains too, {counts['head_parameters']:,} parameters (from {facts['head_source']})"),
     ]
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, Text(value))
-    console.print(grid)
+    print_facts(console, rows)
 
 
 def print_tune(console: Console, result: dict[str, Any]) -> None:
@@ -69,8 +66,8 @@ def print_tune(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     if result["diverged"]:
         console.print("• The training diverged: losses are not finite. Lower the learning rate.", style="red")
-    elif result["best_epoch"] < result["epochs"][-1]["epoch"]:
-        best = result["epochs"][result["best_epoch"]]
+    best = result["epochs"][result["best_epoch"]]
+    if best["eval_accuracy"] > result["final"]["eval_accuracy"]:
         console.print(
             f"• Accuracy was best after epoch {best['epoch']} ({best['eval_accuracy']:.1%}); the adapter saved is that "
             "of the last epoch.",
