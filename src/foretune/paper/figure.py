@@ -50,7 +50,7 @@ def _curves(axes: Axes, experiment: Experiment, records: Sequence[Record], place
             means = [float("nan") if m is None else m for m in running_mean(record.steps, window=window)]
             axes.plot([step.step for step in record.steps], means, color=COLOURS[index], label=label, linewidth=1.2)
             label = "_nolegend_"
-    axes.set(xlabel="step", ylabel="train loss, mean of a twentieth of the steps", xscale="log")
+    axes.set(xlabel="step", ylabel="train loss, mean of a twentieth of the steps")
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -44,7 +44,6 @@ QUANTITIES = (
     Quantity("trace", "trace", +1, logarithmic=True),
     Quantity("effective_dimension", "effective dimension", +1),
     Quantity("alignment", "alignment", +1),
-    Quantity("alignment_centred", "alignment, centred", +1),
     Quantity("empirical_risk", "empirical risk at σ", -1),
     Quantity("forecast_train_loss", "forecast train loss", -1),
     Quantity("forecast_eval_loss", "forecast eval loss", -1),

@@ -183,7 +183,7 @@ def _finding(
         outcome,
         coefficient,
         scope,
-        float(held.estimate[i, j]),
+        round(float(held.estimate[i, j]), 10),  # so that -0.125 is written one way
         float(held.low[i, j]),
         float(held.high[i, j]),
         float(held.p[i, j]),

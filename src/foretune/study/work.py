@@ -149,7 +149,6 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
             "trace": kernel["trace"],
             "effective_dimension": kernel["effective_dimension"],
             "alignment": kernel["alignment"],
-            "alignment_centred": score["kernel_centred"]["alignment"],
             "empirical_risk": score["bounds"]["empirical_risk"],
             "forecast_train_loss": forecast["train_loss"],
             "forecast_eval_loss": forecast["eval_loss"],
