@@ -4,8 +4,12 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("foretune", deadline=None)  # machines are shared and noisy
+hypothesis.settings.load_profile("foretune")
 
 
 @pytest.fixture(autouse=True)

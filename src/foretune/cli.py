@@ -213,7 +213,7 @@ class _ConfigFile(Yaml):
             raise ConfigError(f"cannot read --config {str(path)!r}: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
-        named = {_canonical_name(str(name)): value for name, value in content.items() if value is not None}
+        named = {_canonical_name(str(name)): value for name, value in content.items() if value not in (None, [])}
         return {name: value for name, value in named.items() if name not in self.foreign}
 
 
