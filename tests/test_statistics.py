@@ -39,6 +39,14 @@ def nested(groups=3, units=4, seeds=2):
     return Layers(group[order], unit[order])
 
 
+def uneven():
+    """Groups of 3, 5 and 4 units with 1 to 3 cells each, as an unfinished study has them."""
+    units = np.repeat(np.arange(12), [1, 3, 2, 2, 1, 1, 3, 2, 1, 2, 3, 1])
+    group = np.repeat([0, 1, 2], [3, 5, 4])[units]
+    order = np.random.default_rng(6).permutation(len(units))
+    return Layers(group[order], units[order])
+
+
 def slow_estimate(x, y, layers, scope, coefficient):
     cells = range(len(x))
     if scope == "all":
@@ -59,10 +67,11 @@ def slow_estimate(x, y, layers, scope, coefficient):
 
 @pytest.mark.parametrize("name", list(COEFFICIENTS))
 @pytest.mark.parametrize("scope", SCOPES)
-def test_scopes_against_a_slow_reference(name, scope):
+@pytest.mark.parametrize("layers", [nested(), uneven()], ids=["even", "uneven"])
+def test_scopes_against_a_slow_reference(name, scope, layers):
     rng = np.random.default_rng(0)
-    layers = nested()
-    x, y = rng.normal(size=(24, 2)), rng.normal(size=(24, 3))
+    n = len(layers.group)
+    x, y = rng.normal(size=(n, 2)), rng.normal(size=(n, 3))
     held = correlate(x, y, layers, resamples=9, permutations=9)[name, scope]
     for i in range(2):
         for j in range(3):

@@ -113,6 +113,13 @@ def test_regret_of_a_rule_that_is_wrong_right_or_blind():
     assert ordered == sorted(ordered)
 
 
+def test_what_is_best_elsewhere_does_not_look_at_the_data_set_itself():
+    accuracies = {"a": (0.9, 0.5), "b": (0.6, 0.7), "c": (0.6, 0.7)}
+    records = [record(d, f"p{p}", accuracy=a) for d, values in accuracies.items() for p, a in enumerate(values)]
+    # a: p1 is best on b and c, and loses 0.4; b: on a and c the means are 0.75 and 0.6, so p0, and 0.1 is lost; c alike
+    assert choice(records, "best on the other data sets").regret == pytest.approx((0.4 + 0.1 + 0.1) / 3)
+
+
 def test_regret_is_not_fooled_by_the_luckiest_of_equals():
     """With placements that do not differ, the best of a noisy draw is no better: the true regret is 0."""
     rng = np.random.default_rng(1)

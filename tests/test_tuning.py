@@ -123,6 +123,20 @@ def test_the_course_is_complete(undisturbed):
     assert not plan.placed.training
 
 
+def test_few_records_give_the_same_epochs(model, dataset, tmp_path, monkeypatch):
+    """Windows of 4 steps do not fit into 9 steps an epoch; none holds steps of two epochs."""
+    import foretune.tuning.fit as fit_module
+
+    settings = dataclasses.replace(SETTINGS, train_batch_size=7, epochs=2)
+    fine = fit(plan_of(model, dataset, settings), tmp_path / "fine").history
+    monkeypatch.setattr(fit_module, "RECORDS_PER_EPOCH", 2)
+    coarse = fit(plan_of(model, dataset, settings), tmp_path / "coarse").history
+    assert [step.step for step in coarse.steps] == [4, 8, 9, 12, 16, 18]
+    for first, second in zip(fine.epochs, coarse.epochs, strict=True):
+        assert first.eval_loss == second.eval_loss
+        assert first.train_loss is None or first.train_loss == pytest.approx(second.train_loss, rel=1e-5)
+
+
 def test_learning_rate_warms_up_and_comes_down(undisturbed):
     rates = [step.learning_rate for step in undisturbed[0].history.steps]
     assert rates[0] == 0.0
