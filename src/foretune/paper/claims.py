@@ -32,6 +32,11 @@ class Claim:
     finding: Finding | None
     verdict: Verdict
 
+    @property
+    def correlation(self) -> str:
+        """The coefficient with its interval."""
+        return "undefined" if self.finding is None else finding_in_words(self.finding).strip("()")
+
     def sentence(self) -> str:
         """Say it in a sentence.
 
@@ -40,10 +45,9 @@ class Claim:
         """
         words = {"train_loss": "train loss", "eval_loss": "eval loss", "accuracy": "accuracy"}[self.outcome]
         expected = "+" if self.sign > 0 else "−"
-        held = "undefined" if self.finding is None else finding_in_words(self.finding).strip("()")
         return (
-            f"κ and {words} {SCOPE_WORDS[self.scope]}: Spearman's ρ {held}; the paper's reading wants {expected}: "
-            f"{self.verdict}."
+            f"κ and {words} {SCOPE_WORDS[self.scope]}: Spearman's ρ {self.correlation}; "
+            f"the paper's reading wants {expected}: {self.verdict}."
         )
 
 

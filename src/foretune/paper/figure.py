@@ -7,12 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foretune.paper.claims import verdict
+from foretune.paper.claims import check_claims
 from foretune.paper.experiment import Experiment, title
 from foretune.study.plots import COLOURS, MARKERS
 from foretune.study.quantities import KAPPA
 from foretune.study.records import Record
-from foretune.study.summary import SCOPE_WORDS, finding_in_words, summarise
+from foretune.study.summary import SCOPE_WORDS
 from foretune.tuning.curves import running_mean
 
 CURVES = (2, 3)  # placements of panels (a) and (b): {first, middle, last} with {W_q, W_v} and with {W_k}
@@ -79,15 +79,11 @@ def caption(experiment: Experiment, records: Sequence[Record], *, resamples: int
     Returns:
         The caption.
     """
-    report = summarise(records, quantities=(KAPPA,), resamples=resamples)
     said = []
-    for scope in ("all", "within"):
-        finding = report.finding(KAPPA.name, "accuracy", "spearman", scope)
-        if finding is None:
-            said.append(f"{SCOPE_WORDS[scope]} undefined")
-        else:
-            held = finding_in_words(finding).strip("()")
-            said.append(f"{SCOPE_WORDS[scope]} {held} (the claim of a negative sign is {verdict(finding, -1)})")
+    for claim in check_claims(records, resamples=resamples):
+        if claim.outcome == "accuracy":
+            judged = "" if claim.finding is None else f" (the claim of a negative sign is {claim.verdict})"
+            said.append(f"{SCOPE_WORDS[claim.scope]} {claim.correlation}{judged}")
     return (
         "Figure 1 of the paper made again: (a), (b) train loss over steps, κ in the legend; (c) accuracy against κ, "
         f"{len(records)} cells. Spearman's ρ of κ and accuracy, with 95% intervals: {'; '.join(said)}. "

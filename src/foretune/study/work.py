@@ -21,7 +21,7 @@ from foretune.store import RESULT, finite, read_json, write_json, write_whole
 from foretune.study.grid import Cell
 from foretune.tuning.course import prepare_tune
 from foretune.tuning.fit import Hooks
-from foretune.tuning.folder import claim, close_folder, open_folder, write_history
+from foretune.tuning.folder import CONFIG, claim, close_folder, open_folder, write_history
 from foretune.tuning.outcome import run_tune
 
 SCHEMA = 1
@@ -88,7 +88,7 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
         del plan
     if not (tune_folder / RESULT).exists():
         flags = TuneConfig(cell.model, cell.data, cell.adapter, cell.train).to_dict()
-        if (tune_folder / "config.yaml").exists():
+        if (tune_folder / CONFIG).exists():
             try:
                 claim(tune_folder, flags)
             except StoreError:  # cut off when model or data lay elsewhere
