@@ -11,34 +11,48 @@ SOURCE = Path(foretune.__file__).parent
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
     ["errors", "sites"],
-    ["config", "outputs", "provenance", "tuning.curves"],
-    ["columns", "store"],
-    ["data", "features", "spectra"],
+    ["config", "outputs", "provenance", "tuning.curves", "ranking.candidates"],
+    ["columns", "store", "baselines.placements", "baselines.weights"],
+    ["ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.training"],
+    ["data", "features", "spectra", "ranking.adapter_file", "ranking.settings"],
     ["tangent", "bounds", "regression", "demo", "sampling"],
-    ["kernel", "head", "placement", "models", "forecasts"],
-    ["plan"],
-    ["measure", "tuning.course"],
-    ["scores", "tuning.fit"],
-    ["tuning.outcome", "terminal"],
-    ["figure", "report", "tuning.figure", "tuning.report"],
-    ["save", "tuning.folder"],
-    ["study.grid", "study.quantities", "study.statistics", "study.tables"],
-    ["study.keys"],
+    ["kernel", "head", "placement", "models", "forecasts", "tokens", "baselines.transferability", "baselines.early"],
+    ["plan", "baselines.probe", "forecasting.simulation"],
+    ["measure", "tuning.course", "forecasting.survey"],
+    ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks"],
+    ["tuning.outcome", "terminal", "forecasting.calibration"],
+    ["forecasting.curve"],
+    ["figure", "report", "tuning.figure", "tuning.report", "ranking.ranks"],
+    ["save", "tuning.folder", "ranking.figure"],
+    ["study.grid", "study.quantities", "study.statistics", "study.tables", "study.early", "study.rivals"],
+    ["study.keys", "ranking.report"],
     ["study.work"],
-    ["study.engines", "study.board", "study.records"],
-    ["study.runs", "study.choices", "study.plots"],
+    ["study.engines", "study.board", "study.records", "study.outlooks"],
+    ["study.runs", "study.choices", "study.plots", "study.foresight"],
     ["study.summary"],
+    ["study.forecast_tables"],
     ["paper.published"],
     ["paper.experiment"],
     ["paper.tables", "paper.claims"],
     ["paper.figure"],
     ["paper.items"],
-    ["tuning.command", "study.command", "paper.command"],
+    ["tuning.command", "study.command", "paper.command", "ranking.command"],
     ["cli"],
-    ["__main__", "__init__", "tuning.__init__", "study.__init__", "paper.__init__"],
+    [
+        "__main__",
+        "__init__",
+        "tuning.__init__",
+        "study.__init__",
+        "paper.__init__",
+        "ranking.__init__",
+        "forecasting.__init__",
+        "baselines.__init__",
+    ],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NUMERIC = ["outputs", "spectra", "bounds", "regression", "forecasts", "sites", "tuning.curves", "study.statistics"]
+NUMERIC += ["ranking.candidates", "ranking.search", "ranking.screen", "forecasting.recipe"]
+NUMERIC += ["baselines.transferability", "baselines.placements", "baselines.early"]
 TANGENT = ["features", "tangent", "kernel", "head"]
 
 
@@ -86,7 +100,7 @@ def test_no_module_is_a_heap():
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from foretune.cli import run;"
-        "commands = [[], ['score'], ['tune'], ['study'], ['study', 'report'], ['paper']];"
+        "commands = [[], ['score'], ['tune'], ['rank'], ['study'], ['study', 'report'], ['paper']];"
         "[run([*command, '--help']) for command in commands];"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy',"
         "'sklearn', 'matplotlib', 'pydantic', 'ray'};"

@@ -14,9 +14,20 @@ import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Yaml
 
-from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, ScoreSettings, TuneSettings
+from foretune.config import (
+    AdapterConfig,
+    DataConfig,
+    ModelConfig,
+    ScoreConfig,
+    ScoreSettings,
+    TuneSettings,
+    one_adapter,
+)
 from foretune.errors import ConfigError, ForetuneError
+from foretune.forecasting.training import Training
 from foretune.paper.command import paper
+from foretune.ranking.command import rank
+from foretune.ranking.settings import Candidates, RankSample
 from foretune.study.command import study
 from foretune.tuning.command import tune
 
@@ -48,6 +59,12 @@ ALIASES = {
     "lr-scheduler-type": "scheduler",
 }
 
+_SETTINGS = {
+    "score": (AdapterConfig, ScoreSettings),
+    "tune": (AdapterConfig, TuneSettings),
+    "rank": (Candidates, RankSample, Training),
+}
+
 app = App(
     name="foretune",
     help="Know how a fine-tune will go before you run it.",
@@ -58,6 +75,7 @@ app = App(
 
 
 app.command(tune)
+app.command(rank)
 app.command(study)
 app.command(paper)
 
@@ -72,6 +90,7 @@ def score(
     model: Annotated[ModelConfig, _flat("Model")],
     data: Annotated[DataConfig, _flat("Data")],
     adapter: Annotated[AdapterConfig | None, _flat("Adapter")] = None,
+    adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
     settings: Annotated[ScoreSettings | None, _flat("Score")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -87,12 +106,14 @@ def score(
         model: Model.
         data: Data set.
         adapter: Adapter.
+        adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         settings: How to score.
         output: New folder for result.json, kernel.safetensors, config.yaml and spectrum.png.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
-    run_config = ScoreConfig(model, data, adapter or AdapterConfig(), settings or ScoreSettings())
+    described = one_adapter(adapter, adapter_config)
+    run_config = ScoreConfig(model, data, described, settings or ScoreSettings(), adapter_config)
     score_command(run_config, output, as_json=json)
 
 
@@ -151,21 +172,23 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
         from foretune.models import load_model
         from foretune.placement import lora_config
         from foretune.plan import describe, prepare
+        from foretune.ranking.adapter_file import adapter_from_file, adapter_in_words
         from foretune.report import print_plan, print_result
         from foretune.save import save_score
         from foretune.scores import run as run_plan
 
+        given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
         task = load_task(config.data)
         classifier = load_model(config.model, task.label_names, config.settings.seed)
-        lora = lora_config(classifier.model, config.adapter)
+        lora = lora_config(classifier.model, config.adapter) if given is None else given
         plan = prepare(classifier, task, lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    print_plan(log, describe(plan), placement_in_words(config.adapter))
+    print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     content = result.to_dict()
     if output is not None:
-        save_score(result, output, config)
+        save_score(result, output, config, given)
         log.print(f"saved to {output}", highlight=False)
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
@@ -214,6 +237,9 @@ class _ConfigFile(Yaml):
         if not isinstance(content, dict):
             raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
         named = {_canonical_name(str(name)): value for name, value in content.items() if value not in (None, [])}
+        if "adapter-config" in named:  # a run folder holds this file too, wherever the folder lies by now
+            beside = path.parent / str(named["adapter-config"])
+            named["adapter-config"] = str(beside if beside.exists() else named["adapter-config"])
         return {name: value for name, value in named.items() if name not in self.foreign}
 
 
@@ -225,16 +251,23 @@ def _use_config(tokens: Sequence[str]) -> None:
         if not Path(path).is_file():
             raise ConfigError(f"--config {path!r} does not exist: name a YAML file of flags")
     files = [_ConfigFile(Path(path), use_commands_as_keys=False) for path in paths[-1:]]
+    passed = _foreign(tokens[0])
+    if any(token.partition("=")[0] == "--adapter-config" for token in tokens):  # it wins over the file's adapter
+        passed |= {_canonical_name(field.name) for field in fields(AdapterConfig)}
     for file in files:
-        file.foreign = _foreign(tokens[0])
+        file.foreign = passed
     app.config = tuple(files)
 
 
 def _foreign(command: str) -> frozenset[str]:
-    """Settings of a score that a fine-tune does not have, and the other way round: they share their run files."""
-    names = {kind: {_canonical_name(field.name) for field in fields(kind)} for kind in (ScoreSettings, TuneSettings)}
-    own = names[TuneSettings if command == "tune" else ScoreSettings]
-    return frozenset((names[ScoreSettings] | names[TuneSettings]) - own)
+    """Settings that only other commands have: score, tune and rank read each other's run files."""
+    names = {
+        name: {_canonical_name(field.name) for kind in kinds for field in fields(kind)}
+        for name, kinds in _SETTINGS.items()
+    }
+    for name in ("score", "tune"):
+        names[name].add("adapter-config")
+    return frozenset(set().union(*names.values()) - names.get(command, names["score"]))
 
 
 def run(tokens: Sequence[str]) -> int:

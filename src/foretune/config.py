@@ -3,7 +3,7 @@
 Imports nothing heavy: the command line builds its help from these.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,6 +16,8 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 EngineName = Literal["local", "ray"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
+
+ADAPTER_FILE = "adapter_config.json"  # peft's name
 
 
 @dataclass(frozen=True)
@@ -213,20 +215,26 @@ class ScoreConfig:
         data: Data set.
         adapter: Adapter.
         settings: How it is scored.
+        adapter_config: peft's `adapter_config.json`, or the folder that holds it, instead of `adapter`.
     """
 
     model: ModelConfig
     data: DataConfig
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     settings: ScoreSettings = field(default_factory=ScoreSettings)
+    adapter_config: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one adapter."""
+        one_adapter(None if self.adapter == AdapterConfig() else self.adapter, self.adapter_config)
 
     def to_dict(self) -> dict[str, Any]:
         """Flatten to the flags' names, as in `config.yaml`.
 
         Returns:
-            Settings by name; lists for tuples.
+            Settings by name; lists for tuples. `adapter_config` names the copy that lies beside `config.yaml`.
         """
-        return flat(self.model, self.data, self.adapter, self.settings)
+        return _flags(self.model, self.data, self.adapter, self.settings, self.adapter_config)
 
 
 @dataclass(frozen=True)
@@ -238,20 +246,26 @@ class TuneConfig:
         data: Data set.
         adapter: Adapter.
         settings: How it is fine-tuned.
+        adapter_config: peft's `adapter_config.json`, or the folder that holds it, instead of `adapter`.
     """
 
     model: ModelConfig
     data: DataConfig
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     settings: TuneSettings = field(default_factory=TuneSettings)
+    adapter_config: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is one adapter."""
+        one_adapter(None if self.adapter == AdapterConfig() else self.adapter, self.adapter_config)
 
     def to_dict(self) -> dict[str, Any]:
         """Flatten to the flags' names, as in `config.yaml`.
 
         Returns:
-            Settings by name; lists for tuples.
+            Settings by name; lists for tuples. `adapter_config` names the copy that lies beside `config.yaml`.
         """
-        return flat(self.model, self.data, self.adapter, self.settings)
+        return _flags(self.model, self.data, self.adapter, self.settings, self.adapter_config)
 
 
 @dataclass(frozen=True)
@@ -299,3 +313,39 @@ def flat(*groups: ModelConfig | DataConfig | AdapterConfig | ScoreSettings | Tun
     """
     joined = {name: value for group in groups for name, value in vars(group).items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}
+
+
+def _flags(
+    model: ModelConfig,
+    data: DataConfig,
+    adapter: AdapterConfig,
+    settings: ScoreSettings | TuneSettings,
+    adapter_config: Path | None,
+) -> dict[str, Any]:
+    if adapter_config is None:
+        return flat(model, data, adapter, settings)
+    return {**flat(model, data, settings), "adapter_config": ADAPTER_FILE}
+
+
+def one_adapter(adapter: AdapterConfig | None, adapter_config: Path | None) -> AdapterConfig:
+    """Refuse an adapter that is described twice.
+
+    Args:
+        adapter: Settings, None if none were given.
+        adapter_config: File that describes the adapter, None if none was given.
+
+    Returns:
+        The settings; their defaults if none were given.
+
+    Raises:
+        ConfigError: If both were given, naming both.
+    """
+    if adapter is None or adapter_config is None:
+        return adapter or AdapterConfig()
+    names = [setting.name for setting in fields(AdapterConfig)]
+    given = [name for name in names if getattr(adapter, name) != getattr(AdapterConfig(), name)]
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in given or names)
+    raise ConfigError(
+        f"--adapter-config {str(adapter_config)!r} and {'' if given else 'one of '}{flags} both describe the adapter: "
+        "give one, or change the file"
+    )

@@ -80,6 +80,25 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
     )
 
 
+def adapted_names(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
+    """List the modules that a configuration adapts, by trying it on a copy.
+
+    Args:
+        model: A transformers classifier, with adapters or without; not changed.
+        config: peft's configuration.
+
+    Returns:
+        Module paths in the order of the model.
+
+    Raises:
+        PlacementError: If the configuration does not fit the model, or the model carries adapters.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if any(isinstance(module, LoraLayer) for module in base.modules()):
+        raise PlacementError("the model carries adapters already: give the model without them")
+    return tuple(name for name, _ in _lora_layers(place(base, config, seed=0)))
+
+
 def check_config(model: nn.Module, config: LoraConfig) -> None:
     """Refuse a configuration that cannot fit, with the names that exist.
 

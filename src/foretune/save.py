@@ -6,21 +6,26 @@ from typing import Any
 
 import numpy as np
 import yaml
+from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from foretune.config import ScoreConfig
+from foretune.config import ADAPTER_FILE, ScoreConfig
 from foretune.figure import spectrum_figure
+from foretune.ranking.adapter_file import save_adapter
 from foretune.scores import ScoreResult
 from foretune.store import to_json, write_json, write_run
 
 
-def save_score(result: ScoreResult, folder: Path, config: ScoreConfig | None = None) -> None:
+def save_score(
+    result: ScoreResult, folder: Path, config: ScoreConfig | None = None, adapter: LoraConfig | None = None
+) -> None:
     """Write a run folder, whole or not at all.
 
     Args:
         result: The score.
         folder: New or empty folder.
         config: Settings that replay the run; None leaves `config.yaml` out (a score from Python objects).
+        adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
     """
     content = result.to_dict()
     writers = {
@@ -31,6 +36,8 @@ def save_score(result: ScoreResult, folder: Path, config: ScoreConfig | None = N
     if config is not None:
         flags = config.to_dict()
         writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
+    if adapter is not None:
+        writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
     write_run(folder, writers)
 
 

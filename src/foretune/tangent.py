@@ -180,8 +180,15 @@ class _Recorder:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Switch every parameter's gradient off for the pass and restore the flags after it."""
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Switch every parameter's gradient off for a pass and restore the flags after it.
+
+    Args:
+        model: Any model.
+
+    Yields:
+        Nothing.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -192,7 +199,15 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check_eval_mode(model: nn.Module) -> None:
+def check_eval_mode(model: nn.Module) -> None:
+    """Refuse a model whose outputs would be random or mix examples.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        KernelError: Naming the module that is in training mode.
+    """
     training = {name: module for name, module in model.named_modules() if module.training}
     for name, module in training.items():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
@@ -218,7 +233,7 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
         KernelError: If the model is not in eval mode, a module is not reached by the outputs, examples are not
             on the first axis of a module, or a gradient or output is not finite (the module is named).
     """
-    _check_eval_mode(adapted.model)
+    check_eval_mode(adapted.model)
     n = int(batch.rows.shape[0])
     recorder = _Recorder(adapted, n, reduction.n_outputs)
     handles = [
@@ -230,7 +245,7 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
         for index, (name, module) in enumerate(adapted.head.items())
     ]
     try:
-        with _frozen(adapted.model), torch.enable_grad():
+        with frozen(adapted.model), torch.enable_grad():
             with adapted.forward():
                 logits = adapted.model(**batch.inputs).logits
             _backward(recorder, adapted, logits, reduction)

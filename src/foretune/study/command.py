@@ -51,6 +51,52 @@ def run_study(
     return 0
 
 
+@study.command(name="outlook")
+def outlook_study(
+    grid: Path,
+    /,
+    *,
+    output: Path,
+    samples: Annotated[int, Parameter(group="Run")] = 512,
+    eval_samples: Annotated[int, Parameter(group="Run")] = 256,
+    comparisons: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Simulate the runs of a grid from a few labelled samples, without training: one pass for all placements.
+
+    Example: foretune study outlook grid.yaml --output study && foretune study report study
+
+    Args:
+        grid: YAML file of the study.
+        output: Folder of the study; its cells need not be finished.
+        samples: Labelled training samples, at most.
+        eval_samples: Labelled evaluation samples, at most.
+        comparisons: Also simulate with A fixed, at the random head, with permuted labels and with a random backbone.
+
+    Raises:
+        ConfigError: If there are too few samples.
+    """
+    from foretune.store import check_writable
+    from foretune.study.grid import read_grid
+    from foretune.study.outlooks import OutlookSettings, make_outlooks
+    from foretune.terminal import console, progress
+
+    if samples < 4 or eval_samples < 1:
+        raise ConfigError(f"samples = {samples}, eval_samples = {eval_samples}: must be at least 4 and 1")
+    cells = read_grid(grid)
+    check_writable(output)
+    log = console(stderr=True)
+    with progress(log, "data sets and seeds", None) as update:
+        made = make_outlooks(
+            cells,
+            output,
+            OutlookSettings(samples, eval_samples, comparisons),
+            on_news=lambda what, done, total: update(completed=done, total=total, note=what),
+        )
+    log.print(
+        f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {output}", highlight=False
+    )
+
+
 @study.command(name="report")
 def report_study(
     folder: Path,
@@ -75,6 +121,8 @@ def report_study(
     """
     from rich.text import Text
 
+    from foretune.study.forecast_tables import area_table, quality_table, rivals_table, save_forecasts
+    from foretune.study.foresight import foresee
     from foretune.study.grid import read_grid
     from foretune.study.records import read_records
     from foretune.study.statistics import SCOPES
@@ -84,11 +132,12 @@ def report_study(
     if resamples < 100:
         raise ConfigError(f"resamples = {resamples}: must be at least 100")
     log = console(stderr=True)
-    records = read_records(folder, None if grid is None else read_grid(grid))
+    foresight = foresee(read_records(folder, None if grid is None else read_grid(grid)))
     with log.status("resampling"):
-        report = summarise(records, resamples=resamples)
+        report = summarise(foresight.records, resamples=resamples)
     out = folder / "report" if output is None else output
     save_report(report, out)
+    save_forecasts(foresight, report, out)
     screen = console()
     for scope in SCOPES:
         table = correlation_table(report, coefficient, scope)
@@ -96,6 +145,10 @@ def report_study(
             table.show(screen)
             screen.print()
     regret_table(report).show(screen)
+    if foresight.forecasts:
+        for table in (quality_table(foresight), rivals_table(report), area_table(foresight.records)):
+            screen.print()
+            table.show(screen)
     for note in notes(report):
         screen.print(Text(f"• {note}"), style="yellow")
     log.print(f"saved to {out}", highlight=False)

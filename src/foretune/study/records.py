@@ -3,23 +3,27 @@
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from foretune.errors import StoreError
 from foretune.store import RESULT, read_json, write_whole
+from foretune.study.early import early_quantities
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
-from foretune.study.quantities import QUANTITIES
-from foretune.study.work import CELLS, cell_folder
+from foretune.study.quantities import HELD
+from foretune.study.work import CELLS, OUTLOOKS, cell_folder
 from foretune.tuning.curves import Step, running_mean, steps_to_reach
 
 NAMES = ("model", "dataset", "placement", "r", "seed")
 MEASURED = ("train_loss", "train_loss_eval_mode", "eval_loss", "accuracy", "matthews", "macro_f1")
+AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
-SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate")
+SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate", "survey", "simulate", "baselines")
 CELLS_CSV, CURVES_CSV = "cells.csv", "curves.csv"
 DIGITS = 6  # of a loss in curves.csv, and everywhere, so that a report from it is the same
 Value = float | None
@@ -111,21 +115,29 @@ def _from_folder(path: Path, names: Mapping[str, Any] | None = None) -> Record:
     held = read_json(path / RESULT)
     names = names or held["names"]
     facts = {name: held["facts"][name] for name in FACTS}
+    steps = _read_rows(path / "tune" / "steps.csv", _step)
+    epochs = _read_rows(path / "tune" / "history.csv", _epoch)
+    outlook = path.parent.parent / OUTLOOKS / f"{held['key']}.json"
+    seen = read_json(outlook) if outlook.is_file() else {"quantities": {}, "seconds": {}}
+    quantities = {**held["quantities"], **seen["quantities"], **early_quantities(steps, epochs, int(facts["steps"]))}
     return Record(
         **{name: names[name] for name in NAMES},
         key=held["key"],
-        quantities={quantity.name: held["quantities"].get(quantity.name) for quantity in QUANTITIES},
-        outcomes={name: held["outcomes"][name] for name in MEASURED},
+        quantities={name: quantities.get(name) for name in HELD},
+        outcomes={name: held["outcomes"][name] for name in MEASURED} | _areas(steps, epochs),
         facts=facts,
-        seconds={name: held["seconds"][name] for name in SECONDS},
-        steps=_read_steps(path / "tune" / "steps.csv"),
+        seconds={name: held["seconds"].get(name, seen["seconds"].get(name)) for name in SECONDS},
+        steps=steps,
     )
 
 
-def _read_steps(path: Path) -> tuple[Step, ...]:
+Row = TypeVar("Row")
+
+
+def _read_rows(path: Path, read: Callable[[Mapping[str, str]], Row]) -> tuple[Row, ...]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return tuple(_step(row) for row in csv.DictReader(file))
+            return tuple(read(row) for row in csv.DictReader(file))
     except OSError as error:
         raise StoreError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
@@ -139,6 +151,20 @@ def _step(row: Mapping[str, str]) -> Step:
         None if norm is None else float(norm),
         float(row.get("seconds") or "nan"),
     )
+
+
+def _epoch(row: Mapping[str, str]) -> tuple[int, float, float]:
+    # step, loss and accuracy on the evaluation rows
+    return int(row["step"]), float(row["eval_loss"]), float(row["eval_accuracy"])
+
+
+def _areas(steps: Sequence[Step], epochs: Sequence[tuple[int, float, float]]) -> dict[str, Value]:
+    losses = [step.loss for step in steps]
+    at, values = [step for step, _, _ in epochs], [loss for _, loss, _ in epochs]
+    return {
+        "train_area": float(np.mean(losses)) if losses else None,
+        "eval_area": float(np.trapezoid(values, at)) / at[-1] if at and at[-1] else None,
+    }
 
 
 def _with_steps_to_loss(records: Sequence[Record]) -> tuple[Record, ...]:
@@ -191,7 +217,7 @@ def write_records(records: Sequence[Record], folder: Path) -> None:
         records: Cells.
         folder: Existing folder.
     """
-    header = ["key", *NAMES, *(q.name for q in QUANTITIES), *MEASURED, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
+    header = ["key", *NAMES, *HELD, *MEASURED, *AREAS, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
 
     def cells(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -199,8 +225,8 @@ def write_records(records: Sequence[Record], folder: Path) -> None:
             writer.writerow(header)
             for record in records:
                 names = [record.model, record.dataset, record.placement, record.r, record.seed]
-                values = [record.quantities[quantity.name] for quantity in QUANTITIES]
-                values += [record.outcomes[name] for name in MEASURED]
+                values = [record.quantities[name] for name in HELD]
+                values += [record.outcomes[name] for name in (*MEASURED, *AREAS)]
                 values += [record.facts[name] for name in FACTS]
                 values += [record.seconds[name] for name in SECONDS]
                 writer.writerow([record.key, *names, *(_written(value) for value in values)])
@@ -238,7 +264,8 @@ def _from_csv(folder: Path) -> list[Record]:
 
 def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> Record:
     def values(names: Iterable[str], prefix: str = "") -> dict[str, Value]:
-        held = {name: row[prefix + name] for name in names}
+        # a table of an earlier version lacks columns
+        held = {name: row.get(prefix + name, "") for name in names}
         return {name: None if value == "" else float(value) for name, value in held.items()}
 
     return Record(
@@ -248,8 +275,8 @@ def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> R
         row["placement"],
         int(row["r"]),
         int(row["seed"]),
-        quantities=values(quantity.name for quantity in QUANTITIES),
-        outcomes=values(MEASURED),
+        quantities=values(HELD),
+        outcomes=values((*MEASURED, *AREAS)),
         facts=values(FACTS),
         seconds=values(SECONDS, "seconds_"),
         steps=tuple(curves.get(row["key"], ())),

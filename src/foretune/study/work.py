@@ -26,6 +26,7 @@ from foretune.tuning.outcome import run_tune
 
 SCHEMA = 1
 CELLS = "cells"
+OUTLOOKS = "outlooks"
 _PART = ".part"
 OnNews = Callable[[str], None]
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from foretune.config import AdapterConfig, DataConfig, ModelConfig, TuneConfig, TuneSettings
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, TuneConfig, TuneSettings, one_adapter
+from foretune.errors import ConfigError
 
 
 def tune(
@@ -16,7 +17,9 @@ def tune(
     model: Annotated[ModelConfig, Parameter(name="*", group=Group("Model"))],
     data: Annotated[DataConfig, Parameter(name="*", group=Group("Data"))],
     adapter: Annotated[AdapterConfig | None, Parameter(name="*", group=Group("Adapter"))] = None,
+    adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
     settings: Annotated[TuneSettings | None, Parameter(name="*", group=Group("Training"))] = None,
+    curve: Annotated[Path | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
@@ -32,55 +35,67 @@ def tune(
         model: Model.
         data: Data set.
         adapter: Adapter.
+        adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         settings: How to train.
+        curve: Folder of a score with --curve, whose forecast loss.png shows beside the run.
         output: Folder for result.json, history.csv, steps.csv, config.yaml, loss.png and the adapter.
         config: YAML file with any of these flags by name, or the config.yaml of a score; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
-    tune_command(TuneConfig(model, data, adapter or AdapterConfig(), settings or TuneSettings()), output, as_json=json)
+    described = one_adapter(adapter, adapter_config)
+    run_config = TuneConfig(model, data, described, settings or TuneSettings(), adapter_config)
+    tune_command(run_config, output, curve=curve, as_json=json)
 
 
-def tune_command(config: TuneConfig, output: Path | None, *, as_json: bool) -> None:
+def tune_command(config: TuneConfig, output: Path | None, *, curve: Path | None = None, as_json: bool) -> None:
     """Load, plan, train, save and print one fine-tune.
 
     Args:
         config: All settings.
         output: Folder of the run, or None to save nothing.
+        curve: Forecast curve, or None.
         as_json: Whether to print JSON instead of the table.
 
     Raises:
+        ConfigError: If a curve is to be drawn and nothing is saved.
         KeyboardInterrupt: With what became of the work.
     """
     from foretune.terminal import console, is_first_process, placement_in_words, progress
 
+    if curve is not None and output is None:
+        raise ConfigError(f"--curve {str(curve)!r} is drawn into loss.png: name a folder for it with --output")
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
         from foretune.models import load_model
         from foretune.placement import lora_config
+        from foretune.ranking.adapter_file import adapter_from_file, adapter_in_words
         from foretune.store import to_json
         from foretune.tuning.course import describe_tune, prepare_tune
         from foretune.tuning.fit import Hooks
-        from foretune.tuning.folder import claim, close_folder, open_folder, write_history
+        from foretune.tuning.folder import claim, close_folder, keep_forecast, open_folder, write_history
         from foretune.tuning.outcome import run_tune
         from foretune.tuning.report import print_tune, print_tune_plan
 
         flags = config.to_dict()
-        goes_on = output is not None and claim(output, flags)
+        given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
+        goes_on = output is not None and claim(output, flags, given)
         task = load_task(config.data)
         classifier = load_model(config.model, task.label_names, config.settings.seed)
-        plan = prepare_tune(
-            classifier, task, lora_config(classifier.model, config.adapter), config.settings, inplace=True
-        )
+        lora = lora_config(classifier.model, config.adapter) if given is None else given
+        plan = prepare_tune(classifier, task, lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    print_tune_plan(log, describe_tune(plan), placement_in_words(config.adapter))
+    words = placement_in_words(config.adapter) if given is None else adapter_in_words(given)
+    print_tune_plan(log, describe_tune(plan), words)
     if goes_on:
         log.print(f"going on with the run in {output}", style="yellow", highlight=False)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if output is None else output
         if output is not None and is_first_process():
-            open_folder(output, flags)
+            open_folder(output, flags, given)
+            if curve is not None:
+                keep_forecast(curve, output)
         update = stack.enter_context(progress(log, "steps", None))
 
         def on_step(done: int, total: int, loss: float | None) -> None:

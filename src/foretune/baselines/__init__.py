@@ -1,0 +1,1 @@
+"""Predictors of others, which forecasts and rankings are measured against."""

@@ -1,0 +1,1 @@
+"""Forecast of a fine-tune: its recipe simulated on the linearised model, calibrated on finished runs."""

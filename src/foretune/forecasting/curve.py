@@ -1,0 +1,149 @@
+"""The loss curve that a run will draw: simulated step by step, bent to the calibrated end."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from pathlib import Path
+
+import numpy as np
+
+from foretune.errors import ConfigError
+from foretune.forecasting.calibration import Calibration, Interval, apply_calibration, case_values, scale, unscale
+from foretune.forecasting.outlook import n_steps, outlooks
+from foretune.forecasting.recipe import Recipe
+from foretune.forecasting.survey import Survey
+
+POINTS = 20
+HEADER = ("step", "train_loss", "eval_loss", "eval_accuracy")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A forecast after some steps. Losses in nats, accuracy as a fraction.
+
+    Attributes:
+        step: Optimiser steps done.
+        train_loss: Mean loss of the batches since the point before; None before training.
+        eval_loss: Loss on the evaluation rows.
+        eval_accuracy: Accuracy on them.
+    """
+
+    step: int
+    train_loss: float | None
+    eval_loss: float
+    eval_accuracy: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Forecast course of a run.
+
+    Attributes:
+        points: From before training to the end.
+        end: Forecasts at the end, each with its 90% interval.
+    """
+
+    points: tuple[CurvePoint, ...]
+    end: Mapping[str, Interval]
+
+
+def forecast_curve(
+    survey: Survey,
+    sites: Sequence[int],
+    recipe: Recipe,
+    calibration: Calibration,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Curve:
+    """Forecast the course of a run.
+
+    The simulated curve is shifted, on the calibration's scale, by the calibrated less the simulated end times the
+    share of the steps done: it begins where the model is before training, which is known, and ends at the forecast.
+
+    Args:
+        survey: The pass over the samples.
+        sites: Positions of the adapted modules.
+        recipe: Recipe of the run.
+        calibration: Calibration of the forecasts.
+        on_step: Called with the steps done and the steps in all.
+
+    Returns:
+        The curve.
+    """
+    starts = [survey.start(sites)]
+    total, done = n_steps(starts, recipe, len(survey.train.labels)), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if on_step is not None:
+            on_step(done, total)
+
+    (outlook,) = outlooks(survey, starts, recipe, points=POINTS, on_step=step)
+    course = outlook.course
+    end = apply_calibration(calibration, case_values(outlook), survey.train.factors.reduction.name)
+    shift = {
+        "train_loss": log(end["train_loss"].value / max(outlook.end.train_loss, 1e-3)),
+        "eval_loss": log(end["eval_loss"].value / max(outlook.end.eval_loss, 1e-3)),
+        "accuracy": scale("accuracy", end["accuracy"].value) - scale("accuracy", outlook.end.eval_accuracy),
+    }
+    points = []
+    before = 0
+    for number, loss, accuracy in zip(course.steps, course.eval_loss, course.eval_accuracy, strict=True):
+        share = number / course.steps[-1]
+        batches = course.batch_loss[before:number]
+        points.append(
+            CurvePoint(
+                number,
+                float(np.mean(batches)) * exp(share * shift["train_loss"]) if batches else None,
+                loss * exp(share * shift["eval_loss"]),
+                unscale("accuracy", scale("accuracy", accuracy) + share * shift["accuracy"]) if share else accuracy,
+            )
+        )
+        before = number
+    return Curve(tuple(points), end)
+
+
+def write_curve(curve: Curve, path: Path) -> None:
+    """Write a curve as CSV.
+
+    Args:
+        curve: Curve.
+        path: File.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for point in curve.points:
+            train = "" if point.train_loss is None else f"{point.train_loss:.6g}"
+            writer.writerow([point.step, train, f"{point.eval_loss:.6g}", f"{point.eval_accuracy:.6g}"])
+
+
+def read_curve(path: Path) -> tuple[CurvePoint, ...]:
+    """Read the points of a curve.
+
+    Args:
+        path: File of `write_curve`.
+
+    Returns:
+        Points.
+
+    Raises:
+        ConfigError: If it is no such file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return tuple(
+                CurvePoint(
+                    int(row["step"]),
+                    float(row["train_loss"]) if row["train_loss"] else None,
+                    float(row["eval_loss"]),
+                    float(row["eval_accuracy"]),
+                )
+                for row in csv.DictReader(file)
+            )
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"cannot read the forecast curve {str(path)!r}: {error!r}; make it with foretune score --curve --output"
+        ) from error

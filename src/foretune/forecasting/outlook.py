@@ -1,0 +1,141 @@
+"""What the simulation says of each adapter, before calibration: at the end of the recipe, and over its steps."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from foretune.forecasting.recipe import Recipe
+from foretune.forecasting.simulation import Course, Start, simulate
+from foretune.forecasting.survey import Survey, first_examples, probe_scores
+
+ENTRIES = 30_000_000  # trained numbers that are simulated side by side, with AdamW's moments 360 MB
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of a simulated run. Losses in nats, accuracies as fractions.
+
+    Attributes:
+        train_loss: Mean over the batches of the last epoch, as a run's log gives it.
+        eval_loss: On the evaluation examples.
+        eval_accuracy: On them.
+    """
+
+    train_loss: float
+    eval_loss: float
+    eval_accuracy: float
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known of one adapter without training it.
+
+    Attributes:
+        course: The simulated run.
+        end: Its end.
+        half: The end of one on half the samples, where the run has more rows than the sample; else None.
+        probe_loss: Loss of the linear probe on the evaluation examples.
+        probe_accuracy: Its accuracy on them.
+        samples: Labelled training examples n.
+        train_rows: Training rows N of the run.
+    """
+
+    course: Course
+    end: Ending
+    half: Ending | None
+    probe_loss: float
+    probe_accuracy: float
+    samples: int
+    train_rows: int
+
+
+def outlooks(
+    survey: Survey,
+    starts: Sequence[Start],
+    recipe: Recipe,
+    *,
+    points: int = 1,
+    train_a: bool = True,
+    on_step: Callable[[], None] | None = None,
+) -> tuple[Outlook, ...]:
+    """Simulate the recipe for each adapter.
+
+    Args:
+        survey: The pass over the samples.
+        starts: Adapters.
+        recipe: Recipe of the run; its rows may be more than the samples.
+        points: Evaluations over the steps.
+        train_a: Whether A trains.
+        on_step: Called after each step of each group of adapters, `n_steps` times in all.
+
+    Returns:
+        One for each adapter.
+    """
+    n = len(survey.train.labels)
+    recipe = replace(recipe, train_rows=max(recipe.train_rows, n))
+    known = probe_scores(survey.evaluation)
+    found: list[Outlook] = []
+    for group in _groups(starts):
+        courses = simulate(
+            group,
+            survey.head,
+            survey.train,
+            survey.evaluation,
+            recipe,
+            points=points,
+            train_a=train_a,
+            on_step=on_step,
+        )
+        halves: list[Ending | None] = [None] * len(group)
+        if recipe.train_rows > n:
+            half = first_examples(survey.train, max(2, n // 2))
+            again = simulate(group, survey.head, half, survey.evaluation, recipe, train_a=train_a, on_step=on_step)
+            halves = [ending(course, recipe) for course in again]
+        found += [
+            Outlook(course, ending(course, recipe), held, *known, n, recipe.train_rows)
+            for course, held in zip(courses, halves, strict=True)
+        ]
+    return tuple(found)
+
+
+def ending(course: Course, recipe: Recipe) -> Ending:
+    """Read the end off a course.
+
+    Args:
+        course: Simulated run.
+        recipe: Its recipe.
+
+    Returns:
+        Losses and accuracy.
+    """
+    last = course.batch_loss[-recipe.steps_per_epoch :]
+    return Ending(float(np.mean(last)), course.eval_loss[-1], course.eval_accuracy[-1])
+
+
+def n_steps(starts: Sequence[Start], recipe: Recipe, samples: int) -> int:
+    """Count the steps that `outlooks` simulates, for a progress bar.
+
+    Args:
+        starts: Adapters.
+        recipe: Recipe.
+        samples: Labelled training examples.
+
+    Returns:
+        Steps, summed over groups of adapters.
+    """
+    return len(_groups(starts)) * recipe.steps * (2 if recipe.train_rows > samples else 1)
+
+
+def _groups(starts: Sequence[Start]) -> list[list[Start]]:
+    """Adapters side by side, as many as memory allows: each token is read once for all of them."""
+    groups: list[list[Start]] = []
+    held = ENTRIES + 1
+    for start in starts:
+        size = sum(2 * a.numel() for a in start.a)
+        if held + size > ENTRIES:
+            groups.append([])
+            held = 0
+        groups[-1].append(start)
+        held += size
+    return groups

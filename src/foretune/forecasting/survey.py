@@ -1,0 +1,209 @@
+"""One pass over the samples that prices every adapter: token factors under a probe head, fitted without training.
+
+The gradients of the adapters pass through the head, and a new head is random: after a few steps of training it
+points elsewhere. So the factors are taken under a linear probe, each training example under one fitted without it,
+while a simulated run starts from the model's own head.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foretune.errors import DataError
+from foretune.forecasting.simulation import Head, Sample, Start, lift
+from foretune.head import head_inputs, installed, probe_folds, probe_weights
+from foretune.models import Encoded, batches
+from foretune.placement import head_modules
+from foretune.plan import Plan
+from foretune.sites import Site
+from foretune.tangent import Batch
+from foretune.tokens import TokenFactors, token_factors
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the samples gives.
+
+    Attributes:
+        train: Training examples, each under a probe head fitted without it.
+        evaluation: Evaluation examples under a probe head fitted on all training examples.
+        head: The model's own head, from which training starts.
+        rows: For each site the (draws · r) × d_in rows of A at the largest rank, draw-major; the first r are its own.
+        draws: Draws of A.
+        seconds: The pass and the probe.
+    """
+
+    train: Sample
+    evaluation: Sample
+    head: Head
+    rows: tuple[Tensor, ...]
+    draws: int
+    seconds: float
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Adapted modules at the largest rank."""
+        return self.train.factors.sites
+
+    def start(self, sites: Sequence[int], rank: int | None = None) -> Start:
+        """Take an adapter out of the survey.
+
+        Args:
+            sites: Positions of its modules.
+            rank: Its rank, at most the largest; None takes that.
+
+        Returns:
+            The adapter before training: the first rows of each A, rescaled as peft would draw them.
+        """
+        held = tuple(sorted(sites))
+        a, scaling = [], []
+        for index in held:
+            site = self.sites[index]
+            own = site.rank if rank is None else rank
+            # K grows by (r/r')^exponent: s = α/r or α/√r is 2 or 1 of it, the 1/r of gaussian entries of A is 2 more
+            of_a = 2.0 if site.rank_exponent > 2.0 else 0.0
+            ratio = site.rank / own
+            a.append(self.rows[index][:own] * ratio ** (of_a / 2.0))
+            scaling.append(site.scaling * ratio ** ((site.rank_exponent - of_a) / 2.0))
+        return Start(held, tuple(a), tuple(scaling))
+
+
+def survey(plan: Plan, *, probe: bool = True, on_batch: Progress | None = None) -> Survey:
+    """Run the pass.
+
+    Args:
+        plan: A score's plan over all modules of interest, with reduction `margin` or `full` and evaluation rows.
+        probe: Whether to take the factors under probe heads; else under the model's own head.
+        on_batch: Called with the number of examples after each batch.
+
+    Returns:
+        What it gave.
+
+    Raises:
+        DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
+    """
+    start = time.perf_counter()
+    y_train = plan.task.train.labels[plan.sample.train_indices]
+    check_classes(y_train, plan.task.label_names)
+    if plan.evaluation is None:
+        raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
+    y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
+    modules = head_modules(plan.placed)
+    *below, (name, layer) = modules.items()
+    hidden = tuple(module.weight.detach().clone() for _, module in below)
+    own = Head(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone(), hidden)
+    n = len(y_train)
+    if not probe:
+        train = token_factors(plan.adapted, _tracked(plan, plan.train, None, on_batch), plan.reduction, n=n)
+        evaluation = _evaluation(plan, plan.evaluation, on_batch)
+        samples = (_sample(train, y_train, [own.weight]), _sample(evaluation, y_eval, [own.weight]))
+        return _survey(plan, *samples, own, start)
+    inputs = head_inputs(
+        plan.adapted, {name: layer}, _tracked(plan, plan.train, None, on_batch), n=n, n_classes=plan.task.n_classes
+    )
+    folds = probe_folds(n, seed=plan.settings.seed)
+    if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
+        raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
+    nobody = np.array([], dtype=np.int64)
+    *heads, last = probe_weights(name, layer, inputs, y_train, left_out=[*folds, nobody])
+
+    def each_fold() -> Iterator[Batch]:
+        for head, fold in zip(heads, folds, strict=True):
+            with installed(modules, head):
+                yield from _tracked(plan, plan.train, fold.tolist(), on_batch)
+
+    train = token_factors(plan.adapted, each_fold(), plan.reduction, n=n)
+    with installed(modules, last):
+        evaluation = _evaluation(plan, plan.evaluation, on_batch)
+    weights = [head.weights[name][0] for head in heads]
+    fold = np.empty(n, dtype=np.int64)
+    for index, held in enumerate(folds):
+        fold[held] = index
+    samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
+    return _survey(plan, *samples, own, start)
+
+
+def _sample(
+    factors: TokenFactors,
+    labels: NDArray[np.int64],
+    weights: Sequence[Tensor],
+    fold: NDArray[np.int64] | None = None,
+) -> Sample:
+    """Examples under one probe or, cross-fitted, under the probe of their fold."""
+    device = factors.logits.device
+    lifts = torch.stack([lift(weight.to(device), factors.reduction.directions) for weight in weights])
+    where = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
+    return Sample(factors, labels, lifts, torch.as_tensor(where, device=device))
+
+
+def _survey(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Survey:
+    rows = tuple(adapter.rows.detach() for adapter in plan.adapted.adapters)
+    return Survey(train, evaluation, head, rows, plan.adapted.draws, time.perf_counter() - start)
+
+
+def _evaluation(plan: Plan, encoded: Encoded, on_batch: Progress | None) -> TokenFactors:
+    stream = _tracked(plan, encoded, None, on_batch)
+    return token_factors(plan.adapted, stream, plan.reduction, n=len(encoded.features))
+
+
+def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch: Progress | None) -> Iterator[Batch]:
+    for batch in batches(encoded, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
+        yield batch
+        if on_batch is not None:
+            on_batch(len(batch.rows))
+
+
+def check_classes(labels: NDArray[np.integer], names: Sequence[str]) -> None:
+    """Refuse samples that do not show every class twice.
+
+    Args:
+        labels: Classes of the samples.
+        names: Names of the C classes.
+
+    Raises:
+        DataError: Naming the classes that lack.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    lacking = [f"{name!r} has {count}" for name, count in zip(names, counts, strict=True) if count < 2]
+    if lacking:
+        raise DataError(
+            f"each class needs 2 of the {len(labels)} samples, but {', '.join(lacking)}: raise --samples, "
+            "or change --seed"
+        )
+
+
+def first_examples(sample: Sample, n: int) -> Sample:
+    """Keep the first examples of a sample.
+
+    Args:
+        sample: Sample.
+        n: How many.
+
+    Returns:
+        The same factors, of which only the first n examples are used.
+    """
+    f = sample.factors
+    factors = replace(f, inputs=f.inputs[:n], logits=f.logits[:n])
+    return Sample(factors, sample.labels[:n], sample.lifts, sample.fold[:n])
+
+
+def probe_scores(sample: Sample) -> tuple[float, float]:
+    """Loss and accuracy of the probe on a sample.
+
+    Args:
+        sample: Sample under probe heads.
+
+    Returns:
+        Cross-entropy in nats, accuracy as a fraction.
+    """
+    labels = torch.as_tensor(sample.labels, device=sample.factors.logits.device, dtype=torch.long)
+    logits = sample.factors.logits.double()
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return float(loss), float((logits.argmax(1) == labels).double().mean())

@@ -1,0 +1,51 @@
+"""Settings of the run that is forecast. Imports nothing heavy: the command line builds its help from these."""
+
+from dataclasses import dataclass
+
+from foretune.config import Scheduler, TuneSettings
+
+
+@dataclass(frozen=True)
+class Training:
+    """The run that is forecast; the defaults are those of `foretune tune`.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate of AdamW.
+        train_batch_size: Texts in a step.
+        weight_decay: Weight decay of AdamW.
+        warmup_ratio: Share of the steps over which the learning rate rises from 0.
+        scheduler: Learning rate schedule after that.
+    """
+
+    epochs: int = 10
+    learning_rate: float = 4e-4
+    train_batch_size: int = 32
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.06
+    scheduler: Scheduler = "linear"
+
+    def __post_init__(self) -> None:
+        """Check the ranges, as `foretune tune` does."""
+        self.settings(max_length=1, seed=0)
+
+    def settings(self, *, max_length: int, seed: int) -> TuneSettings:
+        """Write the run's settings out.
+
+        Args:
+            max_length: Longest sequence in tokens.
+            seed: Seed of A, head and order of the rows.
+
+        Returns:
+            Settings of `foretune tune`.
+        """
+        return TuneSettings(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            train_batch_size=self.train_batch_size,
+            weight_decay=self.weight_decay,
+            warmup_ratio=self.warmup_ratio,
+            scheduler=self.scheduler,
+            max_length=max_length,
+            seed=seed,
+        )

@@ -1,0 +1,1 @@
+"""Ranking: which adapter placements there are, what they cost, and how to find the best of them."""

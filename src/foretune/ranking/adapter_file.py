@@ -1,0 +1,242 @@
+"""peft's `adapter_config.json`: written for a candidate, read for a run."""
+
+import copy
+import json
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from torch import nn
+
+from foretune.config import ADAPTER_FILE
+from foretune.errors import ConfigError, PlacementError
+from foretune.ranking.candidates import Candidate, short_kinds
+from foretune.sites import Site, split_name
+from foretune.store import make_folder, write_whole
+
+_TASK = "SEQ_CLS"
+
+
+def candidate_config(
+    candidate: Candidate, sites: Sequence[Site], template: LoraConfig, model: nn.Module, *, alpha: float | None = None
+) -> LoraConfig:
+    """Make peft's configuration of a candidate.
+
+    `target_modules` are module kinds, with `layers_to_transform` where they are not in all layers, if peft then
+    matches the candidate's modules and no others of this model (`output.dense` alone would match BERT's
+    `attention.output.dense` too); else the full paths of the modules; else, if one path ends in another, a regular
+    expression of the paths.
+
+    Args:
+        candidate: Placement.
+        sites: Every module that can be adapted, as the candidate counts them.
+        template: What else the adapters have: α, initialisation, rank stabilisation, dropout, …; not changed.
+        model: The model that it is for, with adapters or without; not changed.
+        alpha: α instead of the template's, which stays whatever the rank.
+
+    Returns:
+        peft's configuration of a sequence classifier, in which every module has the candidate's rank.
+
+    Raises:
+        PlacementError: If the model lacks one of the modules.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    modules = [name for name, _ in base.named_modules() if name]
+    members = [sites[position] for position in candidate.sites]
+    names = {site.name for site in members}
+    missing = sorted(names.difference(modules))
+    if missing:
+        raise PlacementError(f"the model has no module {missing[0]!r}: give the model that the sites were read from")
+    config = copy.deepcopy(template)
+    config.task_type, config.r = _TASK, candidate.rank
+    config.lora_alpha = config.lora_alpha if alpha is None else alpha
+    config.rank_pattern, config.alpha_pattern = {}, {}
+    config.exclude_modules = config.layers_pattern = None
+    config.base_model_name_or_path, config.inference_mode = None, False
+    for targets, layers in _spellings(members, sites):
+        config.target_modules, config.layers_to_transform = targets, layers
+        if {name for name in modules if check_target_module_exists(config, name)} == names:
+            break
+    else:  # a path that another one ends in
+        config.target_modules, config.layers_to_transform = "|".join(map(re.escape, sorted(names))), None
+    return config
+
+
+def _spellings(members: Sequence[Site], sites: Sequence[Site]) -> list[tuple[list[str], list[int] | None]]:
+    # target modules and layers that may mean these modules, the shortest first; lists keep their order in the file
+    kinds = list(dict.fromkeys(site.kind for site in members))
+    layers = sorted({site.layer for site in members if site.layer is not None})
+    short = short_kinds(sites)
+    found: list[tuple[list[str], list[int] | None]] = []
+    if not any(part.isdecimal() for kind in kinds for part in kind.split(".")):  # versions of peft differ on these
+        for targets in ([short[kind] for kind in kinds], kinds):
+            found += [(targets, None), (targets, layers)] if layers else [(targets, None)]
+    return [*found, ([site.name for site in members], None)]
+
+
+def save_adapter(config: LoraConfig, path: Path) -> None:
+    """Write a configuration to a file through peft; the same configuration gives the same bytes.
+
+    Args:
+        config: peft's configuration; not changed.
+        path: File, of any name.
+    """
+    config = copy.deepcopy(config)
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(getattr(config, name), set):
+            setattr(config, name, sorted(getattr(config, name)))
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        path.write_bytes((Path(folder) / ADAPTER_FILE).read_bytes())
+
+
+def write_adapter_config(
+    candidate: Candidate,
+    sites: Sequence[Site],
+    template: LoraConfig,
+    model: nn.Module,
+    folder: Path,
+    *,
+    alpha: float | None = None,
+) -> Path:
+    """Write the `adapter_config.json` of a candidate, whole or not at all.
+
+    `LoraConfig.from_pretrained(folder)` and `adapter_from_file(folder)` read it.
+
+    Args:
+        candidate: Placement.
+        sites: Every module that can be adapted, as the candidate counts them.
+        template: What else the adapters have.
+        model: The model that it is for.
+        folder: Folder, made unless it is there.
+        alpha: α instead of the template's.
+
+    Returns:
+        The file.
+    """
+    config = candidate_config(candidate, sites, template, model, alpha=alpha)
+    make_folder(folder)
+    path = folder / ADAPTER_FILE
+    write_whole(path, lambda temporary: save_adapter(config, temporary))
+    return path
+
+
+def adapter_from_file(path: Path | str) -> LoraConfig:
+    """Read peft's configuration of a LoRA adapter, to start a new adapter from it.
+
+    It may be that of a trained adapter; the weights are not read, and what says that it is only for inference, or
+    of which model it was, is left out.
+
+    Args:
+        path: An `adapter_config.json`, of whatever name, or the folder that holds it.
+
+    Returns:
+        peft's configuration of a sequence classifier.
+
+    Raises:
+        ConfigError: If there is no such file, or it is no JSON, no LoRA, for another task than sequence
+            classification, or has options that this peft does not know or foretune does not train.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file /= ADAPTER_FILE
+    named = f"adapter configuration {str(file)!r}"
+    content = _read(file, named)
+    if content.get("peft_type") != "LORA":
+        raise ConfigError(f"{named} has peft_type {content.get('peft_type')!r}: only LORA is supported")
+    if content.get("task_type") not in (None, _TASK):
+        raise ConfigError(f"{named} has task_type {content['task_type']!r}: only {_TASK!r} is supported")
+    _check_values(content, named)
+    content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None, "modules_to_save": None}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on settings that do not go together: peft ignores one of them
+            return LoraConfig.from_peft_type(**content)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"{named} is refused by peft: {' '.join(str(error).split())}") from error
+
+
+def _read(file: Path, named: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"{named} does not exist: name an {ADAPTER_FILE} or the folder that holds it")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {named}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{named} holds no JSON object: write it with LoraConfig.save_pretrained")
+    content.pop("runtime_config", None)
+    return content
+
+
+def _check_values(content: dict[str, Any], named: str) -> None:
+    known = {field.name for field in fields(LoraConfig)}
+    for name in sorted(content.keys() - known):
+        if content[name]:
+            raise ConfigError(f"{named} has {name}={content[name]!r}, which this peft does not know: remove or upgrade")
+        del content[name]  # switched off
+    for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
+        value = content.get(name, 8)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ConfigError(f"{named} has {name}={value!r}: must be a number")
+    targets = content.get("target_modules")
+    listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
+    if not (targets is None or isinstance(targets, str) or listed):
+        raise ConfigError(f"{named} has target_modules={targets!r}: must be a list of names, or a regular expression")
+    saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
+    if saved:
+        raise ConfigError(f"{named} has modules_to_save={saved!r}: only the classifier's head may train as a whole")
+
+
+def same_adapter(first: LoraConfig, second: LoraConfig) -> bool:
+    """Tell whether two configurations mean the same adapters.
+
+    Args:
+        first: peft's configuration.
+        second: Another.
+
+    Returns:
+        Whether all settings agree, whatever the order of the target modules and the version of peft.
+    """
+    return _plain(first) == _plain(second)
+
+
+def _plain(config: LoraConfig) -> dict[str, Any]:
+    content: dict[str, Any] = {name: value for name, value in config.to_dict().items() if name != "peft_version"}
+    return {
+        name: sorted(value) if name in ("target_modules", "exclude_modules") and not isinstance(value, str) and value
+        else value
+        for name, value in content.items()
+    }  # fmt: skip
+
+
+def adapter_in_words(config: LoraConfig) -> str:
+    """Describe a configuration as its file has it.
+
+    Args:
+        config: peft's configuration.
+
+    Returns:
+        Modules, layers, rank, α and initialisation.
+    """
+    targets, layers = config.target_modules, config.layers_to_transform
+    if targets is None:
+        modules = "peft's default modules"
+    elif isinstance(targets, str):
+        modules = "modules by a pattern" if targets != "all-linear" else targets
+    elif any(split_name(target)[0] is not None for target in targets):
+        modules = f"{len(targets)} modules by name"
+    else:
+        modules = ", ".join(sorted(targets))
+    numbers = [layers] if isinstance(layers, int) else layers
+    where = "" if " by " in modules else " of all layers"
+    where = f" of layers {', '.join(map(str, numbers))}" if numbers else where
+    init = "default" if config.init_lora_weights is True else config.init_lora_weights
+    return f"{modules}{where}, r = {config.r}, α = {config.lora_alpha:g}, init {init}"

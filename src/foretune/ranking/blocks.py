@@ -1,0 +1,47 @@
+"""Blocks of all modules from one pass over the samples."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from foretune.forecasting.simulation import Sample
+from foretune.forecasting.survey import Survey, first_examples
+from foretune.kernel import tangent_kernel
+from foretune.outputs import output_reduction
+from foretune.ranking.screen import Blocks
+from foretune.tokens import TokenFactors, adapter_features
+
+SAMPLES = 256  # at most, for the quick score: its cost grows with their cube
+
+
+def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
+    """Multiply the token factors out to a kernel for each module and step of rank.
+
+    Outputs are added up (`margin`, or `trace` for more than two classes), draws of A are averaged.
+
+    Args:
+        survey: The pass over the samples.
+        ranks: Ranks to price; the largest is the survey's own.
+
+    Returns:
+        Blocks of the first 256 samples at most.
+    """
+    sample = first_examples(survey.train, min(SAMPLES, len(survey.train.labels)))
+    factors = _summed(sample)
+    features = adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
+    kernel = tangent_kernel(features, ranks=ranks)
+    reduction = factors.reduction
+    logits = factors.logits.double().cpu().numpy()
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    residual = np.eye(reduction.n_classes)[sample.labels] - probabilities
+    return Blocks(kernel.sites, kernel.ranks, kernel.blocks.mean(axis=1), residual)
+
+
+def _summed(sample: Sample) -> TokenFactors:
+    # the same differentiated outputs, their kernels added up: `margin` is its own sum, that of `full` is `trace`
+    f = sample.factors
+    name = "margin" if f.reduction.name == "margin" else "trace"
+    reduction = output_reduction(name, f.reduction.n_classes)
+    return replace(f, reduction=reduction)

@@ -1,0 +1,348 @@
+"""Rank the adapters of one model on one data set: one pass, a quick score for all, a simulated run for the best."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import LoraConfig
+
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings
+from foretune.data import Task, load_task
+from foretune.errors import ConfigError, KernelError
+from foretune.forecasting.calibration import Calibration, Interval, apply_calibration, case_values, tied
+from foretune.forecasting.outlook import Outlook, n_steps, outlooks
+from foretune.forecasting.recipe import recipe_of
+from foretune.forecasting.survey import survey
+from foretune.models import Classifier, load_model
+from foretune.placement import lora_config
+from foretune.plan import Plan, prepare
+from foretune.ranking.blocks import blocks_of
+from foretune.ranking.candidates import (
+    BYTES_PER_PARAMETER,
+    Candidate,
+    enumerate_candidates,
+    fitting,
+    label,
+    n_parameters,
+    parse_budget,
+)
+from foretune.ranking.screen import Blocks, quick_scores
+from foretune.ranking.search import beam, greedy
+from foretune.ranking.settings import RankConfig
+from foretune.sites import Site
+from foretune.spectra import spectrum
+
+OnNews = Callable[[str, int, int], None]
+BEAM_WIDTH = 4
+SEARCH_LIMIT = 5_000
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A candidate with its quick score.
+
+    Attributes:
+        candidate: Placement.
+        name: Its name.
+        parameters: Trainable parameters of the adapters.
+        score: From `quick_scores`; comparable on one model and data set alone.
+    """
+
+    candidate: Candidate
+    name: str
+    parameters: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finalist of the ranking.
+
+    Attributes:
+        quick: Candidate and quick score.
+        forecast: Forecasts by outcome, `train_loss`, `eval_loss` and `accuracy`, each with its 90% interval.
+        outlook: The simulated run, before calibration.
+        condition_number: κ of the kernel averaged over draws of A.
+        megabytes: Size of the adapter's file in 10⁶ bytes.
+        compute: Cost of a training step relative to one that goes back through all layers.
+        tie: Whether its accuracy cannot be told from that of the first row.
+    """
+
+    quick: Quick
+    forecast: Mapping[str, Interval]
+    outlook: Outlook
+    condition_number: float
+    megabytes: float
+    compute: float
+    tie: bool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranked adapters of one model on one data set.
+
+    Attributes:
+        model: Model as given.
+        dataset: Data set as given.
+        classifier: The loaded model.
+        template: peft's configuration of all modules, from which a candidate's is made.
+        sites: Every module that can be adapted.
+        rows: Finalists, the best first.
+        quick: All candidates, by quick score.
+        single: Quick score of every module alone, at the largest rank that fits.
+        head_alone: Forecast of the head without an adapter.
+        majority: Share of the most frequent class among the evaluation samples.
+        samples: Labelled training samples.
+        train_rows: Training rows of the run that is forecast.
+        classes: Classes.
+        steps: Steps of the run.
+        seconds: Of `load`, `pass`, `quick` and `simulate`.
+    """
+
+    model: str
+    dataset: str
+    classifier: Classifier
+    template: LoraConfig
+    sites: tuple[Site, ...]
+    rows: tuple[Row, ...]
+    quick: tuple[Quick, ...]
+    single: NDArray[np.float64]
+    head_alone: Mapping[str, Interval]
+    majority: float
+    samples: int
+    train_rows: int
+    classes: int
+    steps: int
+    seconds: Mapping[str, float]
+
+
+def rank_one(
+    config: RankConfig, model: str, dataset: str, calibration: Calibration, *, on_news: OnNews | None = None
+) -> Ranking:
+    """Rank the adapters of one model on one data set.
+
+    Args:
+        config: All settings.
+        model: One of its models.
+        dataset: One of its data sets.
+        calibration: Calibration of the forecasts.
+        on_news: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The ranking.
+    """
+    news = on_news or (lambda *_: None)
+    seconds = {}
+    clock = time.perf_counter()
+    news("loading", 0, 1)
+    ready = _prepared(config, model, dataset)
+    plan = ready.plan
+    seconds["load"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    texts = 2 * config.sample.samples + config.sample.eval_samples
+    done = 0
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        news("texts through the model", done, texts)
+
+    held = survey(plan, on_batch=on_batch)
+    seconds["pass"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    news("pricing candidates", 0, 1)
+    blocks = blocks_of(held, config.candidates.ranks)
+    quick = _quick(config, blocks, ready)
+    finalists = _finalists(quick, config.candidates.finalists)
+    seconds["quick"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    recipe = recipe_of(
+        config.training.settings(max_length=config.sample.max_length, seed=config.sample.seed), _train_rows(plan)
+    )
+    starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
+    total = n_steps(starts, recipe, config.sample.samples)
+    step = 0
+
+    def on_step() -> None:
+        nonlocal step
+        step += 1
+        news("steps of simulated runs", step, total)
+
+    alone, *found = outlooks(held, starts, recipe, on_step=on_step)
+    seconds["simulate"] = time.perf_counter() - clock
+    output = plan.reduction.name
+    rows = [
+        _row(entry, outlook, blocks, apply_calibration(calibration, case_values(outlook), output), config, ready)
+        for entry, outlook in zip(finalists, found, strict=True)
+    ]
+    labels = held.evaluation.labels
+    return Ranking(
+        model=model,
+        dataset=dataset,
+        classifier=plan.classifier,
+        template=ready.template,
+        sites=held.sites,
+        rows=_ordered(rows, calibration),
+        quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
+        single=_single(blocks),
+        head_alone=apply_calibration(calibration, case_values(alone), output),
+        majority=float(np.bincount(labels).max() / len(labels)),
+        samples=len(held.train.labels),
+        train_rows=recipe.train_rows,
+        classes=plan.task.n_classes,
+        steps=recipe.steps,
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is ranked; positions in `model_sites` of the plan's adapters, which are those that a candidate uses."""
+
+    plan: Plan
+    template: LoraConfig
+    candidates: tuple[Candidate, ...]  # of the plan's adapters
+    model_sites: tuple[Site, ...]
+    positions: tuple[int, ...]
+
+    def of_model(self, candidate: Candidate) -> Candidate:
+        # names and costs are those in the whole model, whatever the user leaves to choose from
+        return Candidate(tuple(self.positions[position] for position in candidate.sites), candidate.rank)
+
+
+def _prepared(config: RankConfig, model: str, dataset: str) -> _Prepared:
+    """Everything that can go wrong before the work starts: data, model, candidates, budget."""
+    models, data, wanted, sample = config.models, config.data, config.candidates, config.sample
+    task = load_task(DataConfig(**{**vars(data), "dataset": dataset}))
+    _check_rows(task, config)
+    loaded = ModelConfig(model, models.dtype, models.device, models.trust_remote_code)
+    classifier = load_model(loaded, task.label_names, sample.seed)
+    adapter = AdapterConfig(("all-linear",), None, max(wanted.ranks), wanted.alpha, wanted.rslora, wanted.init)
+    template = lora_config(classifier.model, adapter)
+    settings = ScoreSettings(
+        samples=sample.samples,
+        eval_samples=sample.eval_samples,
+        draws=sample.draws,
+        reduction="margin" if task.n_classes == 2 else "full",
+        sigma=sample.sigma,
+        max_length=sample.max_length,
+        batch_size=sample.batch_size,
+        seed=sample.seed,
+    )
+    plan = prepare(classifier, task, template, settings)
+    sites = plan.adapted.sites
+    kinds = None if wanted.target_modules is None else [wanted.target_modules]
+    candidates = enumerate_candidates(sites, kinds=kinds, layers=wanted.layers, ranks=wanted.ranks)
+    if wanted.budget is not None:
+        fitting(candidates, sites, parse_budget(wanted.budget))
+    used = sorted({position for candidate in candidates for position in candidate.sites})
+    adapters = tuple(plan.adapted.adapters[position] for position in used)
+    own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
+    plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
+    return _Prepared(plan, template, own, sites, tuple(used))
+
+
+def _check_rows(task: Task, config: RankConfig) -> None:
+    if config.sample.samples < 2 * task.n_classes:
+        raise ConfigError(
+            f"samples = {config.sample.samples}: {task.n_classes} classes need 2 samples each, "
+            f"{2 * task.n_classes} at least"
+        )
+
+
+def _train_rows(plan: Plan) -> int:
+    rows = len(plan.task.train.labels)
+    return rows - (len(plan.sample.eval_indices) if plan.sample.held_out else 0)
+
+
+def _quick(config: RankConfig, blocks: Blocks, ready: _Prepared) -> list[Quick]:
+    """Score everything that was listed, and under a budget what a search finds."""
+    wanted, sites, candidates = config.candidates, blocks.sites, ready.candidates
+    if wanted.budget is None:
+        scored = dict(zip(candidates, quick_scores(blocks, candidates).tolist(), strict=True))
+    else:
+        budget = parse_budget(wanted.budget)
+        candidates = fitting(candidates, sites, budget)
+        scored = dict(zip(candidates, quick_scores(blocks, candidates).tolist(), strict=True))
+
+        def score(some: Sequence[Candidate]) -> NDArray[np.float64]:
+            return quick_scores(blocks, some)
+
+        searched = (
+            greedy(score, sites, ranks=wanted.ranks, budget=budget, limit=SEARCH_LIMIT),
+            beam(score, sites, ranks=wanted.ranks, budget=budget, width=BEAM_WIDTH, limit=SEARCH_LIMIT),
+        )
+        scored |= {entry.candidate: entry.score for found in searched for entry in found.scored}
+    return [
+        Quick(candidate, label(ready.of_model(candidate), ready.model_sites), n_parameters(candidate, sites), score)
+        for candidate, score in scored.items()
+    ]
+
+
+def _finalists(quick: Sequence[Quick], count: int) -> list[Quick]:
+    """Half by quick score, half along the front: those that no smaller candidate equals."""
+    by_score = sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))
+    front: list[Quick] = []
+    for entry in sorted(quick, key=lambda entry: (entry.parameters, -entry.score, entry.name)):
+        if not front or entry.score > front[-1].score:
+            front.append(entry)
+    spread = [front[round(at)] for at in np.linspace(0, len(front) - 1, min(len(front), count // 2))]
+    chosen: dict[Candidate, Quick] = {entry.candidate: entry for entry in spread}
+    for entry in by_score:
+        if len(chosen) >= count:
+            break
+        chosen.setdefault(entry.candidate, entry)
+    return list(chosen.values())
+
+
+def _row(
+    entry: Quick,
+    outlook: Outlook,
+    blocks: Blocks,
+    forecast: Mapping[str, Interval],
+    config: RankConfig,
+    ready: _Prepared,
+) -> Row:
+    kernel = blocks.kernels([entry.candidate])[0]
+    try:
+        kappa = spectrum(kernel, sigma=config.sample.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
+    except KernelError:
+        kappa = float("nan")
+    return Row(
+        quick=entry,
+        forecast=forecast,
+        outlook=outlook,
+        condition_number=kappa,
+        megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
+        compute=_compute(ready.of_model(entry.candidate), ready.model_sites),
+        tie=False,
+    )
+
+
+def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:
+    """A step's cost: the whole way forward, and back down to the lowest adapted layer; both ways through all = 1."""
+    layers = sorted({site.layer for site in sites if site.layer is not None})
+    used = [sites[position].layer for position in candidate.sites]
+    reached = [layer for layer in used if layer is not None]
+    if not layers or not reached:
+        return 0.5
+    return (1.0 + (len(layers) - layers.index(min(reached))) / len(layers)) / 2.0
+
+
+def _ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
+    ordered = sorted(
+        rows,
+        key=lambda row: (-row.forecast["accuracy"].value, row.forecast["eval_loss"].value, row.quick.parameters),
+    )
+    first = ordered[0].forecast["accuracy"]
+    return tuple(
+        replace(row, tie=place > 0 and tied(calibration, first, row.forecast["accuracy"]))
+        for place, row in enumerate(ordered)
+    )
+
+
+def _single(blocks: Blocks) -> NDArray[np.float64]:
+    rank = blocks.ranks[-1]
+    return quick_scores(blocks, [Candidate((position,), rank) for position in range(len(blocks.sites))])

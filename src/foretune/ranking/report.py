@@ -1,0 +1,243 @@
+"""Tables and files of a ranking."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foretune.forecasting.calibration import Calibration, Interval
+from foretune.provenance import versions
+from foretune.ranking.adapter_file import write_adapter_config
+from foretune.ranking.figure import heat_map
+from foretune.ranking.ranks import Quick, Ranking, Row
+from foretune.ranking.settings import RankConfig
+from foretune.store import finite, write_json, write_text, write_whole
+from foretune.study.tables import Table
+
+SCHEMA = 1
+
+
+def best_first(rankings: Sequence[Ranking]) -> list[tuple[Ranking, Row]]:
+    """Put the rows of several rankings into one order: data sets apart, models of one data set together.
+
+    Args:
+        rankings: Rankings.
+
+    Returns:
+        Rows with their ranking, by data set, then by forecast accuracy.
+    """
+    datasets = list(dict.fromkeys(ranking.dataset for ranking in rankings))
+    rows = [(ranking, row) for ranking in rankings for row in ranking.rows]
+    return sorted(
+        rows,
+        key=lambda pair: (
+            datasets.index(pair[0].dataset),
+            -pair[1].forecast["accuracy"].value,
+            pair[1].forecast["eval_loss"].value,
+        ),
+    )
+
+
+def ranking_table(rankings: Sequence[Ranking]) -> Table:
+    """Lay the finalists out.
+
+    Args:
+        rankings: Rankings of one or several models and data sets.
+
+    Returns:
+        The table; `=` marks rows that tie with the first of their model and data set.
+    """
+    several = len(rankings) > 1
+    rows = []
+    for place, (ranking, row) in enumerate(best_first(rankings), start=1):
+        where = (Path(ranking.model).name, Path(ranking.dataset).name) if several else ()
+        forecast = row.forecast
+        rows.append(
+            (
+                f"{place}{' =' if row.tie else ''}",
+                *where,
+                row.quick.name,
+                _percent(forecast["accuracy"]),
+                _nats(forecast["eval_loss"]),
+                _nats(forecast["train_loss"]),
+                f"{row.quick.parameters:,}",
+                f"{row.megabytes:.2f}",
+                f"{row.compute:.0%}",
+                f"{row.condition_number:.4g}",
+                f"{row.quick.score:.3f}",
+            )
+        )
+    names = ("model", "data set") if several else ()
+    header = ("#", *names, "adapter", "accuracy %", "eval loss", "train loss", "parameters", "MB", "step", "κ", "quick")
+    return Table(_caption(rankings), header, tuple(rows), right_from=len(names) + 2)
+
+
+def _caption(rankings: Sequence[Ranking]) -> str:
+    text = (
+        "Forecast at the end of training, with 90% intervals. '=': cannot be told from the first of its model and data "
+        "set. step: cost of a training step, all layers = 100%. κ and quick score: on the samples, "
+    )
+    if len(rankings) == 1:
+        return f"{text}not comparable with other models or data sets."
+    return (
+        f"{text}comparable within one model and data set only. Forecast accuracy and losses are comparable across "
+        "models on one data set; across data sets they have other classes and base rates."
+    )
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _nats(value: Interval) -> str:
+    return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def numbers_table(rankings: Sequence[Ranking]) -> Table:
+    """Lay the finalists out for programs: one number in a column.
+
+    Args:
+        rankings: Rankings.
+
+    Returns:
+        The table.
+    """
+    outcomes = ("accuracy", "eval_loss", "train_loss")
+    header = ["place", "model", "dataset", "adapter", "rank"]
+    header += [f"{name}{end}" for name in outcomes for end in ("", "_low", "_high")]
+    header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie"]
+    rows = []
+    for place, (ranking, row) in enumerate(best_first(rankings), start=1):
+        values = [value for name in outcomes for value in vars(row.forecast[name]).values()]
+        cells = [str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)]
+        cells += [f"{value:.6g}" for value in values]
+        cells += [str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"]
+        cells += [f"{row.condition_number:.6g}", f"{row.quick.score:.6g}", "yes" if row.tie else "no"]
+        rows.append(tuple(cells))
+    return Table("Finalists.", tuple(header), tuple(rows), right_from=4)
+
+
+def quick_table(rankings: Sequence[Ranking]) -> Table:
+    """List all candidates with their quick score, for programs.
+
+    Args:
+        rankings: Rankings.
+
+    Returns:
+        The table.
+    """
+    rows = [
+        (
+            ranking.model,
+            ranking.dataset,
+            entry.name,
+            str(entry.candidate.rank),
+            str(entry.parameters),
+            f"{entry.score:.6g}",
+        )
+        for ranking in rankings
+        for entry in ranking.quick
+    ]
+    header = ("model", "dataset", "adapter", "rank", "parameters", "quick_score")
+    return Table("Every candidate.", header, tuple(rows), right_from=3)
+
+
+def ranking_content(rankings: Sequence[Ranking], config: RankConfig, calibration: Calibration) -> dict[str, Any]:
+    """Lay rankings out as in `result.json`.
+
+    Args:
+        rankings: Rankings.
+        config: All settings.
+        calibration: What the forecasts were calibrated with.
+
+    Returns:
+        JSON-ready values.
+    """
+    return {
+        "schema": SCHEMA,
+        "rankings": [_content(ranking) for ranking in rankings],
+        "calibration": {"source": calibration.source, "outputs": list(calibration.outputs)},
+        "settings": {name: asdict(getattr(config, name)) for name in vars(config)},
+        "versions": versions(),
+    }
+
+
+def _content(ranking: Ranking) -> dict[str, Any]:
+    return {
+        "model": ranking.model,
+        "dataset": ranking.dataset,
+        "samples": ranking.samples,
+        "train_rows": ranking.train_rows,
+        "classes": ranking.classes,
+        "steps": ranking.steps,
+        "majority_accuracy": ranking.majority,
+        "candidates": len(ranking.quick),
+        "head_alone": {name: asdict(value) for name, value in ranking.head_alone.items()},
+        "rows": [_row(ranking, row) for row in ranking.rows],
+        "seconds": dict(ranking.seconds),
+    }
+
+
+def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
+    return {
+        "adapter": row.quick.name,
+        "modules": [ranking.sites[position].name for position in row.quick.candidate.sites],
+        "rank": row.quick.candidate.rank,
+        "forecast": {name: asdict(value) for name, value in row.forecast.items()},
+        "simulated": asdict(row.outlook.end),
+        "parameters": row.quick.parameters,
+        "megabytes": row.megabytes,
+        "step_cost": row.compute,
+        "condition_number": row.condition_number,
+        "quick_score": row.quick.score,
+        "tie": row.tie,
+    }
+
+
+def save_rankings(
+    rankings: Sequence[Ranking], config: RankConfig, calibration: Calibration, folder: Path, *, choose: int = 1
+) -> Path:
+    """Write a run folder: tables, figures, numbers and the chosen row's adapter configuration.
+
+    Args:
+        rankings: Rankings.
+        config: All settings.
+        calibration: What the forecasts were calibrated with.
+        folder: Existing folder.
+        choose: Row of the table, from 1, whose `adapter_config.json` is written.
+
+    Returns:
+        The adapter's configuration.
+    """
+    ranking_table(rankings).save(folder, "ranking")
+    write_whole(folder / "ranking.csv", numbers_table(rankings).write_csv)
+    write_whole(folder / "candidates.csv", quick_table(rankings).write_csv)
+    for index, ranking in enumerate(rankings):
+        name = "heatmap.png" if len(rankings) == 1 else f"heatmap-{index + 1}.png"
+        write_whole(folder / name, lambda path, ranking=ranking: heat_map(ranking, path))  # type: ignore[misc]
+    content = finite(ranking_content(rankings, config, calibration))
+    write_whole(folder / "result.json", lambda path: write_json(path, content))
+    write_text(folder / "config.yaml", yaml.safe_dump(_flags(config), sort_keys=False, allow_unicode=True))
+    ranking, row = best_first(rankings)[choose - 1]
+    return adapter_of(ranking, row.quick, folder)
+
+
+def adapter_of(ranking: Ranking, entry: Quick, folder: Path) -> Path:
+    """Write the `adapter_config.json` of a candidate.
+
+    Args:
+        ranking: Its ranking.
+        entry: Candidate.
+        folder: Folder.
+
+    Returns:
+        The file.
+    """
+    return write_adapter_config(entry.candidate, ranking.sites, ranking.template, ranking.classifier.model, folder)
+
+
+def _flags(config: RankConfig) -> Mapping[str, Any]:
+    joined = {name: value for group in vars(config).values() for name, value in vars(group).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}

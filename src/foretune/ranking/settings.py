@@ -1,0 +1,148 @@
+"""Settings of `foretune rank`. Imports nothing heavy: the command line builds its help from these."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from foretune.config import Dtype
+from foretune.errors import ConfigError
+from foretune.forecasting.training import Training
+
+
+@dataclass(frozen=True)
+class RankModels:
+    """Which models, where and how precise.
+
+    Attributes:
+        model: Folders or hub ids of the pretrained models.
+        dtype: Precision of weights and gradients.
+        device: auto, cpu, cuda, cuda:1, …
+        trust_remote_code: Let code from a model's repository run.
+    """
+
+    model: tuple[str, ...]
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class RankData:
+    """Which data sets, and what of them.
+
+    Attributes:
+        dataset: Folders or files (csv, tsv, jsonl, json, parquet, save_to_disk), or hub ids.
+        config_name: Configuration of a hub data set, such as sst2 of glue.
+        text_column: Text column, or two for pairs of texts; found by the usual names if not given.
+        label_column: Label column; found by the usual names if not given.
+        train_split: Split that trains.
+        eval_split: Split that the forecast is for; without it validation, dev or test, else rows are held out.
+        max_train: Random training rows to keep; without it all.
+        positive_from: Make two classes of numbered ones: this number and above is class 1.
+    """
+
+    dataset: tuple[str, ...]
+    config_name: str | None = None
+    text_column: tuple[str, ...] | None = None
+    label_column: str | None = None
+    train_split: str = "train"
+    eval_split: str | None = None
+    max_train: int | None = None
+    positive_from: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Which adapters to choose from.
+
+    Attributes:
+        target_modules: Module kinds that may carry one, by the end of their names; without it all linear ones.
+        layers: Numbers of the layers that may, from 0; without it all.
+        ranks: Ranks.
+        budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
+            single modules are searched too.
+        finalists: Candidates whose run is simulated: the best of the quick score at every size.
+        alpha: Scaling numerator α, the same at every rank.
+        rslora: Scale by α/√r instead of α/r.
+        init: Initialisation of A: default or gaussian.
+    """
+
+    target_modules: tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
+    ranks: tuple[int, ...] = (8,)
+    budget: str | None = None
+    finalists: int = 16
+    alpha: float = 8
+    rslora: bool = False
+    init: Literal["default", "gaussian"] = "default"
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: Naming the setting, its value and what it may be.
+        """
+        if not self.ranks or min(self.ranks) < 1:
+            raise ConfigError(f"ranks = {list(self.ranks)}: name at least one, each at least 1")
+        if self.finalists < 1:
+            raise ConfigError(f"finalists = {self.finalists}: must be at least 1")
+        if not (self.alpha > 0 and isfinite(self.alpha)):
+            raise ConfigError(f"alpha = {self.alpha}: must be positive and finite")
+        if self.init not in ("default", "gaussian"):
+            raise ConfigError(f"init = {self.init!r}: ranks are priced from one pass for default and gaussian only")
+
+
+@dataclass(frozen=True)
+class RankSample:
+    """What is known of the data.
+
+    Attributes:
+        samples: Random labelled training samples n.
+        eval_samples: Random labelled rows of the evaluation split to predict.
+        draws: Draws of the random A in the quick score and κ, all from the same pass.
+        sigma: Regularisation σ of κ.
+        max_length: Longest sequence in tokens.
+        batch_size: Texts in a batch of the pass.
+        seed: Seed of A, samples and head.
+    """
+
+    samples: int = 256
+    eval_samples: int = 256
+    draws: int = 5
+    sigma: float = 1e-4
+    max_length: int = 512
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ConfigError: Naming the setting, its value and what it may be.
+        """
+        at_least = {"samples": 4}
+        for name in ("samples", "eval_samples", "draws", "max_length", "batch_size"):
+            least = at_least.get(name, 1)
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if not (self.sigma > 0 and isfinite(self.sigma)):
+            raise ConfigError(f"sigma = {self.sigma}: must be positive and finite")
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """One run of `foretune rank`.
+
+    Attributes:
+        models: Models.
+        data: Data sets.
+        candidates: Adapters to choose from.
+        sample: What is known of the data.
+        training: The run that is forecast.
+    """
+
+    models: RankModels
+    data: RankData
+    candidates: Candidates
+    sample: RankSample
+    training: Training

@@ -1,0 +1,257 @@
+"""Tables and figure of a study's forecasts: how good they are, beside every metric of their kind."""
+
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from foretune.store import write_whole
+from foretune.study.foresight import Foresight, Quality, level_error, qualities
+from foretune.study.plots import COLOURS, MARKERS, save_figure
+from foretune.study.quantities import AREAS, BASELINES, CONTROLS, FORESIGHT, INITIAL, Quantity
+from foretune.study.records import Record
+from foretune.study.summary import StudyReport, finding_in_words
+from foretune.study.tables import Table
+
+PERCENT = 100.0
+# Seconds that a quantity costs, by the names of a cell's clock; the others are read off a pass or the features.
+FREE = ("adapter_parameters", "kappa_tune")
+
+
+def quality_table(foresight: Foresight) -> Table:
+    """Lay out how good the forecasts were.
+
+    Args:
+        foresight: Forecasts of a study.
+
+    Returns:
+        A row for each outcome; accuracies in points.
+    """
+    rows = [_quality_row(quality) for quality in qualities(foresight)]
+    n_sets = len({record.dataset for record in foresight.records if record.key in foresight.forecasts})
+    caption = (
+        f"Forecast against the finished run, each of {n_sets} data sets by a calibration fitted on the others. "
+        "Accuracy in points, losses in nats. Noise: what one run's seed changes, which bounds the error from below."
+    )
+    header = (
+        "outcome",
+        "cells",
+        "ρ, all cells",
+        "ρ within a data set",
+        "mean error",
+        "uncalibrated",
+        "noise",
+        "bias",
+        "in 90% interval",
+        "width",
+    )
+    return Table(caption, header, tuple(rows))
+
+
+def _quality_row(quality: Quality) -> tuple[str, ...]:
+    unit = PERCENT if quality.outcome == "accuracy" else 1.0
+    digits = 1 if quality.outcome == "accuracy" else 3
+
+    def number(value: float, *, sign: bool = False) -> str:
+        return "–" if not isfinite(value) else f"{unit * value:{'+' if sign else ''}.{digits}f}"
+
+    return (
+        quality.outcome.replace("_", " "),
+        str(quality.cells),
+        _rho(quality.spearman),
+        _rho(quality.spearman_within),
+        number(quality.error),
+        number(quality.simulated_error),
+        number(quality.noise),
+        number(quality.bias, sign=True),
+        f"{quality.covered:.0%}",
+        number(quality.width),
+    )
+
+
+def _rho(value: float) -> str:
+    return f"{value:+.2f}" if isfinite(value) else "–"
+
+
+def rivals_table(report: StudyReport) -> Table:
+    """Lay the forecast beside every other quantity: order, level and choice.
+
+    Args:
+        report: Report whose records hold the forecasts.
+
+    Returns:
+        A row for each quantity that the cells have.
+    """
+    lost = {choice.rule: choice for choice in report.choices}
+    rows = []
+    for quantity in (*FORESIGHT, *INITIAL, *BASELINES, *CONTROLS):
+        found = [report.finding(quantity.name, "accuracy", "spearman", scope) for scope in ("all", "within")]
+        if all(held is None for held in found):
+            continue
+        error = level_error(report.records, quantity.name, logarithmic=quantity.logarithmic)
+        choice = lost.get(f"{'largest' if quantity.prefers > 0 else 'smallest'} {quantity.label}")
+        rows.append(
+            (
+                quantity.label,
+                *("–" if held is None else finding_in_words(held) for held in found),
+                "–" if error is None else f"{PERCENT * error:.1f}",
+                "–" if choice is None else f"{PERCENT * choice.regret:.1f}",
+                _cost(report.records, quantity),
+            )
+        )
+    for rule in ("random placement", "best on the other data sets"):
+        if rule in lost:
+            rows.append((rule, "–", "–", "–", f"{PERCENT * lost[rule].regret:.1f}", "0"))
+    caption = (
+        "Accuracy after fine-tuning against what was known before. ρ: Spearman with 95% bootstrap interval, in "
+        "parentheses where not established. error: mean absolute error in points of the accuracy that a line in it, "
+        "fitted on the other data sets, gives. lost: points of accuracy lost by choosing the placement by it. "
+        "cost: seconds as a share of fine-tuning all placements that it ranks."
+    )
+    return Table(caption, ("known before", "ρ, all cells", "ρ within a data set", "error", "lost", "cost"), tuple(rows))
+
+
+def _cost(records: Sequence[Record], quantity: Quantity) -> str:
+    if quantity.name in FREE:
+        return "0"
+    if quantity.name.startswith("early_"):
+        return f"{quantity.name.split('_')[1]}%"
+    names = _clock(quantity)
+    spent = [sum(float(record.seconds.get(name) or 0.0) for name in names) for record in records]
+    run = [float(record.seconds["fine_tune"] or 0.0) for record in records]
+    if not names or not sum(run) or not sum(spent):
+        return "–"
+    return f"{sum(spent) / sum(run):.1%}"
+
+
+def _clock(quantity: Quantity) -> tuple[str, ...]:
+    if quantity in CONTROLS:
+        return ()
+    if quantity.name == "quick_score" or (quantity in BASELINES):
+        return ("survey",)
+    if quantity in FORESIGHT:
+        return ("survey", "simulate")
+    return ("kernel", "spectrum", "forecast")
+
+
+def area_table(records: Sequence[Record]) -> Table:
+    """Lay out how far the simulated curves are from the real ones.
+
+    Args:
+        records: Cells.
+
+    Returns:
+        A row for each data set and one for all; empty where no cell has curves.
+    """
+    names = (("train_area", AREAS[0]), ("eval_area", AREAS[1]))
+    errors: dict[str, list[list[float]]] = {}
+    for record in records:
+        pair = [_relative(record.quantities.get(simulated), record.outcomes.get(real)) for real, simulated in names]
+        if None not in pair:
+            errors.setdefault(record.dataset, []).append([float(value or 0.0) for value in pair])
+    rows = [
+        (name, str(len(held)), *(f"{value:.0%}" for value in np.mean(held, axis=0)))
+        for name, held in sorted(errors.items())
+    ]
+    if rows:
+        every = [pair for held in errors.values() for pair in held]
+        rows.append(("all", str(len(every)), *(f"{value:.0%}" for value in np.mean(every, axis=0))))
+    caption = (
+        "Relative error of the area under the simulated loss curves, without calibration: "
+        "mean of |simulated − real| / real."
+    )
+    return Table(caption, ("data set", "cells", "training loss", "evaluation loss"), tuple(rows))
+
+
+def _relative(simulated: float | None, real: float | None) -> float | None:
+    if simulated is None or not real:
+        return None
+    return abs(simulated - real) / real
+
+
+def forecast_figure(foresight: Foresight) -> Figure:
+    """Draw forecast against real accuracy and evaluation loss, with the 90% intervals.
+
+    Args:
+        foresight: Forecasts of a study.
+
+    Returns:
+        The figure.
+    """
+    held = [record for record in foresight.records if record.key in foresight.forecasts]
+    figure = Figure(figsize=(9.2, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    datasets = sorted({record.dataset for record in held})
+    for axes, outcome, unit in zip(panels, ("accuracy", "eval_loss"), (PERCENT, 1.0), strict=True):
+        for index, dataset in enumerate(datasets):
+            cells = [record for record in held if record.dataset == dataset]
+            middle = [foresight.forecasts[record.key][outcome] for record in cells]
+            x = unit * np.array([interval.value for interval in middle])
+            below = x - unit * np.array([interval.low for interval in middle])
+            above = unit * np.array([interval.high for interval in middle]) - x
+            y = unit * np.array([float(record.outcomes[outcome] or 0.0) for record in cells])
+            colour = COLOURS[index % len(COLOURS)]
+            axes.errorbar(x, y, xerr=[below, above], fmt="none", ecolor=colour, alpha=0.2, linewidth=0.8)
+            axes.scatter(x, y, s=16, color=colour, marker=MARKERS[index % len(MARKERS)], label=dataset, linewidths=0)
+        both = [axes.dataLim.intervaly, axes.dataLim.intervaly]
+        low, high = min(end[0] for end in both), max(end[1] for end in both)
+        axes.plot([low, high], [low, high], color="0.5", linewidth=0.8, zorder=0)
+        margin = 0.1 * (high - low)
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
+        axes.grid(alpha=0.3, linewidth=0.5)
+    panels[0].set(xlabel="forecast accuracy (%)", ylabel="accuracy after fine-tuning (%)")
+    panels[1].set(xlabel="forecast evaluation loss (nats)", ylabel="evaluation loss after fine-tuning (nats)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=max(1, min(len(datasets), 6)), frameon=False, fontsize=8
+    )
+    return figure
+
+
+def forecasts_table(foresight: Foresight) -> Table:
+    """List every forecast with its interval beside the outcome, for other programs.
+
+    Args:
+        foresight: Forecasts of a study.
+
+    Returns:
+        The table.
+    """
+    outcomes = ("accuracy", "eval_loss", "train_loss")
+    header = ["key", "model", "dataset", "placement", "r", "seed"]
+    header += [f"{name}{end}" for name in outcomes for end in ("_forecast", "_low", "_high", "_real")]
+    rows = []
+    for record in foresight.records:
+        forecast = foresight.forecasts.get(record.key)
+        if forecast is None:
+            continue
+        cells = [record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed)]
+        for name in outcomes:
+            interval = forecast[name]
+            values = [interval.value, interval.low, interval.high, float(record.outcomes[name] or 0.0)]
+            cells += [f"{value:.6g}" for value in values]
+        rows.append(tuple(cells))
+    return Table("Forecasts.", tuple(header), tuple(rows), right_from=4)
+
+
+def save_forecasts(foresight: Foresight, report: StudyReport, folder: Path) -> list[Path]:
+    """Write the tables and the figure of the forecasts.
+
+    Args:
+        foresight: Forecasts of a study.
+        report: Report of the same cells.
+        folder: Existing folder.
+
+    Returns:
+        The files; none without forecasts.
+    """
+    if not foresight.forecasts:
+        return []
+    paths = quality_table(foresight).save(folder, "forecast-quality")
+    paths += rivals_table(report).save(folder, "rivals")
+    paths += area_table(foresight.records).save(folder, "curves-error")
+    paths.append(folder / "forecasts.csv")
+    write_whole(paths[-1], forecasts_table(foresight).write_csv)
+    return paths + save_figure(forecast_figure(foresight), folder, "forecast")

@@ -1,0 +1,99 @@
+"""Metrics of others for the cells of a study, from the same samples: of the data set, and of each placement."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from foretune.baselines.placements import gradient_norm, page
+from foretune.baselines.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
+from foretune.baselines.weights import kappa_tune_scores, plop_scores
+from foretune.forecasting.simulation import Start
+from foretune.forecasting.survey import Survey
+from foretune.models import batches
+from foretune.plan import Plan
+from foretune.ranking.blocks import blocks_of
+from foretune.ranking.candidates import Candidate
+from foretune.ranking.screen import quick_scores
+
+TEXTS = 64  # that PLoP looks at
+
+
+def data_quantities(survey: Survey, *, seed: int) -> dict[str, float]:
+    """Compute the metrics of a data set's features, the same for all its placements.
+
+    Args:
+        survey: The pass over the samples; features are the inputs φ of the head's output layer.
+        seed: Seed of the mixture model.
+
+    Returns:
+        Numbers by name.
+    """
+    features = survey.train.factors.inputs.double().cpu().numpy()
+    labels, n_classes = np.asarray(survey.train.labels), survey.train.factors.reduction.n_classes
+    return {
+        "log_me": log_me(features, labels, n_classes),
+        "h_score": h_score(features, labels, n_classes),
+        "nleep": nleep(features, labels, n_classes, seed=seed),
+        "trans_rate": trans_rate(features, labels, n_classes),
+        "gbc": gbc(features, labels, n_classes),
+        "parc": parc(features, labels, n_classes),
+        "f0_accuracy": _initial_accuracy(survey),
+    }
+
+
+def _initial_accuracy(survey: Survey) -> float:
+    factors, labels = survey.evaluation.factors, np.asarray(survey.evaluation.labels)
+    logits = factors.inputs.float() @ survey.head.weight.float().T
+    if survey.head.bias is not None:
+        logits = logits + survey.head.bias.float()
+    return float((logits.argmax(1).cpu().numpy() == labels).mean())
+
+
+def placement_quantities(plan: Plan, survey: Survey, starts: Sequence[Start]) -> list[dict[str, Any]]:
+    """Compute the metrics of placements from the blocks of their modules.
+
+    Slopes of the cross-entropy are those at the probe head. PLoP and KappaTune are means over the placement's modules.
+
+    Args:
+        plan: What was surveyed.
+        survey: The pass over the samples.
+        starts: Placements.
+
+    Returns:
+        Numbers by name, for each placement.
+    """
+    ranks = sorted({len(start.a[0]) for start in starts})
+    blocks = blocks_of(survey, ranks)
+    candidates = [Candidate(start.sites, len(start.a[0])) for start in starts]
+    kernels = blocks.kernels(candidates)
+    quick = quick_scores(blocks, candidates)
+    modules = {a.site.name: _linear(a.module) for a in plan.adapted.adapters}
+    plop, kappa = plop_scores(modules, lambda: _run(plan)), kappa_tune_scores(modules)
+    names = [site.name for site in survey.sites]
+    slopes = -blocks.residual[:, 1:] if blocks.residual.shape[1] == 2 else -blocks.residual
+    return [
+        {
+            "quick_score": float(score),
+            "gradient_norm": gradient_norm(kernel, slopes),
+            "page": page(kernel, slopes),
+            "plop": float(np.mean([plop[names[site]] for site in start.sites])),
+            "kappa_tune": float(np.mean([kappa[names[site]] for site in start.sites])),
+        }
+        for start, kernel, score in zip(starts, kernels, quick, strict=True)
+    ]
+
+
+def _linear(module: Any) -> nn.Linear:
+    """The base layer that peft wraps."""
+    base: nn.Linear = module.base_layer
+    return base
+
+
+def _run(plan: Plan) -> None:
+    rows = list(range(min(TEXTS, len(plan.train.features))))
+    with torch.no_grad(), plan.adapted.forward():
+        for batch in batches(plan.train, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
+            plan.adapted.model(**batch.inputs)
