@@ -60,7 +60,7 @@ ALIASES = {
 }
 
 _SETTINGS = {
-    "score": (AdapterConfig, ScoreSettings),
+    "score": (AdapterConfig, ScoreSettings, Training),
     "tune": (AdapterConfig, TuneSettings),
     "rank": (Candidates, RankSample, Training),
 }
@@ -92,6 +92,8 @@ def score(
     adapter: Annotated[AdapterConfig | None, _flat("Adapter")] = None,
     adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
     settings: Annotated[ScoreSettings | None, _flat("Score")] = None,
+    curve: Annotated[bool, Parameter(group="Forecast")] = False,
+    training: Annotated[Training | None, _flat("Forecast")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
@@ -108,13 +110,20 @@ def score(
         adapter: Adapter.
         adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         settings: How to score.
-        output: New folder for result.json, kernel.safetensors, config.yaml and spectrum.png.
+        curve: Forecast the course of the run with these settings too: losses and accuracy over its steps.
+        training: The run that --curve forecasts.
+        output: New folder for result.json, kernel.safetensors, config.yaml, spectrum.png and the curve.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
+
+    Raises:
+        ConfigError: If a run is described and not forecast.
     """
+    if training is not None and not curve:
+        raise ConfigError("settings of a run such as --epochs shape the forecast of --curve: add it, or leave them out")
     described = one_adapter(adapter, adapter_config)
     run_config = ScoreConfig(model, data, described, settings or ScoreSettings(), adapter_config)
-    score_command(run_config, output, as_json=json)
+    score_command(run_config, output, training=training or Training() if curve else None, as_json=json)
 
 
 @app.command
@@ -152,12 +161,13 @@ def demo(
         app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
 
 
-def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) -> None:
+def score_command(config: ScoreConfig, output: Path | None, *, training: Training | None = None, as_json: bool) -> None:
     """Load, plan, run, save and print one score.
 
     Args:
         config: All settings.
         output: Folder of the run, or None to save nothing.
+        training: The run whose course is forecast, None for no such forecast.
         as_json: Whether to print JSON instead of the table.
     """
     from foretune.store import check_free, to_json
@@ -169,6 +179,8 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
+        from foretune.forecasting.calibration import shipped_calibration
+        from foretune.forecasting.curve import forecast_run
         from foretune.models import load_model
         from foretune.placement import lora_config
         from foretune.plan import describe, prepare
@@ -186,9 +198,15 @@ def score_command(config: ScoreConfig, output: Path | None, *, as_json: bool) ->
     print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
-    content = result.to_dict()
+    content, curve = result.to_dict(), None
+    if training is not None:
+        with progress(log, "steps of the simulated run", None) as update:
+            course = forecast_run(
+                plan, training, shipped_calibration(), on_step=lambda done, total: update(completed=done, total=total)
+            )
+        curve, content["curve"] = (training, course), course.to_dict()
     if output is not None:
-        save_score(result, output, config, given)
+        save_score(result, output, config, given, curve)
         log.print(f"saved to {output}", highlight=False)
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
@@ -228,6 +246,7 @@ class _ConfigFile(Yaml):
     """YAML with the same spellings as the command line; what concerns another command only is passed over."""
 
     foreign: frozenset[str] = frozenset()
+    without_curve: frozenset[str] = frozenset()  # passed over too, unless the file asks for a curve
 
     def _load_config(self, path: Path) -> dict[str, Any]:
         try:
@@ -240,7 +259,8 @@ class _ConfigFile(Yaml):
         if "adapter-config" in named:  # a run folder holds this file too, wherever the folder lies by now
             beside = path.parent / str(named["adapter-config"])
             named["adapter-config"] = str(beside if beside.exists() else named["adapter-config"])
-        return {name: value for name, value in named.items() if name not in self.foreign}
+        passed = self.foreign if named.get("curve") else self.foreign | self.without_curve
+        return {name: value for name, value in named.items() if name not in passed}
 
 
 def _use_config(tokens: Sequence[str]) -> None:
@@ -256,6 +276,8 @@ def _use_config(tokens: Sequence[str]) -> None:
         passed |= {_canonical_name(field.name) for field in fields(AdapterConfig)}
     for file in files:
         file.foreign = passed
+        if tokens[0] == "score" and "--curve" not in tokens:  # a fine-tune's file describes a run, a score need not
+            file.without_curve = frozenset(_canonical_name(field.name) for field in fields(Training))
     app.config = tuple(files)
 
 
@@ -267,6 +289,7 @@ def _foreign(command: str) -> frozenset[str]:
     }
     for name in ("score", "tune"):
         names[name].add("adapter-config")
+    names["score"].add("curve")
     return frozenset(set().union(*names.values()) - names.get(command, names["score"]))
 
 

@@ -69,6 +69,11 @@ class Plan:
         return rows, _encode_rows(self.task.train, rows.train_indices, self.classifier, self.settings.max_length)
 
     @property
+    def train_rows(self) -> int:
+        """Rows that a run trains on: all but those that are held out."""
+        return len(self.task.train.labels) - (len(self.sample.eval_indices) if self.sample.held_out else 0)
+
+    @property
     def n_passes(self) -> int:
         """Examples that go through the model in all, for a progress bar."""
         settings = self.settings

@@ -1,6 +1,7 @@
 """The files of a score's run folder: result.json, kernel.safetensors, config.yaml, spectrum.png."""
 
 import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from safetensors.numpy import save_file
 
 from foretune.config import ADAPTER_FILE, ScoreConfig
 from foretune.figure import spectrum_figure
+from foretune.forecasting.curve import CURVE, Curve, write_curve
+from foretune.forecasting.training import Training
 from foretune.ranking.adapter_file import save_adapter
 from foretune.scores import ScoreResult
 from foretune.store import to_json, write_json, write_run
+from foretune.tuning.figure import curve_figure
 
 
 def save_score(
-    result: ScoreResult, folder: Path, config: ScoreConfig | None = None, adapter: LoraConfig | None = None
+    result: ScoreResult,
+    folder: Path,
+    config: ScoreConfig | None = None,
+    adapter: LoraConfig | None = None,
+    curve: tuple[Training, Curve] | None = None,
 ) -> None:
     """Write a run folder, whole or not at all.
 
@@ -26,8 +34,11 @@ def save_score(
         folder: New or empty folder.
         config: Settings that replay the run; None leaves `config.yaml` out (a score from Python objects).
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
+        curve: The run that was forecast and its course, if one was.
     """
     content = result.to_dict()
+    if curve is not None:
+        content["curve"] = curve[1].to_dict()
     writers = {
         "kernel.safetensors": lambda path: _save_kernel(result, path),
         "spectrum.png": lambda path: spectrum_figure(result, path),
@@ -35,9 +46,15 @@ def save_score(
     }
     if config is not None:
         flags = config.to_dict()
+        flags |= {} if curve is None else {"curve": True, **asdict(curve[0])}
         writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
     if adapter is not None:
         writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
+    if curve is not None:
+        course = curve[1]
+        title = f"forecast for {content['dataset']}"
+        writers[CURVE] = lambda path: write_curve(course, path)
+        writers["curve.png"] = lambda path: curve_figure(course.points, title, path)
     write_run(folder, writers)
 
 

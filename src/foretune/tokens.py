@@ -228,7 +228,7 @@ def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, stor
     mask = batch.inputs.get("attention_mask")
     kept: dict[tuple[int, torch.Size], Tensor] = {}  # modules that read the same tensor keep it once
     counts, inputs, grads = [], [], []
-    for name, gradient in zip(modules, gradients, strict=True):
+    for index, name in enumerate(modules):
         if name == last:
             continue
         h, _ = recorder.seen[name]
@@ -238,15 +238,17 @@ def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, stor
         if key not in kept:
             kept[key] = h.reshape(n, keep.shape[1], -1)[keep].to(storage)
         inputs.append(kept[key])
-        if not bool(torch.isfinite(gradient).all()):
+        # kept positions in the small type first: the padded gradients of all outputs are never side by side
+        held = torch.stack([of_one[index].reshape(n, keep.shape[1], -1)[keep].to(storage) for of_one in gradients])
+        if not bool(torch.isfinite(held.sum(dtype=torch.float32))):  # one pass: what is not finite stays so in a sum
             raise KernelError(f"the gradients of module {name!r} are not finite: use dtype float32")
-        grads.append(gradient.reshape(len(gradient), n, keep.shape[1], -1)[:, keep].to(storage))
+        grads.append(held)
     return _Part(
         batch.rows.to(logits.device),
         counts,
         inputs,
         grads,
-        _output_inputs(recorder.seen[last][0], gradients[-1]),
+        _output_inputs(recorder.seen[last][0], gradients[0][-1]),
         logits.detach(),
     )
 
@@ -259,8 +261,10 @@ def _positions(h: Tensor, mask: Tensor | None) -> Tensor:
     return torch.ones(n, width, dtype=torch.bool, device=h.device)
 
 
-def _gradients(recorder: _Recorder, names: Sequence[str], logits: Tensor, reduction: OutputReduction) -> list[Tensor]:
-    """For each module the k × (its output's shape) gradients of the outputs."""
+def _gradients(
+    recorder: _Recorder, names: Sequence[str], logits: Tensor, reduction: OutputReduction
+) -> list[tuple[Tensor, ...]]:
+    """For each of the k outputs its gradients with respect to the modules' outputs."""
     missing = next((name for name in names if name not in recorder.seen), None)
     if missing is not None:
         raise KernelError(f"module {missing!r} is not used in the forward pass: leave it out")
@@ -274,14 +278,14 @@ def _gradients(recorder: _Recorder, names: Sequence[str], logits: Tensor, reduct
     for name, *gradients in zip(names, *found, strict=True):
         if any(gradient is None for gradient in gradients):
             raise KernelError(f"the outputs do not depend on module {name!r}: leave it out")
-    return [torch.stack(gradients) for gradients in zip(*found, strict=True)]
+    return found
 
 
 def _output_inputs(h: Tensor, gradient: Tensor) -> Tensor:
     """Inputs φ of the output layer: where it runs over all positions, at the one that the model reads."""
     if h.ndim == 2:
         return h
-    read = gradient[0].flatten(2).abs().sum(2) if gradient.ndim > 3 else gradient[0].abs().sum(-1)
+    read = gradient.flatten(2).abs().sum(2) if gradient.ndim > 2 else gradient.abs()
     return h[torch.arange(len(h), device=h.device), read.argmax(1)]
 
 

@@ -2,19 +2,24 @@
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp, log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Calibration, Interval, apply_calibration, case_values, scale, unscale
 from foretune.forecasting.outlook import n_steps, outlooks
-from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.survey import Survey
+from foretune.forecasting.recipe import Recipe, recipe_of
+from foretune.forecasting.survey import Survey, survey
+from foretune.forecasting.training import Training
+from foretune.outputs import output_reduction
+from foretune.plan import Plan
 
 POINTS = 20
+CURVE = "curve.csv"
 HEADER = ("step", "train_loss", "eval_loss", "eval_accuracy")
 
 
@@ -46,6 +51,42 @@ class Curve:
 
     points: tuple[CurvePoint, ...]
     end: Mapping[str, Interval]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            Points, and forecasts at the end with their 90% intervals.
+        """
+        return {
+            "points": [asdict(point) for point in self.points],
+            "end": {name: asdict(interval) for name, interval in self.end.items()},
+        }
+
+
+def forecast_run(
+    plan: Plan, training: Training, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
+) -> Curve:
+    """Forecast the course of the run that trains a score's adapter.
+
+    The samples go through the model once more: the simulated run needs the gradients under a probe head, and those of
+    every class.
+
+    Args:
+        plan: What was scored, with evaluation rows.
+        training: The run.
+        calibration: Calibration of the forecasts.
+        on_step: Called with the steps done and the steps in all.
+
+    Returns:
+        The curve.
+    """
+    task = plan.task
+    reduction = output_reduction("margin" if task.n_classes == 2 else "full", task.n_classes)
+    held = survey(replace(plan, reduction=reduction))
+    settings = training.settings(max_length=plan.settings.max_length, seed=plan.settings.seed)
+    recipe = recipe_of(settings, plan.train_rows)
+    return forecast_curve(held, range(len(held.sites)), recipe, calibration, on_step=on_step)
 
 
 def forecast_curve(

@@ -159,7 +159,7 @@ def rank_one(
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
     recipe = recipe_of(
-        config.training.settings(max_length=config.sample.max_length, seed=config.sample.seed), _train_rows(plan)
+        config.training.settings(max_length=config.sample.max_length, seed=config.sample.seed), plan.train_rows
     )
     starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
     total = n_steps(starts, recipe, config.sample.samples)
@@ -250,11 +250,6 @@ def _check_rows(task: Task, config: RankConfig) -> None:
             f"samples = {config.sample.samples}: {task.n_classes} classes need 2 samples each, "
             f"{2 * task.n_classes} at least"
         )
-
-
-def _train_rows(plan: Plan) -> int:
-    rows = len(plan.task.train.labels)
-    return rows - (len(plan.sample.eval_indices) if plan.sample.held_out else 0)
 
 
 def _quick(config: RankConfig, blocks: Blocks, ready: _Prepared) -> list[Quick]:

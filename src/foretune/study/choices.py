@@ -21,7 +21,7 @@ class Choice:
     Attributes:
         rule: The rule.
         regret: Mean over the groups.
-        low: Lower end of the 95% bootstrap interval over the groups; None with fewer than two.
+        low: Lower end of the 95% bootstrap interval over families of groups; None with fewer than two.
         high: Upper end.
         hits: Share of the groups where it chose the best one, or one as good.
         groups: Models × data sets that count.
@@ -42,6 +42,7 @@ class _Group:
     units: tuple[tuple[str, int], ...]
     accuracy: Array  # units × seeds
     quantities: dict[str, Array]  # mean over seeds, NaN where missing
+    family: str
 
 
 def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) -> tuple[Choice, ...]:
@@ -68,7 +69,7 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
         if all(np.isfinite(held.quantities[quantity.name]).all() for held in groups.values()):
             rules[_words(quantity)] = _by_quantity(groups, quantity)
     rules["random placement"] = lambda key: np.ones(len(groups[key].units))
-    if len(groups) > 1:
+    if len({held.family for held in groups.values()}) > 1:
         rules["best on the other data sets"] = _elsewhere(groups)
     choices = []
     for rule, weights in rules.items():
@@ -76,11 +77,21 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
         values, hits = np.array(valued).T
         low = high = None
         if len(values) > 1:
-            rng = np.random.default_rng(seed)
-            means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-            low, high = (float(end) for end in np.percentile(means, [2.5, 97.5]))
+            low, high = _interval(values, [(key[0], held.family) for key, held in groups.items()], seed, resamples)
         choices.append(Choice(rule, float(values.mean()), low, high, float(hits.mean()), len(values)))
     return tuple(sorted(choices, key=lambda choice: choice.regret))
+
+
+def _interval(values: Array, kin: Sequence[Group], seed: int, resamples: int) -> tuple[float | None, float | None]:
+    """95% percentile interval of the mean; versions of one data set are drawn together."""
+    names = sorted(set(kin))
+    if len(names) < 2:
+        return None, None
+    index = np.array([names.index(name) for name in kin])
+    total, count = np.bincount(index, values), np.bincount(index)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(resamples, len(names)))
+    low, high = np.percentile(total[drawn].sum(axis=1) / count[drawn].sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _words(quantity: Quantity) -> str:
@@ -114,7 +125,7 @@ def _group(records: Sequence[Record]) -> _Group:
         )
         for quantity in QUANTITIES
     }
-    return _Group(tuple(units), accuracy, quantities)
+    return _Group(tuple(units), accuracy, quantities, records[0].family)
 
 
 def _by_quantity(groups: dict[Group, _Group], quantity: Quantity) -> Callable[[Group], Array]:
@@ -129,8 +140,8 @@ def _elsewhere(groups: dict[Group, _Group]) -> Callable[[Group], Array]:
     """The placement with the highest mean accuracy on the other data sets of the same model, else of any."""
 
     def weights(key: Group) -> Array:
-        others = [held for other, held in groups.items() if other != key and other[0] == key[0]]
-        others = others or [held for other, held in groups.items() if other != key]
+        foreign = {other: held for other, held in groups.items() if held.family != groups[key].family}
+        others = [held for other, held in foreign.items() if other[0] == key[0]] or list(foreign.values())
         mean = []
         for unit in groups[key].units:
             known = [held.accuracy[held.units.index(unit)].mean() for held in others if unit in held.units]

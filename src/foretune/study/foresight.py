@@ -55,7 +55,7 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
         held = outlook_of(record)
         outcomes = {name: record.outcomes[name] for name in OUTCOMES}
         if held is not None and not record.facts["diverged"] and None not in outcomes.values():
-            cases.append(Case(held, {name: float(value or 0.0) for name, value in outcomes.items()}, record.dataset))
+            cases.append(Case(held, {name: float(value or 0.0) for name, value in outcomes.items()}, record.family))
     return cases
 
 
@@ -86,7 +86,7 @@ def foresee(records: Sequence[Record]) -> Foresight:
     if len(groups) < LEAST_GROUPS + 1:
         return Foresight(tuple(records), {})
     fitted: dict[str, Calibration] = {}
-    for group in sorted({record.dataset for record in records}):
+    for group in sorted({record.family for record in records}):
         rest = [case for case in cases if case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
             fitted[group] = fit_calibration(rest, (OUTPUT,), f"all but {group}")
@@ -94,10 +94,10 @@ def foresee(records: Sequence[Record]) -> Foresight:
     changed = []
     for record in records:
         held = outlook_of(record)
-        if held is None or record.dataset not in fitted:
+        if held is None or record.family not in fitted:
             changed.append(record)
             continue
-        forecast = apply_calibration(fitted[record.dataset], held, OUTPUT)
+        forecast = apply_calibration(fitted[record.family], held, OUTPUT)
         forecasts[record.key] = forecast
         values = {FORECASTS[name]: interval.value for name, interval in forecast.items()}
         changed.append(replace(record, quantities={**record.quantities, **values}))
@@ -209,7 +209,7 @@ def level_error(records: Sequence[Record], quantity: str, *, logarithmic: bool) 
     """
     held = [record for record in records if not record.facts["diverged"]]
     values = [record.quantities.get(quantity) for record in held]
-    groups = np.array([record.dataset for record in held])
+    groups = np.array([record.family for record in held])
     if any(value is None or not np.isfinite(value) for value in values) or len(set(groups)) < LEAST_GROUPS + 1:
         return None
     x = np.array([float(value or 0.0) for value in values])

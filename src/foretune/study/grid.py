@@ -30,6 +30,7 @@ class Cell:
         model_name: Short name of the model.
         data_name: Short name of the data set.
         placement: Short name of the placement.
+        family: Name that versions of one data set share, such as parts of it of different size.
     """
 
     model: ModelConfig
@@ -40,6 +41,7 @@ class Cell:
     model_name: str
     data_name: str
     placement: str
+    family: str
 
     @property
     def names(self) -> dict[str, str | int]:
@@ -78,7 +80,8 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
     """Multiply a grid out.
 
     `models` and `datasets` hold paths or hub ids, or mappings with the settings of `ModelConfig` and `DataConfig`,
-    a `name`, and for data sets their own `score` and `train`; `placements` hold settings of `AdapterConfig` without
+    a `name`, and for data sets their own `score` and `train` and a `family`, the name that versions of one data set
+    share (by default their own); `placements` hold settings of `AdapterConfig` without
     the rank, and a `name`. `ranks` is [8] and `seeds` [0] where not given. A `max_length` of `train` holds for
     `score` too, unless that has its own.
 
@@ -93,12 +96,12 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
     """
     _check_keys(content, KEYS, "study")
     models = [_entry(ModelConfig, "model", held) for held in _list(content, "models")]
-    datasets = [_entry(DataConfig, "dataset", held, extra=("score", "train")) for held in _list(content, "datasets")]
+    datasets = [_dataset(held) for held in _list(content, "datasets")]
     placements = [_entry(AdapterConfig, None, held) for held in _list(content, "placements")]
     ranks, seeds = _integers(content, "ranks", [8]), _integers(content, "seeds", [0])
     common = {name: _mapping(content, name) for name in ("score", "train")}
     cells = []
-    for seed, (model, model_name, _), (data, data_name, own), (adapter, placement, _), rank in product(
+    for seed, (model, model_name, _), (data, data_name, own, family), (adapter, placement, _), rank in product(
         seeds, models, datasets, placements, ranks
     ):
         train = {**common["train"], **own["train"], "seed": seed}
@@ -114,6 +117,7 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
                 model_name,
                 data_name,
                 placement,
+                family,
             )
         )
     seen: set[tuple[str | int, ...]] = set()
@@ -148,6 +152,12 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     return held
 
 
+def _dataset(held: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
+    config, name, own = _entry(DataConfig, "dataset", held, extra=("score", "train"))
+    family = held.get("family") if isinstance(held, dict) else None
+    return config, name, own, str(family or name)
+
+
 def _entry(
     kind: type[Config], key: str | None, held: Any, *, extra: Sequence[str] = ()
 ) -> tuple[Config, str, dict[str, dict[str, Any]]]:
@@ -158,7 +168,8 @@ def _entry(
     if not isinstance(held, dict):
         raise ConfigError(f"study: {what} {held!r} must be a mapping of settings")
     own = {name: _mapping(held, name) for name in extra}
-    settings = {name: value for name, value in held.items() if name not in ("name", *extra)}
+    outside = ("name", "family", *extra) if kind is DataConfig else ("name", *extra)
+    settings = {name: value for name, value in held.items() if name not in outside}
     if kind is AdapterConfig:
         if "r" in settings:
             raise ConfigError("study: a placement has no r of its own: list the ranks under 'ranks'")

@@ -45,6 +45,7 @@ class Record:
         facts: Rows, classes, parameters, steps.
         seconds: Time of each stage.
         steps: Training loss over steps.
+        family: Name that versions of one data set share.
     """
 
     key: str
@@ -58,11 +59,21 @@ class Record:
     facts: Mapping[str, Value]
     seconds: Mapping[str, Value]
     steps: tuple[Step, ...]
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        """Make a data set that is alone a family of its own."""
+        object.__setattr__(self, "family", self.family or self.dataset)
 
     @property
     def group(self) -> tuple[str, str]:
         """Model and data set: placements are compared within one."""
         return self.model, self.dataset
+
+    @property
+    def kin(self) -> tuple[str, str]:
+        """Model and family of the data set: what no two independent groups share."""
+        return self.model, self.family
 
     @property
     def unit(self) -> tuple[str, str, str, int]:
@@ -89,7 +100,7 @@ def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Rec
             records = [_from_folder(path) for path in paths]
         else:
             named = [(cell_folder(folder, cell_key(cell)), cell) for cell in cells]
-            records = [_from_folder(path, cell.names) for path, cell in named if path.is_dir()]
+            records = [_from_folder(path, cell) for path, cell in named if path.is_dir()]
     elif (folder / CELLS_CSV).is_file():
         records = _from_csv(folder)
     else:
@@ -111,9 +122,9 @@ def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Rec
     return _with_steps_to_loss(ordered)
 
 
-def _from_folder(path: Path, names: Mapping[str, Any] | None = None) -> Record:
+def _from_folder(path: Path, cell: Cell | None = None) -> Record:
     held = read_json(path / RESULT)
-    names = names or held["names"]
+    names: Mapping[str, Any] = held["names"] if cell is None else cell.names
     facts = {name: held["facts"][name] for name in FACTS}
     steps = _read_rows(path / "tune" / "steps.csv", _step)
     epochs = _read_rows(path / "tune" / "history.csv", _epoch)
@@ -128,6 +139,7 @@ def _from_folder(path: Path, names: Mapping[str, Any] | None = None) -> Record:
         facts=facts,
         seconds={name: held["seconds"].get(name, seen["seconds"].get(name)) for name in SECONDS},
         steps=steps,
+        family=held.get("family", "") if cell is None else cell.family,
     )
 
 
@@ -217,18 +229,18 @@ def write_records(records: Sequence[Record], folder: Path) -> None:
         records: Cells.
         folder: Existing folder.
     """
-    header = ["key", *NAMES, *HELD, *MEASURED, *AREAS, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
+    header = ["key", *NAMES, "family", *HELD, *MEASURED, *AREAS, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
 
     def cells(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
             for record in records:
-                names = [record.model, record.dataset, record.placement, record.r, record.seed]
-                values = [record.quantities[name] for name in HELD]
-                values += [record.outcomes[name] for name in (*MEASURED, *AREAS)]
+                names = [record.model, record.dataset, record.placement, record.r, record.seed, record.family]
+                values = [record.quantities.get(name) for name in HELD]
+                values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
                 values += [record.facts[name] for name in FACTS]
-                values += [record.seconds[name] for name in SECONDS]
+                values += [record.seconds.get(name) for name in SECONDS]
                 writer.writerow([record.key, *names, *(_written(value) for value in values)])
 
     def curves(path: Path) -> None:
@@ -280,4 +292,5 @@ def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> R
         facts=values(FACTS),
         seconds=values(SECONDS, "seconds_"),
         steps=tuple(curves.get(row["key"], ())),
+        family=row.get("family", ""),
     )

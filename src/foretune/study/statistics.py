@@ -20,15 +20,17 @@ SCOPES: tuple[Scope, ...] = ("all", "across", "within")
 
 @dataclass(frozen=True)
 class Layers:
-    """How cells are nested: seeds in units (a placement at a rank), units in groups (a data set).
+    """How cells are nested: seeds in units (a placement at a rank), units in groups (a data set), groups in families.
 
     Attributes:
         group: Group of each of the n cells, from 0.
         unit: Unit of each cell, from 0; a unit lies in one group.
+        family: Family of each cell, from 0; a group lies in one family. None where every group is one of its own.
     """
 
     group: Labels
     unit: Labels
+    family: Labels | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Correlation:
         low: Lower end of the 95% interval; NaN where the bootstrap gives none.
         high: Upper end.
         p: Two-sided p of a permutation test; NaN where undefined.
-        points: Points that the estimate rests on, a × b: cells (all), groups (across), units of the groups that
+        points: Points that the estimate rests on, a × b: cells (all), families (across), units of the groups that
             count (within).
     """
 
@@ -124,18 +126,22 @@ Block = tuple[Array, Array]  # rows of x and y that a coefficient is computed ov
 
 @dataclass(frozen=True)
 class _Sorted:
-    """Cells in the order of groups and units: `rows` of the data, where units begin, which unit begins each group."""
+    """Cells in the order of families, groups and units: `rows` of the data, and which of the next begins each."""
 
     rows: Labels
     units: Labels
     groups: Labels
+    families: Labels
 
 
 def _sort(layers: Layers) -> _Sorted:
-    rows = np.lexsort((layers.unit, layers.group))
-    _, units = np.unique(np.stack([layers.group[rows], layers.unit[rows]]), axis=1, return_index=True)
-    _, groups = np.unique(layers.group[rows][units], return_index=True)
-    return _Sorted(rows, units, groups)
+    family = layers.group if layers.family is None else layers.family
+    rows = np.lexsort((layers.unit, layers.group, family))
+    held = np.stack([family[rows], layers.group[rows], layers.unit[rows]])
+    _, units = np.unique(held, axis=1, return_index=True)
+    _, groups = np.unique(held[:2, units], axis=1, return_index=True)
+    _, families = np.unique(held[0, units][groups], return_index=True)
+    return _Sorted(rows, units, groups, families)
 
 
 def _means(values: Array, starts: Labels) -> Array:
@@ -146,13 +152,14 @@ def _means(values: Array, starts: Labels) -> Array:
 
 def _blocks(x: Array, y: Array, cells: _Sorted) -> dict[Scope, list[Block]]:
     # What each scope's coefficient is computed over; the mean over the blocks is the estimate. all: the cells. across:
-    # the groups' means of their units' means. within: in each group the means of its units, where it has more than two.
+    # the families' means of their groups' means of their units' means. within: in each group the means of its units,
+    # where it has more than two.
     x, y = x[cells.rows], y[cells.rows]
     x_unit, y_unit = _means(x, cells.units), _means(y, cells.units)
     ends = np.append(cells.groups[1:], len(x_unit))
     within = [(x_unit[a:b], y_unit[a:b]) for a, b in zip(cells.groups, ends, strict=True) if b - a > 2]
-    across = (_means(x_unit, cells.groups), _means(y_unit, cells.groups))
-    return {"all": [(x, y)], "across": [across], "within": within}
+    across = tuple(_means(_means(values, cells.groups), cells.families) for values in (x_unit, y_unit))
+    return {"all": [(x, y)], "across": [(across[0], across[1])], "within": within}
 
 
 def _over(blocks: Sequence[Block], coefficient: Coefficient, shape: tuple[int, int]) -> Array:
@@ -176,22 +183,26 @@ def _points(blocks: Sequence[Block], shape: tuple[int, int]) -> Labels:
 
 
 def _resample(cells: _Sorted, rng: np.random.Generator) -> _Sorted:
-    """Draw groups with replacement, in each its units, in each its cells; what is drawn twice is two things."""
+    """Draw families with replacement, in each group its units, in each its cells; what is drawn twice is two things."""
     unit_ends = np.append(cells.units[1:], len(cells.rows))
     group_ends = np.append(cells.groups[1:], len(cells.units))
     rows: list[Labels] = []
     units: list[int] = []
     groups: list[int] = []
+    families: list[int] = []
     count = 0
-    for group in rng.integers(len(cells.groups), size=len(cells.groups)):
-        groups.append(len(units))
-        first, last = cells.groups[group], group_ends[group]
-        for unit in rng.integers(first, last, size=last - first):
-            units.append(count)
-            start, end = cells.units[unit], unit_ends[unit]
-            rows.append(rng.integers(start, end, size=end - start))
-            count += end - start
-    return _Sorted(cells.rows[np.concatenate(rows)], np.array(units), np.array(groups))
+    family_ends = np.append(cells.families[1:], len(cells.groups))
+    for family in rng.integers(len(cells.families), size=len(cells.families)):
+        families.append(len(groups))
+        for group in range(cells.families[family], family_ends[family]):
+            groups.append(len(units))
+            first, last = cells.groups[group], group_ends[group]
+            for unit in rng.integers(first, last, size=last - first):
+                units.append(count)
+                start, end = cells.units[unit], unit_ends[unit]
+                rows.append(rng.integers(start, end, size=end - start))
+                count += end - start
+    return _Sorted(cells.rows[np.concatenate(rows)], np.array(units), np.array(groups), np.array(families))
 
 
 def correlate(
@@ -199,9 +210,10 @@ def correlate(
 ) -> dict[tuple[str, Scope], Correlation]:
     """Correlate quantities with outcomes in each scope, with 95% percentile intervals of a hierarchical bootstrap.
 
-    Groups, then units, then cells are drawn with replacement, the same draws for all quantities. With few groups such
+    Families, then units of their groups, then cells are drawn with replacement, the same draws for all quantities. A
+    family is a group, or several that are no independent draws: versions of one data set. With few families such
     intervals are rather too narrow than too wide. p is the share of the permutations and the given order whose
-    coefficient is at least as far from 0; outcomes are permuted over the cells (all), over the groups (across), over
+    coefficient is at least as far from 0; outcomes are permuted over the cells (all), over the families (across), over
     the units of each group (within).
 
     Args:

@@ -156,8 +156,11 @@ def _findings(
     x = np.where(logarithmic, np.log(np.where(logarithmic, x, 1.0)), x)  # ranks do not change
     groups = {group: index for index, group in enumerate(sorted({record.group for record in records}))}
     units = {unit: index for index, unit in enumerate(sorted({record.unit for record in records}))}
+    families = {kin: index for index, kin in enumerate(sorted({record.kin for record in records}))}
     layers = Layers(
-        np.array([groups[record.group] for record in records]), np.array([units[record.unit] for record in records])
+        np.array([groups[record.group] for record in records]),
+        np.array([units[record.unit] for record in records]),
+        np.array([families[record.kin] for record in records]),
     )
     findings = []
     for (coefficient, scope), held in correlate(x, y, layers, resamples=resamples, seed=seed).items():

@@ -126,6 +126,7 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
         "schema": SCHEMA,
         "key": key,
         "names": cell.names,
+        "family": cell.family,
         "settings": {
             group: dataclasses.asdict(getattr(cell, group)) for group in ("model", "data", "adapter", "score", "train")
         },

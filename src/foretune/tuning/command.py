@@ -19,7 +19,7 @@ def tune(
     adapter: Annotated[AdapterConfig | None, Parameter(name="*", group=Group("Adapter"))] = None,
     adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
     settings: Annotated[TuneSettings | None, Parameter(name="*", group=Group("Training"))] = None,
-    curve: Annotated[Path | None, Parameter(group="Run")] = None,
+    forecast: Annotated[Path | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
@@ -37,23 +37,23 @@ def tune(
         adapter: Adapter.
         adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         settings: How to train.
-        curve: Folder of a score with --curve, whose forecast loss.png shows beside the run.
+        forecast: Folder of a score with --curve, whose forecast loss.png shows beside the run.
         output: Folder for result.json, history.csv, steps.csv, config.yaml, loss.png and the adapter.
         config: YAML file with any of these flags by name, or the config.yaml of a score; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
     described = one_adapter(adapter, adapter_config)
     run_config = TuneConfig(model, data, described, settings or TuneSettings(), adapter_config)
-    tune_command(run_config, output, curve=curve, as_json=json)
+    tune_command(run_config, output, forecast=forecast, as_json=json)
 
 
-def tune_command(config: TuneConfig, output: Path | None, *, curve: Path | None = None, as_json: bool) -> None:
+def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | None = None, as_json: bool) -> None:
     """Load, plan, train, save and print one fine-tune.
 
     Args:
         config: All settings.
         output: Folder of the run, or None to save nothing.
-        curve: Forecast curve, or None.
+        forecast: Forecast curve, or None.
         as_json: Whether to print JSON instead of the table.
 
     Raises:
@@ -62,8 +62,8 @@ def tune_command(config: TuneConfig, output: Path | None, *, curve: Path | None 
     """
     from foretune.terminal import console, is_first_process, placement_in_words, progress
 
-    if curve is not None and output is None:
-        raise ConfigError(f"--curve {str(curve)!r} is drawn into loss.png: name a folder for it with --output")
+    if forecast is not None and output is None:
+        raise ConfigError(f"--forecast {str(forecast)!r} is drawn into loss.png: name a folder for it with --output")
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
@@ -94,8 +94,8 @@ def tune_command(config: TuneConfig, output: Path | None, *, curve: Path | None 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if output is None else output
         if output is not None and is_first_process():
             open_folder(output, flags, given)
-            if curve is not None:
-                keep_forecast(curve, output)
+            if forecast is not None:
+                keep_forecast(forecast, output)
         update = stack.enter_context(progress(log, "steps", None))
 
         def on_step(done: int, total: int, loss: float | None) -> None:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from foretune.config import ADAPTER_FILE
 from foretune.errors import StoreError
-from foretune.forecasting.curve import read_curve
+from foretune.forecasting.curve import CURVE, read_curve
 from foretune.provenance import versions
 from foretune.ranking.adapter_file import adapter_from_file, same_adapter, save_adapter
 from foretune.store import RESULT, check_free, make_folder, write_json, write_text, write_whole
@@ -23,7 +23,7 @@ from foretune.tuning.outcome import TuneResult
 
 CONFIG = "config.yaml"
 HISTORY, STEPS = "history.csv", "steps.csv"
-CURVE, FORECAST = "curve.csv", "forecast.csv"  # of a score, and its copy in the run's folder
+FORECAST = "forecast.csv"  # copy of a score's curve
 
 
 def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None) -> bool:
