@@ -17,7 +17,7 @@ LAYERS = [
     ["data", "features", "spectra", "ranking.adapter_file", "ranking.settings"],
     ["tangent", "bounds", "regression", "demo", "sampling"],
     ["kernel", "head", "placement", "models", "forecasts", "tokens", "baselines.transferability", "baselines.early"],
-    ["plan", "baselines.probe", "forecasting.simulation"],
+    ["plan", "baselines.probe", "baselines.regressions", "forecasting.simulation"],
     ["measure", "tuning.course", "forecasting.survey"],
     ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks"],
     ["tuning.outcome", "terminal", "forecasting.calibration"],
@@ -52,7 +52,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NUMERIC = ["outputs", "spectra", "bounds", "regression", "forecasts", "sites", "tuning.curves", "study.statistics"]
 NUMERIC += ["ranking.candidates", "ranking.search", "ranking.screen", "forecasting.recipe"]
-NUMERIC += ["baselines.transferability", "baselines.placements", "baselines.early"]
+NUMERIC += ["baselines.regressions", "baselines.transferability", "baselines.placements", "baselines.early"]
 TANGENT = ["features", "tangent", "kernel", "head"]
 
 

@@ -4,9 +4,9 @@ Accuracy is taken as its logit, losses as their logarithms. On that scale the ru
 
     y = s + β_0 + Σ_j β_j x_j + error
 
-with s the simulated value and two x: the probe's value less s, and, for more training rows than samples, the gain from
-the last doubling of the samples times the doublings that are missing. β is fitted by ridge regression towards 0, that is
-towards the simulation itself, every data set with the same weight.
+with s the simulated value and two x: the probe's value less s, and, for more training rows than samples, the gain
+from the last doubling of the samples times the doublings that are missing. β is fitted by ridge regression towards 0,
+that is towards the simulation itself, every data set with the same weight.
 """
 
 import json
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from math import exp, isfinite, log, log2
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -295,6 +296,29 @@ def shipped_calibration() -> Calibration:
     """
     text = (files("foretune.forecasting") / "calibration.json").read_text(encoding="utf-8")
     return calibration_from(json.loads(text))
+
+
+def read_calibration(path: Path | None = None) -> Calibration:
+    """Read a calibration.
+
+    Args:
+        path: `calibration.json` of a study's report; None for the one that comes with foretune.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    if path is None:
+        return shipped_calibration()
+    try:
+        return calibration_from(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"cannot read calibration {str(path)!r}: {reason}; foretune study report writes one"
+        ) from error
 
 
 def calibration_from(content: Mapping[str, Any]) -> Calibration:

@@ -95,9 +95,9 @@ class Course:
     """Course of a simulated run. Losses in nats, accuracies as fractions; the first entry is before training.
 
     Attributes:
-        steps: Steps done.
-        train_loss: On the training examples.
-        train_accuracy: On them.
+        steps: Steps done at each evaluation.
+        train_loss: On the training examples, before training and at the end.
+        train_accuracy: On them, likewise.
         eval_loss: On the evaluation examples.
         eval_accuracy: On them.
         batch_loss: Loss of every step's batch before the step.
@@ -307,7 +307,7 @@ def simulate(
     initial = [module.a.value.clone() for module in runs.modules]
     labels = torch.as_tensor(train.labels, device=device, dtype=torch.long)
     at = sorted({round(recipe.steps * point / points) for point in range(1, points + 1)})
-    measured = [(0, _evaluate(runs, train), _evaluate(runs, evaluation))]
+    fitted, measured = [_evaluate(runs, train)], [(0, _evaluate(runs, evaluation))]
     batch_losses = []
     steps = zip(recipe.rates(), recipe.batches(len(labels)), strict=True)
     for number, (rate, batch) in enumerate(steps, start=1):
@@ -318,10 +318,11 @@ def simulate(
         runs.step(runs.gradients(kept, slope), float(rate), number, recipe)
         del kept
         if number in at:
-            measured.append((number, _evaluate(runs, train), _evaluate(runs, evaluation)))
+            measured.append((number, _evaluate(runs, evaluation)))
         if on_step is not None:
             on_step()
-    return _courses(runs, measured, np.array(batch_losses), runs.movement(initial))
+    fitted.append(_evaluate(runs, train))
+    return _courses(runs, fitted, measured, np.array(batch_losses), runs.movement(initial))
 
 
 def _slope(f: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -349,23 +350,26 @@ def _evaluate(runs: _Runs, sample: Sample) -> _Measured:
 
 def _courses(
     runs: _Runs,
-    measured: Sequence[tuple[int, _Measured, _Measured]],
+    fitted: Sequence[_Measured],
+    measured: Sequence[tuple[int, _Measured]],
     batch_losses: NDArray[np.float32],
     movement: NDArray[np.float64],
 ) -> tuple[Course, ...]:
-    def over_time(sample: int, what: int, run: int) -> tuple[float, ...]:
-        return tuple(float(entry[sample][what][run]) for entry in measured)  # type: ignore[index]
+    def over_time(entries: Sequence[_Measured], what: int, run: int) -> tuple[float, ...]:
+        return tuple(float(entry[what][run]) for entry in entries)
+
+    held = [entry for _, entry in measured]
 
     return tuple(
         Course(
-            steps=tuple(number for number, _, _ in measured),
-            train_loss=over_time(1, 0, run),
-            train_accuracy=over_time(1, 1, run),
-            eval_loss=over_time(2, 0, run),
-            eval_accuracy=over_time(2, 1, run),
+            steps=tuple(number for number, _ in measured),
+            train_loss=over_time(fitted, 0, run),
+            train_accuracy=over_time(fitted, 1, run),
+            eval_loss=over_time(held, 0, run),
+            eval_accuracy=over_time(held, 1, run),
             batch_loss=tuple(float(loss) for loss in batch_losses[:, run]),
             movement=float(movement[run]),
-            eval_logits=measured[-1][2][2][:, run].float().cpu().numpy(),
+            eval_logits=held[-1][2][:, run].float().cpu().numpy(),
         )
         for run in range(runs.count)
     )

@@ -7,7 +7,9 @@ while a simulated run starts from the model's own head.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -75,12 +77,15 @@ class Survey:
         return Start(held, tuple(a), tuple(scaling))
 
 
-def survey(plan: Plan, *, probe: bool = True, on_batch: Progress | None = None) -> Survey:
+def survey(
+    plan: Plan, *, probe: bool = True, autocast: torch.dtype | None = None, on_batch: Progress | None = None
+) -> Survey:
     """Run the pass.
 
     Args:
         plan: A score's plan over all modules of interest, with reduction `margin` or `full` and evaluation rows.
         probe: Whether to take the factors under probe heads; else under the model's own head.
+        autocast: Type of mixed precision, such as that of the run that is forecast; None for none.
         on_batch: Called with the number of examples after each batch.
 
     Returns:
@@ -90,6 +95,9 @@ def survey(plan: Plan, *, probe: bool = True, on_batch: Progress | None = None) 
         DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
     """
     start = time.perf_counter()
+    if autocast is not None:
+        mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
+        plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
     y_train = plan.task.train.labels[plan.sample.train_indices]
     check_classes(y_train, plan.task.label_names)
     if plan.evaluation is None:
@@ -128,6 +136,12 @@ def survey(plan: Plan, *, probe: bool = True, on_batch: Progress | None = None) 
         fold[held] = index
     samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
     return _survey(plan, *samples, own, start)
+
+
+@contextmanager
+def _mixed(forward: Callable[[], AbstractContextManager[None]], device: str, dtype: torch.dtype) -> Iterator[None]:
+    with forward(), torch.autocast(device, dtype=dtype):
+        yield
 
 
 def _sample(

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from foretune.forecasting.simulation import Sample
 from foretune.forecasting.survey import Survey, first_examples
 from foretune.kernel import tangent_kernel
 from foretune.outputs import output_reduction
@@ -28,7 +27,7 @@ def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
         Blocks of the first 256 samples at most.
     """
     sample = first_examples(survey.train, min(SAMPLES, len(survey.train.labels)))
-    factors = _summed(sample)
+    factors = summed(sample.factors)
     features = adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
     kernel = tangent_kernel(features, ranks=ranks)
     reduction = factors.reduction
@@ -39,9 +38,15 @@ def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
     return Blocks(kernel.sites, kernel.ranks, kernel.blocks.mean(axis=1), residual)
 
 
-def _summed(sample: Sample) -> TokenFactors:
-    # the same differentiated outputs, their kernels added up: `margin` is its own sum, that of `full` is `trace`
-    f = sample.factors
+def summed(f: TokenFactors) -> TokenFactors:
+    """Let the kernels of the differentiated outputs be added up: `margin` is its own sum, that of `full` is `trace`.
+
+    Args:
+        f: Token factors of `margin` or `full`.
+
+    Returns:
+        The same factors under the reduction with one kernel row for each example.
+    """
     name = "margin" if f.reduction.name == "margin" else "trace"
     reduction = output_reduction(name, f.reduction.n_classes)
     return replace(f, reduction=reduction)

@@ -17,6 +17,7 @@ def rank(
     candidates: Annotated[Candidates | None, Parameter(name="*", group=Group("Candidates"))] = None,
     sample: Annotated[RankSample | None, Parameter(name="*", group=Group("Sample"))] = None,
     training: Annotated[Training | None, Parameter(name="*", group=Group("Training"))] = None,
+    calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     choose: Annotated[int, Parameter(group="Run")] = 1,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -34,21 +35,25 @@ def rank(
         candidates: Adapters to choose from.
         sample: What is known of the data.
         training: The run that is forecast.
+        calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         choose: Row of the table whose adapter_config.json is written.
         output: New folder for ranking.csv, .md, .tex, candidates.csv, heatmap.png and adapter_config.json.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
     run_config = RankConfig(models, data, candidates or Candidates(), sample or RankSample(), training or Training())
-    rank_command(run_config, output, choose=choose, as_json=json)
+    rank_command(run_config, output, calibration, choose=choose, as_json=json)
 
 
-def rank_command(config: RankConfig, output: Path | None, *, choose: int, as_json: bool) -> None:
+def rank_command(
+    config: RankConfig, output: Path | None, calibration: Path | None = None, *, choose: int = 1, as_json: bool = False
+) -> None:
     """Rank, save and print.
 
     Args:
         config: All settings.
         output: Folder of the run, or None to save nothing.
+        calibration: Calibration of the forecasts, or None for the one that comes with foretune.
         choose: Row whose adapter configuration is written.
         as_json: Whether to print JSON instead of the table.
 
@@ -65,11 +70,11 @@ def rank_command(config: RankConfig, output: Path | None, *, choose: int, as_jso
         check_free(output)
     log = console(stderr=True)
     with log.status("loading"):
-        from foretune.forecasting.calibration import shipped_calibration
+        from foretune.forecasting.calibration import read_calibration
         from foretune.ranking.ranks import rank_one
         from foretune.ranking.report import ranking_content, ranking_table, save_rankings
 
-        calibration = shipped_calibration()
+        calibrated = read_calibration(calibration)
     rankings = []
     for model in config.models.model:
         for dataset in config.data.dataset:
@@ -78,7 +83,7 @@ def rank_command(config: RankConfig, output: Path | None, *, choose: int, as_jso
                 def news(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
                     update(completed=done, total=total, note=what)
 
-                rankings.append(rank_one(config, model, dataset, calibration, on_news=news))
+                rankings.append(rank_one(config, model, dataset, calibrated, on_news=news))
     n_rows = sum(len(ranking.rows) for ranking in rankings)
     if choose > n_rows:
         raise ConfigError(f"choose = {choose}: the table has {n_rows} rows")
@@ -92,12 +97,12 @@ def rank_command(config: RankConfig, output: Path | None, *, choose: int, as_jso
         )
     if output is not None:
         make_folder(output)
-        written = save_rankings(rankings, config, calibration, output, choose=choose)
+        written = save_rankings(rankings, config, calibrated, output, choose=choose)
         log.print(f"saved to {output}; adapter of row {choose} in {written}", highlight=False)
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
     if as_json:
-        print(to_json(finite(ranking_content(rankings, config, calibration))))  # noqa: T201  # the result goes to stdout
+        print(to_json(finite(ranking_content(rankings, config, calibrated))))  # noqa: T201  # the result goes to stdout
         return
     screen = console()
     ranking_table(rankings).show(screen)

@@ -155,7 +155,7 @@ def rank_one(
     news("pricing candidates", 0, 1)
     blocks = blocks_of(held, config.candidates.ranks)
     quick = _quick(config, blocks, ready)
-    finalists = _finalists(quick, config.candidates.finalists)
+    finalists = _finalists(quick, blocks.sites, config.candidates.finalists)
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
     recipe = recipe_of(
@@ -276,20 +276,31 @@ def _quick(config: RankConfig, blocks: Blocks, ready: _Prepared) -> list[Quick]:
     ]
 
 
-def _finalists(quick: Sequence[Quick], count: int) -> list[Quick]:
-    """Half by quick score, half along the front: those that no smaller candidate equals."""
+def _finalists(quick: Sequence[Quick], sites: Sequence[Site], count: int) -> list[Quick]:
+    """A third along the front, those that no smaller one equals; a third of whole kinds; the others by quick score.
+
+    The quick score alone would leave out large adapters: its ridge is the same for all, and it stops rising before a
+    run of many steps does. Module kinds over all layers are what most people train.
+    """
     by_score = sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))
     front: list[Quick] = []
     for entry in sorted(quick, key=lambda entry: (entry.parameters, -entry.score, entry.name)):
         if not front or entry.score > front[-1].score:
             front.append(entry)
-    spread = [front[round(at)] for at in np.linspace(0, len(front) - 1, min(len(front), count // 2))]
-    chosen: dict[Candidate, Quick] = {entry.candidate: entry for entry in spread}
-    for entry in by_score:
-        if len(chosen) >= count:
-            break
-        chosen.setdefault(entry.candidate, entry)
+    third = count // 3
+    spread = [front[round(at)] for at in np.linspace(0, len(front) - 1, min(len(front), third))]
+    whole = [entry for entry in by_score if _is_whole(entry.candidate, sites)]
+    chosen: dict[Candidate, Quick] = {}
+    for group, limit in ((spread, third), (whole, 2 * third), (by_score, count)):
+        for entry in group:
+            if len(chosen) < limit:
+                chosen.setdefault(entry.candidate, entry)
     return list(chosen.values())
+
+
+def _is_whole(candidate: Candidate, sites: Sequence[Site]) -> bool:
+    kinds = {sites[position].kind for position in candidate.sites}
+    return len(candidate.sites) == sum(site.kind in kinds for site in sites)
 
 
 def _row(

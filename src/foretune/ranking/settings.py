@@ -61,7 +61,8 @@ class Candidates:
         ranks: Ranks.
         budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
             single modules are searched too.
-        finalists: Candidates whose run is simulated: the best of the quick score at every size.
+        finalists: Candidates whose run is simulated: a third the best of the quick score at every size, a third whole
+            module kinds, the others the best of all.
         alpha: Scaling numerator α, the same at every rank.
         rslora: Scale by α/√r instead of α/r.
         init: Initialisation of A: default or gaussian.

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from foretune.store import write_whole
-from foretune.study.foresight import Foresight, Quality, level_error, qualities
+from foretune.forecasting.calibration import fit_calibration
+from foretune.store import write_json, write_whole
+from foretune.study.foresight import OUTPUTS, Foresight, Quality, cases_of, level_error, qualities
 from foretune.study.plots import COLOURS, MARKERS, save_figure
 from foretune.study.quantities import AREAS, BASELINES, CONTROLS, FORESIGHT, INITIAL, Quantity
 from foretune.study.records import Record
@@ -237,7 +238,7 @@ def forecasts_table(foresight: Foresight) -> Table:
 
 
 def save_forecasts(foresight: Foresight, report: StudyReport, folder: Path) -> list[Path]:
-    """Write the tables and the figure of the forecasts.
+    """Write the tables and the figure of the forecasts, and a calibration fitted on all data sets for other data.
 
     Args:
         foresight: Forecasts of a study.
@@ -254,4 +255,7 @@ def save_forecasts(foresight: Foresight, report: StudyReport, folder: Path) -> l
     paths += area_table(foresight.records).save(folder, "curves-error")
     paths.append(folder / "forecasts.csv")
     write_whole(paths[-1], forecasts_table(foresight).write_csv)
+    paths.append(folder / "calibration.json")
+    calibration = fit_calibration(cases_of(foresight.records), OUTPUTS, folder.absolute().parent.name).to_dict()
+    write_whole(paths[-1], lambda path: write_json(path, calibration))
     return paths + save_figure(forecast_figure(foresight), folder, "forecast")

@@ -23,7 +23,7 @@ from foretune.study.quantities import FORECASTS, OUTLOOK
 from foretune.study.records import Record
 
 Array = NDArray[np.float64]
-OUTPUT = "margin"  # of two classes; `full` is the same for more, and a study's report does not mix in others
+OUTPUTS = ("margin", "full")  # of two classes and of more: what an outlook is made with
 
 
 def outlook_of(record: Record) -> dict[str, float] | None:
@@ -89,7 +89,7 @@ def foresee(records: Sequence[Record]) -> Foresight:
     for group in sorted({record.family for record in records}):
         rest = [case for case in cases if case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
-            fitted[group] = fit_calibration(rest, (OUTPUT,), f"all but {group}")
+            fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
     forecasts = {}
     changed = []
     for record in records:
@@ -97,7 +97,7 @@ def foresee(records: Sequence[Record]) -> Foresight:
         if held is None or record.family not in fitted:
             changed.append(record)
             continue
-        forecast = apply_calibration(fitted[record.family], held, OUTPUT)
+        forecast = apply_calibration(fitted[record.family], held, OUTPUTS[0])
         forecasts[record.key] = forecast
         values = {FORECASTS[name]: interval.value for name, interval in forecast.items()}
         changed.append(replace(record, quantities={**record.quantities, **values}))

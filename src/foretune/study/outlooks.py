@@ -28,11 +28,11 @@ from foretune.plan import Plan, prepare
 from foretune.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
-from foretune.study.rivals import data_quantities, placement_quantities
+from foretune.study.rivals import data_quantities, lazy_quantities, placement_quantities
 from foretune.study.work import OUTLOOKS
 
 SCHEMA = 1
-POINTS = 10
+POINTS = 6
 OnNews = Callable[[str, int, int], None]
 
 
@@ -177,7 +177,7 @@ def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tup
         seed=first.train.seed,
     )
     plan = prepare(classifier, task, lora_config(classifier.model, adapter), score)
-    return plan, survey(plan, probe=probe)
+    return plan, survey(plan, probe=probe, autocast=torch.bfloat16 if first.train.bf16 else None)
 
 
 def _starts(group: _Group, classifier: Classifier, held: Survey) -> list[Start]:
@@ -193,6 +193,7 @@ def _comparisons(group: _Group, classifier: Classifier, held: Survey, starts: li
     """The same simulation with one thing changed at a time."""
     recipe = recipe_of(group.first.train, len(group.task.train.labels))
     lazy = outlooks(held, starts, recipe, train_a=False)
+    kernels = lazy_quantities(held, starts)
     _, at_random_head = _survey(group, classifier, probe=False)
     random_head = outlooks(at_random_head, _starts(group, classifier, at_random_head), recipe)
     del at_random_head
@@ -207,8 +208,9 @@ def _comparisons(group: _Group, classifier: Classifier, held: Survey, starts: li
             "random_head_accuracy": b.end.eval_accuracy,
             "permuted_accuracy": c.end.eval_accuracy,
             "random_backbone_accuracy": d.end.eval_accuracy,
+            **kernel,
         }
-        for a, b, c, d in zip(lazy, random_head, permuted, random, strict=True)
+        for a, b, c, d, kernel in zip(lazy, random_head, permuted, random, kernels, strict=True)
     ]
 
 
@@ -231,7 +233,6 @@ def _course(outlook: Outlook) -> dict[str, Any]:
     course = outlook.course
     return {
         "steps": course.steps,
-        "train_loss": course.train_loss,
         "eval_loss": course.eval_loss,
         "eval_accuracy": course.eval_accuracy,
         "batch_loss": [float(f"{loss:.4g}") for loss in course.batch_loss],

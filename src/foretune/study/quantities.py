@@ -65,6 +65,10 @@ FORESIGHT = (
     Quantity("lazy_accuracy", "simulated with A fixed: accuracy", +1),
     Quantity("lazy_eval_loss", "simulated with A fixed: eval loss", -1),
     Quantity("random_head_accuracy", "simulated at the random head: accuracy", +1),
+    Quantity("regression_accuracy", "kernel regression from the probe: accuracy", +1),
+    Quantity("logistic_accuracy", "kernel logistic regression from the probe: accuracy", +1),
+    Quantity("sign_accuracy", "kernel of sign descent: accuracy", +1),
+    Quantity("asymmetric_accuracy", "asymmetric kernel of sign descent: accuracy", +1),
     Quantity("quick_score", "quick score", +1),
 )
 # Metrics of others and simple rules, at the cost that docs/study.md names. Those of a data set's features alone are the

@@ -1,6 +1,7 @@
 """Metrics of others for the cells of a study, from the same samples: of the data set, and of each placement."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,20 @@ import torch
 from torch import nn
 
 from foretune.baselines.placements import gradient_norm, page
+from foretune.baselines.regressions import asymmetric_scores, lazy_scores
 from foretune.baselines.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
 from foretune.baselines.weights import kappa_tune_scores, plop_scores
-from foretune.forecasting.simulation import Start
+from foretune.features import TangentFeatures
+from foretune.forecasting.simulation import Sample, Start
 from foretune.forecasting.survey import Survey
+from foretune.forecasts import accuracy
+from foretune.kernel import TangentKernel, tangent_kernel
 from foretune.models import batches
 from foretune.plan import Plan
-from foretune.ranking.blocks import blocks_of
+from foretune.ranking.blocks import blocks_of, summed
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.screen import quick_scores
+from foretune.tokens import adapter_features
 
 TEXTS = 64  # that PLoP looks at
 
@@ -84,6 +90,55 @@ def placement_quantities(plan: Plan, survey: Survey, starts: Sequence[Start]) ->
         }
         for start, kernel, score in zip(starts, kernels, quick, strict=True)
     ]
+
+
+def lazy_quantities(survey: Survey, starts: Sequence[Start]) -> list[dict[str, float]]:
+    """Forecast accuracy by kernels alone, from the cross-fitted probe: descent, logistic, sign and asymmetric descent.
+
+    Outputs of more than two classes share one kernel, the sum over them.
+
+    Args:
+        survey: The pass over the samples, with one draw of A.
+        starts: Placements.
+
+    Returns:
+        Numbers by name, for each placement.
+    """
+    ranks = sorted({len(start.a[0]) for start in starts})
+    train, evaluation = (_features(sample, survey) for sample in (survey.train, survey.evaluation))
+    labels, wanted = (np.asarray(sample.labels) for sample in (survey.train, survey.evaluation))
+    f_train, f_eval = (sample.factors.logits.double().cpu().numpy() for sample in (survey.train, survey.evaluation))
+    kernels: dict[str, tuple[TangentKernel, TangentKernel]] = {
+        "descent": (tangent_kernel(train, ranks=ranks), tangent_kernel(evaluation, train, ranks=ranks))
+    }
+    signs = _signed(train)
+    kernels["asymmetric"] = (tangent_kernel(train, signs, ranks=ranks), tangent_kernel(evaluation, signs, ranks=ranks))
+    kernels["sign"] = (tangent_kernel(signs, ranks=ranks), tangent_kernel(_signed(evaluation), signs, ranks=ranks))
+    found = []
+    for start in starts:
+
+        def of(name: str, start: Start = start) -> tuple[Any, Any]:
+            left, right = (held.matrices(start.sites, rank=len(start.a[0]))[0] for held in kernels[name])
+            return left, right
+
+        lazy = lazy_scores(*of("descent"), labels, f_train, f_eval)
+        scores = {
+            "regression_accuracy": lazy.regression,
+            "logistic_accuracy": lazy.logistic,
+            "sign_accuracy": lazy_scores(*of("sign"), labels, f_train, f_eval).regression,
+            "asymmetric_accuracy": asymmetric_scores(*of("asymmetric"), labels, f_train, f_eval),
+        }
+        found.append({name: accuracy(held, wanted) for name, held in scores.items()})
+    return found
+
+
+def _features(sample: Sample, survey: Survey) -> TangentFeatures:
+    return adapter_features(summed(sample.factors), [rows.float() for rows in survey.rows], draws=survey.draws)
+
+
+def _signed(features: TangentFeatures) -> TangentFeatures:
+    change: Callable[[Any], Any] = torch.sign
+    return replace(features, b=tuple(change(block) for block in features.b))
 
 
 def _linear(module: Any) -> nn.Linear:
