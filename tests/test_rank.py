@@ -37,7 +37,7 @@ def changed(tokens, *flags):
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rank")
     line = Line((0.1, 0.2, 0.0), 1.0, 0.4, 0.2, 6, 60)
-    content = Calibration({name: line for name in OUTCOMES}, ("margin", "full"), ("a", "b"), "a study").to_dict()
+    content = Calibration(dict.fromkeys(OUTCOMES, line), ("margin", "full"), ("a", "b"), "a study").to_dict()
     (folder / "calibration.json").write_text(json.dumps(content), encoding="utf-8")
     return cases.save(folder / "model"), cases.write_reviews(folder / "reviews"), folder
 

@@ -277,11 +277,9 @@ def _quick(config: RankConfig, blocks: Blocks, ready: _Prepared) -> list[Quick]:
 
 
 def _finalists(quick: Sequence[Quick], sites: Sequence[Site], count: int) -> list[Quick]:
-    """A third along the front, those that no smaller one equals; a third of whole kinds; the others by quick score.
-
-    The quick score alone would leave out large adapters: its ridge is the same for all, and it stops rising before a
-    run of many steps does. Module kinds over all layers are what most people train.
-    """
+    # A third along the front, those that no smaller one equals; a third whole kinds; the others by quick score. That
+    # alone would leave out large adapters: its ridge is the same for all, and it stops rising before a run of many
+    # steps does. Module kinds over all layers are what most people train.
     by_score = sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))
     front: list[Quick] = []
     for entry in sorted(quick, key=lambda entry: (entry.parameters, -entry.score, entry.name)):
