@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from foretune.errors import StoreError
 from foretune.study.choices import regrets
-from foretune.study.quantities import OUTCOMES, QUANTITIES
+from foretune.study.quantities import HELD, OUTCOMES
 from foretune.study.records import FACTS, MEASURED, SECONDS, Record, read_records, target_losses, write_records
 from foretune.study.summary import (
     correlation_table,
@@ -24,7 +24,7 @@ from foretune.tuning.curves import Step
 
 
 def record(dataset="a", placement="p0", seed=0, accuracy=0.7, model="m", **quantities):
-    held = {quantity.name: 1.0 for quantity in QUANTITIES} | quantities
+    held = dict.fromkeys(HELD, 1.0) | quantities
     outcomes = dict.fromkeys(MEASURED, 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
     facts = dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100}
     steps = tuple(Step(i + 1, 1.0 / (i + 1), math.nan, None, math.nan) for i in range(4))

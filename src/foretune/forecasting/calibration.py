@@ -136,6 +136,7 @@ def case_values(outlook: Outlook) -> dict[str, float]:
         "half_accuracy": half.eval_accuracy,
         "probe_loss": outlook.probe_loss,
         "probe_accuracy": outlook.probe_accuracy,
+        "movement": outlook.course.movement,
         "doublings": log2(max(1.0, outlook.train_rows / outlook.samples)),
     }
 

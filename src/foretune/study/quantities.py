@@ -109,6 +109,7 @@ OUTLOOK = (
     "half_accuracy",
     "probe_loss",
     "probe_accuracy",
+    "movement",
     "doublings",
 )
 AREAS = ("simulated_train_area", "simulated_eval_area")
