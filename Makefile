@@ -16,7 +16,7 @@ help:
 	@echo "make demo   score an adapter on real weights (MiniLM) and real text (BBC news)"
 	@echo "make test   run the test suite"
 	@echo "make check  lint and types"
-	@echo "make bench  cost of the kernel in forward and backward passes"
+	@echo "make bench  cost of the kernel in passes, and of pricing 10,000 candidates"
 	@echo "make clean  remove the virtual environment and the demo's run"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -42,6 +42,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/ranking.py
 
 clean:
 	rm -rf $(VENV) $(RUN) $(RUN)-data

@@ -15,6 +15,7 @@ LAYERS = [
     ["columns", "store", "baselines.placements", "baselines.weights"],
     ["ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.training"],
     ["data", "features", "spectra", "ranking.adapter_file", "ranking.settings"],
+    ["ranking.finalists"],
     ["tangent", "bounds", "regression", "demo", "sampling"],
     ["kernel", "head", "placement", "models", "forecasts", "tokens", "baselines.transferability", "baselines.early"],
     ["plan", "baselines.probe", "baselines.regressions", "forecasting.simulation"],

@@ -12,7 +12,7 @@ from foretune.cli import run
 from foretune.errors import KernelError
 from foretune.forecasting.calibration import OUTCOMES, Calibration, Line
 from foretune.ranking.candidates import Candidate
-from foretune.ranking.ranks import Quick, _finalists
+from foretune.ranking.finalists import Quick, choose_finalists
 from foretune.ranking.screen import Blocks, quick_scores
 from foretune.sites import Site
 
@@ -263,9 +263,9 @@ def test_finalists_are_spread_over_sizes_and_hold_whole_kinds():
     quick = [Quick(Candidate((i,), 4), f"one {i}", 64, 0.1 + 0.01 * i) for i in range(6)]
     quick += [Quick(Candidate((0, 1), 4), "two", 128, 0.5), Quick(Candidate((0, 2, 4), 4), "queries", 192, 0.2)]
     quick += [Quick(Candidate(tuple(range(6)), 4), "all", 384, 0.05)]
-    chosen = [entry.name for entry in _finalists(quick, SITES, 6)]
+    chosen = [entry.name for entry in choose_finalists(quick, SITES, 6)]
     assert chosen[:2] == ["one 5", "two"]  # the front
     assert chosen[2:4] == ["queries", "all"]
     assert chosen[4:] == ["one 4", "one 3"]
-    assert len(_finalists(quick, SITES, 1)) == 1
-    assert len(_finalists(quick, SITES, 100)) == len(quick)
+    assert len(choose_finalists(quick, SITES, 1)) == 1
+    assert len(choose_finalists(quick, SITES, 100)) == len(quick)

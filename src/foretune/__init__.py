@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from foretune.data import task_from_datasets as task_from_datasets
     from foretune.errors import ForetuneError as ForetuneError
     from foretune.features import TangentFeatures as TangentFeatures
+    from foretune.forecasting.calibration import Calibration as Calibration
+    from foretune.forecasting.calibration import Interval as Interval
+    from foretune.forecasting.calibration import read_calibration as read_calibration
+    from foretune.forecasting.training import Training as Training
     from foretune.forecasts import Evaluation as Evaluation
     from foretune.forecasts import Forecast as Forecast
     from foretune.forecasts import forecast as forecast
@@ -35,6 +39,12 @@ if TYPE_CHECKING:
     from foretune.outputs import output_reduction as output_reduction
     from foretune.placement import place as place
     from foretune.placement import read_adapters as read_adapters
+    from foretune.ranking.ranks import Ranking as Ranking
+    from foretune.ranking.ranks import rank as rank
+    from foretune.ranking.report import save_adapter as save_adapter
+    from foretune.ranking.settings import Candidates as Candidates
+    from foretune.ranking.settings import RankSample as RankSample
+    from foretune.ranking.settings import RankSettings as RankSettings
     from foretune.regression import KernelRegression as KernelRegression
     from foretune.regression import fit_regression as fit_regression
     from foretune.regression import predict as predict
@@ -83,6 +93,11 @@ _HOME = {
     "forecasts": ["Evaluation", "Forecast", "forecast"],
     "scores": ["ScoreResult", "score"],
     "save": ["save_score"],
+    "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
+    "forecasting.training": ["Training"],
+    "ranking.settings": ["Candidates", "RankSample", "RankSettings"],
+    "ranking.ranks": ["Ranking", "rank"],
+    "ranking.report": ["save_adapter"],
     "tuning.curves": ["History"],
     "tuning.outcome": ["TuneResult", "tune"],
     "study.grid": ["Cell", "read_grid"],

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,14 @@ from peft import LoraConfig
 from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings
 from foretune.data import Task, load_task
 from foretune.errors import ConfigError, KernelError
-from foretune.forecasting.calibration import Calibration, Interval, apply_calibration, case_values, tied
+from foretune.forecasting.calibration import (
+    Calibration,
+    Interval,
+    apply_calibration,
+    case_values,
+    shipped_calibration,
+    tied,
+)
 from foretune.forecasting.outlook import Outlook, n_steps, outlooks
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.survey import survey
@@ -25,35 +33,15 @@ from foretune.ranking.candidates import (
     enumerate_candidates,
     fitting,
     label,
-    n_parameters,
     parse_budget,
 )
+from foretune.ranking.finalists import Quick, choose_finalists, price
 from foretune.ranking.screen import Blocks, quick_scores
-from foretune.ranking.search import beam, greedy
-from foretune.ranking.settings import RankConfig
+from foretune.ranking.settings import RankConfig, RankSample, RankSettings
 from foretune.sites import Site
 from foretune.spectra import spectrum
 
 OnNews = Callable[[str, int, int], None]
-BEAM_WIDTH = 4
-SEARCH_LIMIT = 5_000
-
-
-@dataclass(frozen=True)
-class Quick:
-    """A candidate with its quick score.
-
-    Attributes:
-        candidate: Placement.
-        name: Its name.
-        parameters: Trainable parameters of the adapters.
-        score: From `quick_scores`; comparable on one model and data set alone.
-    """
-
-    candidate: Candidate
-    name: str
-    parameters: int
-    score: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +109,7 @@ class Ranking:
 def rank_one(
     config: RankConfig, model: str, dataset: str, calibration: Calibration, *, on_news: OnNews | None = None
 ) -> Ranking:
-    """Rank the adapters of one model on one data set.
+    """Load one model and one data set, and rank its adapters.
 
     Args:
         config: All settings.
@@ -133,15 +121,61 @@ def rank_one(
     Returns:
         The ranking.
     """
+    clock = time.perf_counter()
+    if on_news is not None:
+        on_news("loading", 0, 1)
+    task = load_task(DataConfig(**{**vars(config.data), "dataset": dataset}))
+    _check_rows(task, config.sample)
+    models = config.models
+    loaded = ModelConfig(model, models.dtype, models.device, models.trust_remote_code)
+    classifier = load_model(loaded, task.label_names, config.sample.seed)
+    seconds = time.perf_counter() - clock
+    ranking = _rank(classifier, task, config.settings, calibration, on_news)
+    spent = {**ranking.seconds, "load": ranking.seconds["load"] + seconds}
+    return replace(ranking, model=model, dataset=dataset, seconds=spent)
+
+
+def rank(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    settings: RankSettings | None = None,
+    calibration: Calibration | None = None,
+    on_news: OnNews | None = None,
+) -> Ranking:
+    """Rank the adapters of the user's own model on the user's own data; the model is left as it is.
+
+    Args:
+        model: transformers sequence classifier in eval mode, without an adapter.
+        tokenizer: Its tokenizer.
+        task: Data, from `load_task` or `task_from_datasets`.
+        settings: Settings; None takes the defaults.
+        calibration: Calibration of the forecasts; None takes the one that comes with foretune.
+        on_news: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ForetuneError: If the settings do not fit the model or the data.
+    """
+    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    classifier = Classifier(name, model, tokenizer, "given")
+    return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_news)
+
+
+def _rank(
+    classifier: Classifier, task: Task, settings: RankSettings, calibration: Calibration, on_news: OnNews | None
+) -> Ranking:
     news = on_news or (lambda *_: None)
     seconds = {}
     clock = time.perf_counter()
-    news("loading", 0, 1)
-    ready = _prepared(config, model, dataset)
+    ready = _prepared(classifier, task, settings)
     plan = ready.plan
     seconds["load"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    texts = 2 * config.sample.samples + config.sample.eval_samples
+    texts = 2 * settings.sample.samples + settings.sample.eval_samples
     done = 0
 
     def on_batch(count: int) -> None:
@@ -153,16 +187,16 @@ def rank_one(
     seconds["pass"] = time.perf_counter() - clock
     clock = time.perf_counter()
     news("pricing candidates", 0, 1)
-    blocks = blocks_of(held, config.candidates.ranks)
-    quick = _quick(config, blocks, ready)
-    finalists = _finalists(quick, blocks.sites, config.candidates.finalists)
+    blocks = blocks_of(held, settings.candidates.ranks)
+    quick = price(settings.candidates, blocks, ready.candidates, ready.name)
+    finalists = choose_finalists(quick, blocks.sites, settings.candidates.finalists)
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
     recipe = recipe_of(
-        config.training.settings(max_length=config.sample.max_length, seed=config.sample.seed), plan.train_rows
+        settings.training.settings(max_length=settings.sample.max_length, seed=settings.sample.seed), plan.train_rows
     )
     starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
-    total = n_steps(starts, recipe, config.sample.samples)
+    total = n_steps(starts, recipe, settings.sample.samples)
     step = 0
 
     def on_step() -> None:
@@ -174,13 +208,13 @@ def rank_one(
     seconds["simulate"] = time.perf_counter() - clock
     output = plan.reduction.name
     rows = [
-        _row(entry, outlook, blocks, apply_calibration(calibration, case_values(outlook), output), config, ready)
+        _row(entry, outlook, blocks, apply_calibration(calibration, case_values(outlook), output), settings, ready)
         for entry, outlook in zip(finalists, found, strict=True)
     ]
     labels = held.evaluation.labels
     return Ranking(
-        model=model,
-        dataset=dataset,
+        model=classifier.source,
+        dataset=task.source,
         classifier=plan.classifier,
         template=ready.template,
         sites=held.sites,
@@ -211,17 +245,17 @@ class _Prepared:
         # names and costs are those in the whole model, whatever the user leaves to choose from
         return Candidate(tuple(self.positions[position] for position in candidate.sites), candidate.rank)
 
+    def name(self, candidate: Candidate) -> str:
+        return label(self.of_model(candidate), self.model_sites)
 
-def _prepared(config: RankConfig, model: str, dataset: str) -> _Prepared:
-    """Everything that can go wrong before the work starts: data, model, candidates, budget."""
-    models, data, wanted, sample = config.models, config.data, config.candidates, config.sample
-    task = load_task(DataConfig(**{**vars(data), "dataset": dataset}))
-    _check_rows(task, config)
-    loaded = ModelConfig(model, models.dtype, models.device, models.trust_remote_code)
-    classifier = load_model(loaded, task.label_names, sample.seed)
+
+def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Prepared:
+    """Everything that can go wrong before the work starts: candidates, budget, samples."""
+    wanted, sample = settings.candidates, settings.sample
+    _check_rows(task, sample)
     adapter = AdapterConfig(("all-linear",), None, max(wanted.ranks), wanted.alpha, wanted.rslora, wanted.init)
     template = lora_config(classifier.model, adapter)
-    settings = ScoreSettings(
+    score = ScoreSettings(
         samples=sample.samples,
         eval_samples=sample.eval_samples,
         draws=sample.draws,
@@ -231,7 +265,7 @@ def _prepared(config: RankConfig, model: str, dataset: str) -> _Prepared:
         batch_size=sample.batch_size,
         seed=sample.seed,
     )
-    plan = prepare(classifier, task, template, settings)
+    plan = prepare(classifier, task, template, score)
     sites = plan.adapted.sites
     kinds = None if wanted.target_modules is None else [wanted.target_modules]
     candidates = enumerate_candidates(sites, kinds=kinds, layers=wanted.layers, ranks=wanted.ranks)
@@ -244,61 +278,11 @@ def _prepared(config: RankConfig, model: str, dataset: str) -> _Prepared:
     return _Prepared(plan, template, own, sites, tuple(used))
 
 
-def _check_rows(task: Task, config: RankConfig) -> None:
-    if config.sample.samples < 2 * task.n_classes:
+def _check_rows(task: Task, sample: RankSample) -> None:
+    if sample.samples < 2 * task.n_classes:
         raise ConfigError(
-            f"samples = {config.sample.samples}: {task.n_classes} classes need 2 samples each, "
-            f"{2 * task.n_classes} at least"
+            f"samples = {sample.samples}: {task.n_classes} classes need 2 samples each, {2 * task.n_classes} at least"
         )
-
-
-def _quick(config: RankConfig, blocks: Blocks, ready: _Prepared) -> list[Quick]:
-    """Score everything that was listed, and under a budget what a search finds."""
-    wanted, sites, candidates = config.candidates, blocks.sites, ready.candidates
-    if wanted.budget is None:
-        scored = dict(zip(candidates, quick_scores(blocks, candidates).tolist(), strict=True))
-    else:
-        budget = parse_budget(wanted.budget)
-        candidates = fitting(candidates, sites, budget)
-        scored = dict(zip(candidates, quick_scores(blocks, candidates).tolist(), strict=True))
-
-        def score(some: Sequence[Candidate]) -> NDArray[np.float64]:
-            return quick_scores(blocks, some)
-
-        searched = (
-            greedy(score, sites, ranks=wanted.ranks, budget=budget, limit=SEARCH_LIMIT),
-            beam(score, sites, ranks=wanted.ranks, budget=budget, width=BEAM_WIDTH, limit=SEARCH_LIMIT),
-        )
-        scored |= {entry.candidate: entry.score for found in searched for entry in found.scored}
-    return [
-        Quick(candidate, label(ready.of_model(candidate), ready.model_sites), n_parameters(candidate, sites), score)
-        for candidate, score in scored.items()
-    ]
-
-
-def _finalists(quick: Sequence[Quick], sites: Sequence[Site], count: int) -> list[Quick]:
-    # A third along the front, those that no smaller one equals; a third whole kinds; the others by quick score. That
-    # alone would leave out large adapters: its ridge is the same for all, and it stops rising before a run of many
-    # steps does. Module kinds over all layers are what most people train.
-    by_score = sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))
-    front: list[Quick] = []
-    for entry in sorted(quick, key=lambda entry: (entry.parameters, -entry.score, entry.name)):
-        if not front or entry.score > front[-1].score:
-            front.append(entry)
-    third = count // 3
-    spread = [front[round(at)] for at in np.linspace(0, len(front) - 1, min(len(front), third))]
-    whole = [entry for entry in by_score if _is_whole(entry.candidate, sites)]
-    chosen: dict[Candidate, Quick] = {}
-    for group, limit in ((spread, third), (whole, 2 * third), (by_score, count)):
-        for entry in group:
-            if len(chosen) < limit:
-                chosen.setdefault(entry.candidate, entry)
-    return list(chosen.values())
-
-
-def _is_whole(candidate: Candidate, sites: Sequence[Site]) -> bool:
-    kinds = {sites[position].kind for position in candidate.sites}
-    return len(candidate.sites) == sum(site.kind in kinds for site in sites)
 
 
 def _row(
@@ -306,12 +290,12 @@ def _row(
     outlook: Outlook,
     blocks: Blocks,
     forecast: Mapping[str, Interval],
-    config: RankConfig,
+    settings: RankSettings,
     ready: _Prepared,
 ) -> Row:
     kernel = blocks.kernels([entry.candidate])[0]
     try:
-        kappa = spectrum(kernel, sigma=config.sample.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
+        kappa = spectrum(kernel, sigma=settings.sample.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
     except KernelError:
         kappa = float("nan")
     return Row(

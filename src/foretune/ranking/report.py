@@ -11,7 +11,8 @@ from foretune.forecasting.calibration import Calibration, Interval
 from foretune.provenance import versions
 from foretune.ranking.adapter_file import write_adapter_config
 from foretune.ranking.figure import heat_map
-from foretune.ranking.ranks import Quick, Ranking, Row
+from foretune.ranking.finalists import Quick
+from foretune.ranking.ranks import Ranking, Row
 from foretune.ranking.settings import RankConfig
 from foretune.store import finite, write_json, write_text, write_whole
 from foretune.study.tables import Table
@@ -221,10 +222,10 @@ def save_rankings(
     write_whole(folder / "result.json", lambda path: write_json(path, content))
     write_text(folder / "config.yaml", yaml.safe_dump(_flags(config), sort_keys=False, allow_unicode=True))
     ranking, row = best_first(rankings)[choose - 1]
-    return adapter_of(ranking, row.quick, folder)
+    return save_adapter(ranking, row.quick, folder)
 
 
-def adapter_of(ranking: Ranking, entry: Quick, folder: Path) -> Path:
+def save_adapter(ranking: Ranking, entry: Quick, folder: Path) -> Path:
     """Write the `adapter_config.json` of a candidate.
 
     Args:

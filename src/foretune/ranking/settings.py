@@ -1,6 +1,6 @@
 """Settings of `foretune rank`. Imports nothing heavy: the command line builds its help from these."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal
 
@@ -131,6 +131,21 @@ class RankSample:
 
 
 @dataclass(frozen=True)
+class RankSettings:
+    """How the adapters of one model on one data set are ranked.
+
+    Attributes:
+        candidates: Adapters to choose from.
+        sample: What is known of the data.
+        training: The run that is forecast.
+    """
+
+    candidates: Candidates = field(default_factory=Candidates)
+    sample: RankSample = field(default_factory=RankSample)
+    training: Training = field(default_factory=Training)
+
+
+@dataclass(frozen=True)
 class RankConfig:
     """One run of `foretune rank`.
 
@@ -147,3 +162,8 @@ class RankConfig:
     candidates: Candidates
     sample: RankSample
     training: Training
+
+    @property
+    def settings(self) -> RankSettings:
+        """What holds for each model and data set."""
+        return RankSettings(self.candidates, self.sample, self.training)

@@ -1,0 +1,103 @@
+"""Which candidates are simulated: the quick score of all, and the finalists among them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foretune.ranking.candidates import Candidate, fitting, n_parameters, parse_budget
+from foretune.ranking.screen import Blocks, quick_scores
+from foretune.ranking.search import beam, greedy
+from foretune.ranking.settings import Candidates
+from foretune.sites import Site
+
+BEAM_WIDTH = 4
+SEARCH_LIMIT = 5_000
+
+
+@dataclass(frozen=True)
+class Quick:
+    """A candidate with its quick score.
+
+    Attributes:
+        candidate: Placement.
+        name: Its name.
+        parameters: Trainable parameters of the adapters.
+        score: From `quick_scores`; comparable on one model and data set alone.
+    """
+
+    candidate: Candidate
+    name: str
+    parameters: int
+    score: float
+
+
+def price(
+    wanted: Candidates, blocks: Blocks, candidates: Sequence[Candidate], name: Callable[[Candidate], str]
+) -> list[Quick]:
+    """Score everything that was listed, and under a budget what a search finds.
+
+    Args:
+        wanted: What the user asked for.
+        blocks: Kernels of the modules.
+        candidates: Listed placements, at least one of which fits the budget.
+        name: Names a placement.
+
+    Returns:
+        Every placement within the budget once, in no order.
+    """
+    sites = blocks.sites
+    if wanted.budget is None:
+        scored = dict(zip(candidates, quick_scores(blocks, candidates).tolist(), strict=True))
+    else:
+        budget = parse_budget(wanted.budget)
+        candidates = fitting(candidates, sites, budget)
+        scored = dict(zip(candidates, quick_scores(blocks, candidates).tolist(), strict=True))
+
+        def score(some: Sequence[Candidate]) -> NDArray[np.float64]:
+            return quick_scores(blocks, some)
+
+        searched = (
+            greedy(score, sites, ranks=wanted.ranks, budget=budget, limit=SEARCH_LIMIT),
+            beam(score, sites, ranks=wanted.ranks, budget=budget, width=BEAM_WIDTH, limit=SEARCH_LIMIT),
+        )
+        scored |= {entry.candidate: entry.score for found in searched for entry in found.scored}
+    return [
+        Quick(candidate, name(candidate), n_parameters(candidate, sites), score) for candidate, score in scored.items()
+    ]
+
+
+def choose_finalists(quick: Sequence[Quick], sites: Sequence[Site], count: int) -> list[Quick]:
+    """Choose the candidates whose run is simulated.
+
+    Args:
+        quick: All candidates with their quick scores.
+        sites: Modules that they are made of.
+        count: How many, at most.
+
+    Returns:
+        A third along the front of size and score, a third whole module kinds, the others the best scores.
+    """
+    # A third along the front, those that no smaller one equals; a third whole kinds; the others by quick score. That
+    # alone would leave out large adapters: its ridge is the same for all, and it stops rising before a run of many
+    # steps does. Module kinds over all layers are what most people train.
+    by_score = sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))
+    front: list[Quick] = []
+    for entry in sorted(quick, key=lambda entry: (entry.parameters, -entry.score, entry.name)):
+        if not front or entry.score > front[-1].score:
+            front.append(entry)
+    third = count // 3
+    spread = [front[round(at)] for at in np.linspace(0, len(front) - 1, min(len(front), third))]
+    whole = [entry for entry in by_score if _is_whole(entry.candidate, sites)]
+    chosen: dict[Candidate, Quick] = {}
+    for group, limit in ((spread, third), (whole, 2 * third), (by_score, count)):
+        for entry in group:
+            if len(chosen) < limit:
+                chosen.setdefault(entry.candidate, entry)
+    return list(chosen.values())
+
+
+def _is_whole(candidate: Candidate, sites: Sequence[Site]) -> bool:
+    kinds = {sites[position].kind for position in candidate.sites}
+    return len(candidate.sites) == sum(site.kind in kinds for site in sites)
