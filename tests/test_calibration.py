@@ -51,8 +51,6 @@ def values_of(random):
         "half_accuracy": logistic(logit(accuracy[0]) - random.uniform(0, 0.3)),
         "probe_loss": loss[2],
         "probe_accuracy": accuracy[2],
-        "prior_loss": 3.0,
-        "prior_accuracy": 0.1,
         "movement": np.exp(random.normal(-1, 0.5)),
         "doublings": float(random.integers(0, 4)),
     }
@@ -62,7 +60,7 @@ def logistic_of(x):
     return 1 / (1 + np.exp(-x))
 
 
-BETA = np.array([0.2, 0.3, -0.1, 0.4, 0.1])
+BETA = np.array([0.2, 0.3, 0.4])
 
 
 def truth(values, random, *, between=0.0, noise=0.0):
@@ -145,8 +143,6 @@ VALUES = {
     "half_accuracy": 0.7,
     "probe_loss": 0.6,
     "probe_accuracy": 0.75,
-    "prior_loss": 0.69,
-    "prior_accuracy": 0.5,
     "movement": 0.5,
     "doublings": 2.0,
 }
@@ -156,28 +152,14 @@ def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
     assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {
-            "constant": 1.0,
-            "probe": logit(0.75) - logit(0.8),
-            "movement": math.log(0.5),
-            "more_rows": 2 * (logit(0.8) - logit(0.7)),
-            "held_out": 0.0,
-        }
+        {"constant": 1.0, "probe": logit(0.75) - logit(0.8), "more_rows": 2 * (logit(0.8) - logit(0.7))}
     )
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([1, math.log(6), math.log(0.5), 2 * math.log(0.5), math.log(4)])
+    assert x == pytest.approx([1, math.log(6), 2 * math.log(0.5)])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([1, math.log(1.5), math.log(0.5), 2 * math.log(0.8), 0])
-
-
-def test_a_simulation_that_is_worse_than_the_class_frequencies():
-    lost = VALUES | {"simulated_eval_loss": 2.0, "half_eval_loss": 3.0, "simulated_accuracy": 0.3, "half_accuracy": 0.2}
-    assert terms("eval_loss", lost)[0] == pytest.approx(math.log(0.69))
-    assert terms("accuracy", lost)[0] == pytest.approx(0.0)
-    for outcome in ("eval_loss", "accuracy"):
-        assert terms(outcome, lost)[1][3] == pytest.approx(0.0)
+    assert x == pytest.approx([1, math.log(1.5), 2 * math.log(0.8)])
 
 
 def test_every_data_set_has_the_same_weight(noisy, fitted):
@@ -338,8 +320,6 @@ def test_values_of_an_outlook():
         half=Ending(0.2, 0.5, 0.7),
         probe_loss=0.6,
         probe_accuracy=0.75,
-        prior_loss=0.69,
-        prior_accuracy=0.5,
         samples=100,
         train_rows=400,
     )

@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from peft import LoraConfig
 
+import foretune as ft
 from foretune.cli import run
 from foretune.errors import KernelError
 from foretune.forecasting.calibration import OUTCOMES, Calibration, Line
@@ -95,6 +97,30 @@ def test_the_chosen_adapter_can_be_trained(ranked, place, tmp_path):
                 "--output", str(out)]) == 0  # fmt: skip
     tuned = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert tuned["placement"]["trainable_parameters"] == int(best["parameters"])
+
+
+def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
+    model, dataset, folder = place
+    task = ft.load_task(ft.DataConfig(str(dataset)))
+    given = ft.load_classifier(str(model), label_names=task.label_names, seed=0)
+    before = {name: value.clone() for name, value in given.model.state_dict().items()}
+    settings = ft.RankSettings(
+        ft.Candidates(ranks=(4, 2), finalists=6),
+        ft.RankSample(samples=16, eval_samples=10, draws=2),
+        ft.Training(epochs=1, learning_rate=1e-2, train_batch_size=8),
+    )
+    calibration = ft.read_calibration(folder / "calibration.json")
+    ranking = ft.rank(given.model, given.tokenizer, task, settings=settings, calibration=calibration)
+    rows = rows_of(ranked)
+    assert [row.quick.name for row in ranking.rows] == [row["adapter"] for row in rows]
+    assert [row.forecast["accuracy"].value for row in ranking.rows] == pytest.approx(
+        [float(row["accuracy"]) for row in rows], abs=1e-5
+    )
+    after = given.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    written = ft.save_adapter(ranking, ranking.rows[0].quick, tmp_path)
+    assert written.read_text(encoding="utf-8") == (ranked / "adapter_config.json").read_text(encoding="utf-8")
 
 
 def test_a_run_is_replayed_from_its_config(ranked, place, tmp_path, capsys):
