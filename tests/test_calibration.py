@@ -51,7 +51,7 @@ def values_of(random):
         "half_accuracy": logistic(logit(accuracy[0]) - random.uniform(0, 0.3)),
         "probe_loss": loss[2],
         "probe_accuracy": accuracy[2],
-        "movement": np.exp(random.normal(-1, 0.5)),
+        "movement": np.exp(random.normal(0, 0.5)),
         "doublings": float(random.integers(0, 4)),
     }
 
@@ -152,14 +152,20 @@ def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
     assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {"constant": 1.0, "probe": logit(0.75) - logit(0.8), "more_rows": 2 * (logit(0.8) - logit(0.7))}
+        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": 2 * (logit(0.8) - logit(0.7))}
     )
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([1, math.log(6), 2 * math.log(0.5)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(6), 2 * math.log(0.5)])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([1, math.log(1.5), 2 * math.log(0.8)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), 2 * math.log(0.8)])
+
+
+def test_a_run_that_moves_far_is_corrected_whole_and_one_that_stays_not_at_all():
+    for movement, share in ((40.0, 1.0), (1.0, 1.0), (0.0, 0.0)):
+        _, x = terms("accuracy", VALUES | {"movement": movement, "doublings": 0.0})
+        assert x == pytest.approx([share, share * (logit(0.75) - logit(0.8)), 0.0])
 
 
 def test_every_data_set_has_the_same_weight(noisy, fitted):

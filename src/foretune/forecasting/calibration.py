@@ -2,11 +2,12 @@
 
 Accuracy is taken as its logit, losses as their logarithms. On that scale the run's value is
 
-    y = s + β_0 + Σ_j β_j x_j + error
+    y = s + Σ_j β_j x_j + error
 
-with s the simulated value and two x: the probe's value less s, and, for more training rows than samples, the gain
-from the last doubling of the samples times the doublings that are missing. β is fitted by ridge regression towards 0,
-that is towards the simulation itself, every data set with the same weight.
+with s the simulated value, w = min(1, movement) and three x: w, w times the probe's value less s, and, for more
+training rows than samples, the gain from the last doubling of the samples times the doublings that are missing. A run
+that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it alone. β is fitted by ridge
+regression towards 0, that is towards the simulation itself, every data set with the same weight.
 """
 
 import json
@@ -182,7 +183,8 @@ def terms(outcome: Outcome, values: Mapping[str, float]) -> tuple[float, Array]:
     """
     simulated, half = (scale(outcome, values[f"{sample}_{outcome}"]) for sample in ("simulated", "half"))
     probe = scale(outcome, values["probe_accuracy" if outcome == "accuracy" else "probe_loss"])
-    return simulated, np.array([1.0, probe - simulated, values["doublings"] * (simulated - half)])
+    moved = min(1.0, values["movement"])
+    return simulated, np.array([moved, moved * (probe - simulated), values["doublings"] * (simulated - half)])
 
 
 def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) -> Calibration:
