@@ -11,7 +11,7 @@ from foretune.forecasting.calibration import fit_calibration
 from foretune.store import write_json, write_whole
 from foretune.study.foresight import OUTPUTS, Foresight, Quality, cases_of, level_error, qualities
 from foretune.study.plots import COLOURS, MARKERS, save_figure
-from foretune.study.quantities import AREAS, BASELINES, CONTROLS, FORESIGHT, INITIAL, Quantity
+from foretune.study.quantities import AREAS, BASELINES, CONTROLS, FORECASTS, FORESIGHT, INITIAL, Quantity
 from foretune.study.records import Record
 from foretune.study.summary import StudyReport, finding_in_words
 from foretune.study.tables import Table
@@ -31,7 +31,7 @@ def quality_table(foresight: Foresight) -> Table:
         A row for each outcome; accuracies in points.
     """
     rows = [_quality_row(quality) for quality in qualities(foresight)]
-    n_sets = len({record.dataset for record in foresight.records if record.key in foresight.forecasts})
+    n_sets = len({record.family for record in foresight.records if record.key in foresight.forecasts})
     caption = (
         f"Forecast against the finished run, each of {n_sets} data sets by a calibration fitted on the others. "
         "Accuracy in points, losses in nats. Noise: what one run's seed changes, which bounds the error from below."
@@ -91,7 +91,7 @@ def rivals_table(report: StudyReport) -> Table:
         found = [report.finding(quantity.name, "accuracy", "spearman", scope) for scope in ("all", "within")]
         if all(held is None for held in found):
             continue
-        error = level_error(report.records, quantity.name, logarithmic=quantity.logarithmic)
+        error = _error(report.records, quantity)
         choice = lost.get(f"{'largest' if quantity.prefers > 0 else 'smallest'} {quantity.label}")
         rows.append(
             (
@@ -107,11 +107,20 @@ def rivals_table(report: StudyReport) -> Table:
             rows.append((rule, "–", "–", "–", f"{PERCENT * lost[rule].regret:.1f}", "0"))
     caption = (
         "Accuracy after fine-tuning against what was known before. ρ: Spearman with 95% bootstrap interval, in "
-        "parentheses where not established. error: mean absolute error in points of the accuracy that a line in it, "
-        "fitted on the other data sets, gives. lost: points of accuracy lost by choosing the placement by it. "
+        "parentheses where not established. error: mean absolute error in points of the forecast; for all else, "
+        "of the accuracy that a line in it, fitted on the other data sets, gives. lost: points of accuracy lost by choosing the placement by it. "
         "cost: seconds as a share of fine-tuning all placements that it ranks."
     )
     return Table(caption, ("known before", "ρ, all cells", "ρ within a data set", "error", "lost", "cost"), tuple(rows))
+
+
+def _error(records: Sequence[Record], quantity: Quantity) -> float | None:
+    """The forecast's own error, as it is calibrated on the other data sets; that of a line for all else."""
+    if quantity.name != FORECASTS["accuracy"]:
+        return level_error(records, quantity.name, logarithmic=quantity.logarithmic)
+    pairs = [(record.quantities.get(quantity.name), record.outcomes["accuracy"]) for record in records]
+    errors = [abs(forecast - real) for forecast, real in pairs if forecast is not None and real is not None]
+    return float(np.mean(errors)) if len(errors) == len(pairs) else None
 
 
 def _cost(records: Sequence[Record], quantity: Quantity) -> str:
