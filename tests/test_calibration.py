@@ -148,18 +148,31 @@ VALUES = {
 }
 
 
+TO_COME = (1 - math.sqrt(1 / 4)) / (math.sqrt(2) - 1)  # two doublings are missing: n/N = 1/4
+
+
 def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
     assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": 2 * (logit(0.8) - logit(0.7))}
+        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": TO_COME * (logit(0.8) - logit(0.7))}
     )
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([0.5, 0.5 * math.log(6), 2 * math.log(0.5)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(6), TO_COME * math.log(0.5)])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), 2 * math.log(0.8)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), TO_COME * math.log(0.8)])
+
+
+def test_more_rows_follow_a_curve_that_falls_with_their_root():
+    def loss(rows):
+        return 0.3 + 2.0 / math.sqrt(rows)
+
+    lost = {"simulated_eval_loss": math.exp(loss(100)), "half_eval_loss": math.exp(loss(50))}
+    for doublings in (0.0, 1.0, 3.0, 20.0):
+        simulated, x = terms("eval_loss", VALUES | lost | {"doublings": doublings})
+        assert simulated + x[2] == pytest.approx(loss(100 * 2**doublings))
 
 
 def test_a_run_that_moves_far_is_corrected_whole_and_one_that_stays_not_at_all():

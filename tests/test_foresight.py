@@ -147,6 +147,8 @@ def test_tables_and_files(seen, tmp_path):
     assert "foretune: accuracy" in rows
     assert "κ" in rows
     assert "random placement" in rows
+    own = next(quality for quality in qualities(seen) if quality.outcome == "accuracy")
+    assert rows["foretune: accuracy"][3] == f"{100 * own.error:.1f}"  # its own error, not that of a line in it
     assert rows["KappaTune"][-1] == "0"
     assert rows["first 20% of the steps: accuracy"][-1] == "20%"
     assert rows["foretune: accuracy"][-1] == "200.0%"  # a second each for pass and simulation, a second to fine-tune

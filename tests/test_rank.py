@@ -12,6 +12,7 @@ from peft import LoraConfig
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import KernelError
+from foretune.forecasting import survey
 from foretune.forecasting.calibration import OUTCOMES, Calibration, Line
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick, choose_finalists
@@ -121,6 +122,28 @@ def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
     written = ft.save_adapter(ranking, ranking.rows[0].quick, tmp_path)
     assert written.read_text(encoding="utf-8") == (ranked / "adapter_config.json").read_text(encoding="utf-8")
+
+
+def test_fewer_rows_than_samples_are_all_taken(common, tmp_path):
+    texts = [("a good film", "good"), ("a bad film", "bad")] * 15
+    data = tmp_path / "few.csv"
+    with data.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [("text", "label"), *[(f"{text} {i}", label) for i, (text, label) in enumerate(texts)]]
+        )
+    out = tmp_path / "out"
+    flags = changed(common, "--dataset", str(data), "--samples", "512", "--eval-samples", "512", "--output", str(out))
+    assert run(flags) == 0
+    held = json.loads((out / "result.json").read_text(encoding="utf-8"))["rankings"][0]
+    assert (held["samples"], held["train_rows"]) == (24, 24)  # without an evaluation split a fifth is predicted
+
+
+def test_a_pass_that_does_not_fit_into_memory_is_refused(common, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(survey, "_free_bytes", lambda _: 1000)
+    out = tmp_path / "out"
+    assert run([*common, "--output", str(out)]) == 2
+    assert "GiB are free: lower --samples" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_run_is_replayed_from_its_config(ranked, place, tmp_path, capsys):

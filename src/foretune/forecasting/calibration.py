@@ -4,10 +4,11 @@ Accuracy is taken as its logit, losses as their logarithms. On that scale the ru
 
     y = s + Σ_j β_j x_j + error
 
-with s the simulated value, w = min(1, movement) and three x: w, w times the probe's value less s, and, for more
-training rows than samples, the gain from the last doubling of the samples times the doublings that are missing. A run
-that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it alone. β is fitted by ridge
-regression towards 0, that is towards the simulation itself, every data set with the same weight.
+with s the simulated value, w = min(1, movement) and three x: w, w times the probe's value less s, and, for N training
+rows and fewer samples n, the gain from n/2 to n samples times (1 − √(n/N)) / (√2 − 1): what is still to come from n to
+N where that which lacks falls as one over the root of the rows. A run that hardly moves its adapter is linear, as the
+simulation takes it to be, and w leaves it alone. β is fitted by ridge regression towards 0, that is towards the
+simulation itself, every data set with the same weight.
 """
 
 import json
@@ -184,7 +185,8 @@ def terms(outcome: Outcome, values: Mapping[str, float]) -> tuple[float, Array]:
     simulated, half = (scale(outcome, values[f"{sample}_{outcome}"]) for sample in ("simulated", "half"))
     probe = scale(outcome, values["probe_accuracy" if outcome == "accuracy" else "probe_loss"])
     moved = min(1.0, values["movement"])
-    return simulated, np.array([moved, moved * (probe - simulated), values["doublings"] * (simulated - half)])
+    to_come = (1.0 - 2.0 ** (-values["doublings"] / 2.0)) / (2.0**0.5 - 1.0)
+    return simulated, np.array([moved, moved * (probe - simulated), to_come * (simulated - half)])
 
 
 def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) -> Calibration:

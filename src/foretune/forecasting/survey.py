@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foretune.errors import DataError
+from foretune.errors import ConfigError, DataError
 from foretune.forecasting.simulation import Head, Sample, Start, lift
 from foretune.head import head_inputs, installed, probe_folds, probe_weights
 from foretune.models import Encoded, batches
@@ -27,6 +28,7 @@ from foretune.tangent import Batch
 from foretune.tokens import TokenFactors, token_factors
 
 Progress = Callable[[int], None]
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,10 @@ def survey(
 
     Raises:
         DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
+        ConfigError: If the token factors would not fit into the memory that is free.
     """
     start = time.perf_counter()
+    _check_memory(plan)
     if autocast is not None:
         mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
         plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
@@ -136,6 +140,32 @@ def survey(
         fold[held] = index
     samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
     return _survey(plan, *samples, own, start)
+
+
+def factor_bytes(plan: Plan) -> int:
+    """Estimate the memory of the token factors, rather too high: inputs that several modules share count for each.
+
+    Args:
+        plan: Plan of the pass.
+
+    Returns:
+        Σ over tokens and modules of (d_in + k·d_out) numbers in bfloat16.
+    """
+    tokens = int(plan.train.lengths.sum()) + (0 if plan.evaluation is None else int(plan.evaluation.lengths.sum()))
+    return 2 * tokens * sum(site.d_in + plan.reduction.n_outputs * site.d_out for site in plan.adapted.sites)
+
+
+def _check_memory(plan: Plan) -> None:
+    needed, free = factor_bytes(plan), _free_bytes(plan.classifier.device)
+    if needed > free:
+        raise ConfigError(
+            f"the pass keeps about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: "
+            "lower --samples, --eval-samples or --max-length, or name fewer --target-modules or --layers"
+        )
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 @contextmanager

@@ -175,7 +175,8 @@ def _rank(
     plan = ready.plan
     seconds["load"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    texts = 2 * settings.sample.samples + settings.sample.eval_samples
+    n = len(plan.train.features)
+    texts = 2 * n + (0 if plan.evaluation is None else len(plan.evaluation.features))
     done = 0
 
     def on_batch(count: int) -> None:
@@ -196,7 +197,7 @@ def _rank(
         settings.training.settings(max_length=settings.sample.max_length, seed=settings.sample.seed), plan.train_rows
     )
     starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
-    total = n_steps(starts, recipe, settings.sample.samples)
+    total = n_steps(starts, recipe, n)
     step = 0
 
     def on_step() -> None:
@@ -256,7 +257,7 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
     adapter = AdapterConfig(("all-linear",), None, max(wanted.ranks), wanted.alpha, wanted.rslora, wanted.init)
     template = lora_config(classifier.model, adapter)
     score = ScoreSettings(
-        samples=sample.samples,
+        samples=_n_samples(task, sample),
         eval_samples=sample.eval_samples,
         draws=sample.draws,
         reduction="margin" if task.n_classes == 2 else "full",
@@ -276,6 +277,14 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
     own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
     plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
     return _Prepared(plan, template, own, sites, tuple(used))
+
+
+def _n_samples(task: Task, sample: RankSample) -> int:
+    """At most as many as there are; without an evaluation split a fifth of the rows stays to be predicted."""
+    n_rows = len(task.train.labels)
+    if task.evaluation is None:
+        n_rows -= min(sample.eval_samples, max(1, n_rows // 5))
+    return min(sample.samples, n_rows)
 
 
 def _check_rows(task: Task, sample: RankSample) -> None:

@@ -98,8 +98,8 @@ class RankSample:
     """What is known of the data.
 
     Attributes:
-        samples: Random labelled training samples n.
-        eval_samples: Random labelled rows of the evaluation split to predict.
+        samples: Random labelled training samples n, at most: fewer where there are fewer.
+        eval_samples: Random labelled rows of the evaluation split to predict, at most.
         draws: Draws of the random A in the quick score and κ, all from the same pass.
         sigma: Regularisation σ of κ.
         max_length: Longest sequence in tokens.
@@ -107,8 +107,8 @@ class RankSample:
         seed: Seed of A, samples and head.
     """
 
-    samples: int = 256
-    eval_samples: int = 256
+    samples: int = 512
+    eval_samples: int = 512
     draws: int = 5
     sigma: float = 1e-4
     max_length: int = 512

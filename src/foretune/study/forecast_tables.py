@@ -107,9 +107,9 @@ def rivals_table(report: StudyReport) -> Table:
             rows.append((rule, "–", "–", "–", f"{PERCENT * lost[rule].regret:.1f}", "0"))
     caption = (
         "Accuracy after fine-tuning against what was known before. ρ: Spearman with 95% bootstrap interval, in "
-        "parentheses where not established. error: mean absolute error in points of the forecast; for all else, "
-        "of the accuracy that a line in it, fitted on the other data sets, gives. lost: points of accuracy lost by choosing the placement by it. "
-        "cost: seconds as a share of fine-tuning all placements that it ranks."
+        "parentheses where not established. error: mean absolute error in points of the forecast; for all else, of the "
+        "accuracy that a line in it, fitted on the other data sets, gives. lost: points of accuracy lost by choosing "
+        "the placement by it. cost: seconds as a share of fine-tuning all placements that it ranks."
     )
     return Table(caption, ("known before", "ρ, all cells", "ρ within a data set", "error", "lost", "cost"), tuple(rows))
 
