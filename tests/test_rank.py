@@ -120,7 +120,7 @@ def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
     after = given.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    written = ft.save_adapter(ranking, ranking.rows[0].quick, tmp_path)
+    written = ft.save_adapter(ranking, ranking.rows[0].quick, str(tmp_path / "best"))
     assert written.read_text(encoding="utf-8") == (ranked / "adapter_config.json").read_text(encoding="utf-8")
 
 

@@ -225,18 +225,19 @@ def save_rankings(
     return save_adapter(ranking, row.quick, folder)
 
 
-def save_adapter(ranking: Ranking, entry: Quick, folder: Path) -> Path:
+def save_adapter(ranking: Ranking, entry: Quick, folder: Path | str) -> Path:
     """Write the `adapter_config.json` of a candidate.
 
     Args:
         ranking: Its ranking.
         entry: Candidate.
-        folder: Folder.
+        folder: Folder, made unless it is there.
 
     Returns:
         The file.
     """
-    return write_adapter_config(entry.candidate, ranking.sites, ranking.template, ranking.classifier.model, folder)
+    model = ranking.classifier.model
+    return write_adapter_config(entry.candidate, ranking.sites, ranking.template, model, Path(folder))
 
 
 def _flags(config: RankConfig) -> Mapping[str, Any]:

@@ -194,6 +194,7 @@ def forecast_figure(foresight: Foresight) -> Figure:
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
     datasets = sorted({record.dataset for record in held})
+    families = sorted({record.family for record in held})
     for axes, outcome, unit in zip(panels, ("accuracy", "eval_loss"), (PERCENT, 1.0), strict=True):
         for index, dataset in enumerate(datasets):
             cells = [record for record in held if record.dataset == dataset]
@@ -202,7 +203,7 @@ def forecast_figure(foresight: Foresight) -> Figure:
             below = x - unit * np.array([interval.low for interval in middle])
             above = unit * np.array([interval.high for interval in middle]) - x
             y = unit * np.array([float(record.outcomes[outcome] or 0.0) for record in cells])
-            colour = COLOURS[index % len(COLOURS)]
+            colour = COLOURS[families.index(cells[0].family) % len(COLOURS)]
             axes.errorbar(x, y, xerr=[below, above], fmt="none", ecolor=colour, alpha=0.2, linewidth=0.8)
             axes.scatter(x, y, s=16, color=colour, marker=MARKERS[index % len(MARKERS)], label=dataset, linewidths=0)
         both = [axes.dataLim.intervaly, axes.dataLim.intervaly]
