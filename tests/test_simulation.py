@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
+from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
 from foretune.forecasting.outlook import n_steps, outlooks
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.simulation import Head, Sample, Start, lift, simulate
@@ -54,9 +55,18 @@ def sample(n, n_classes, *, hidden=False, size=0.3, seed=0):
 
 def head(n_classes, *, bias=True, hidden=False, seed=5):
     torch.manual_seed(seed)
-    return Head(
-        0.3 * normal(n_classes, WIDTH), 0.1 * normal(n_classes) if bias else None, (normal(WIDTH, 4),) if hidden else ()
-    )
+    weight, own = 0.3 * normal(n_classes, WIDTH), 0.1 * normal(n_classes) if bias else None
+    if hidden in SLOW_ACTIVATIONS:
+        return Head(weight, own, layer=HeadLayer(normal(WIDTH, 4), normal(WIDTH), hidden))
+    return Head(weight, own, (normal(WIDTH, 4),) if hidden else ())
+
+
+SLOW_ACTIVATIONS = {
+    "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
+    "identity": lambda x: x,
+}
 
 
 def start(sites, ranks, seed=7):
@@ -89,6 +99,11 @@ class Bilinear(torch.nn.Module):
             [torch.nn.Parameter(torch.zeros(len(w), dtype=EXACT)) for w in own.hidden]
         )
 
+        self.activation = None if own.layer is None else SLOW_ACTIVATIONS[own.layer.activation]
+        if own.layer is not None:
+            self.dense = torch.nn.Parameter(own.layer.weight.clone())
+            self.dense_bias = torch.nn.Parameter(own.layer.bias.clone())
+
     def groups(self, weight_decay):
         biases = {id(p) for name, p in self.named_parameters() if "bias" in name}
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -105,9 +120,13 @@ class Bilinear(torch.nn.Module):
         z = torch.zeros(factors.reduction.n_outputs, dtype=EXACT)
         for site, s, a, b in zip(self.begin.sites, self.begin.scaling, self.a, self.b, strict=True):
             z = z + self.change(factors.modules[site], row, lambda h, s=s, a=a, b=b: s * (b @ (a @ h)))
-        for part, w, w_0, bias in zip(factors.hidden, self.hidden, self.before, self.hidden_bias, strict=True):
+        phi = factors.inputs[row]
+        if self.activation is not None:
+            phi = self.activation(self.dense @ factors.hidden[0].h[row] + self.dense_bias)
+        parts = factors.hidden if self.activation is None else ()
+        for part, w, w_0, bias in zip(parts, self.hidden, self.before, self.hidden_bias, strict=True):
             z = z + self.change(part, row, lambda h, w=w, w_0=w_0, bias=bias: (w - w_0) @ h + bias)
-        f = self.v @ (factors.inputs[row] + held.lifts[held.fold[row]] @ z)
+        f = self.v @ (phi + held.lifts[held.fold[row]] @ z)
         return f if self.bias is None else f + self.bias
 
     def change(self, part, row, moved):
@@ -159,15 +178,18 @@ def assert_same(course, expected, tolerance=1e-8):
     assert np.allclose(course.eval_logits, expected["eval_logits"], rtol=1e-5, atol=1e-5)  # kept in float32
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["head", "hidden-head"])
+@pytest.mark.parametrize("hidden", [False, True, *SLOW_ACTIVATIONS])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 @pytest.mark.parametrize(("n_classes", "weight_decay"), [(2, 0.0), (2, 2.0), (3, 2.0)])
 def test_a_run_is_that_of_torch(n_classes, bias, hidden, weight_decay):
-    train = sample(11, n_classes, hidden=hidden)
-    evaluation = sample(6, n_classes, hidden=hidden, seed=1)
+    train = sample(11, n_classes, hidden=bool(hidden))
+    evaluation = sample(6, n_classes, hidden=bool(hidden), seed=1)
     own = head(n_classes, bias=bias, hidden=hidden)
     recipe = dataclasses.replace(RECIPE, weight_decay=weight_decay, max_grad_norm=0.85)
     begin = start((0, 2), (3, 2))
+    if hidden in SLOW_ACTIVATIONS:  # whose gradients have other sizes
+        _, free = slow(begin, own, train, evaluation, dataclasses.replace(recipe, max_grad_norm=1e9))
+        recipe = dataclasses.replace(recipe, max_grad_norm=float(np.median(free)))
     (course,) = simulate([begin], own, train, evaluation, recipe, dtype=EXACT)
     expected, norms = slow(begin, own, train, evaluation, recipe)
     assert min(norms) < recipe.max_grad_norm < max(norms)  # some steps are clipped, others not
@@ -184,6 +206,23 @@ def test_a_fixed_a_neither_trains_nor_decays(weight_decay):
     (course,) = simulate([begin], own, train, evaluation, recipe, train_a=False, dtype=EXACT)
     expected, _ = slow(begin, own, train, evaluation, recipe, train_a=False)
     assert_same(course, expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activation_of_a_head_is_found_and_its_weights_left(activation):
+    torch.manual_seed(3)
+    hidden, output = torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)
+    with torch.no_grad():
+        hidden.weight.mul_(0.01)  # so small that every activation looks linear
+    before = hidden.weight.clone(), hidden.bias.clone()
+    inputs = torch.randn(8, 6)
+    found = find_activation(lambda: output(SLOW_ACTIVATIONS[activation](hidden(inputs))), hidden, output)
+    assert found == activation
+    assert torch.equal(hidden.weight, before[0])
+    assert torch.equal(hidden.bias, before[1])
+    assert find_activation(lambda: output(hidden(inputs).sigmoid()), hidden, output) is None
+    assert find_activation(lambda: output(hidden(inputs[None])[:, 0]), hidden, output) is None  # at every position
+    assert torch.equal(hidden.weight, before[0])
 
 
 def test_runs_side_by_side_are_those_alone():

@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
+from foretune.forecasting.head_layer import HeadLayer
 from foretune.forecasting.recipe import Recipe
-from foretune.tokens import TokenFactors
+from foretune.forecasting.trained import Trained, TrainedLayer
+from foretune.tokens import ModuleTokens, TokenFactors
 
 Labels = NDArray[np.integer]
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's in the Trainer
@@ -51,11 +53,14 @@ class Head:
         weight: C × p.
         bias: C, or None where the layer has none.
         hidden: Weights of the trained modules below it, which weight decay shrinks; without them it leaves these alone.
+        layer: The trained layer below it, if there is one and its activation is known: it is then simulated as it is.
+            Otherwise trained modules below are simulated to first order.
     """
 
     weight: Tensor
     bias: Tensor | None
     hidden: tuple[Tensor, ...] = ()
+    layer: HeadLayer | None = None
 
 
 @dataclass(frozen=True)
@@ -116,30 +121,14 @@ class Course:
 
 
 @dataclass
-class _Trained:
-    """One trained tensor of several runs: value, AdamW's two moments, and which runs it belongs to."""
-
-    value: Tensor  # runs first
-    runs: Tensor
-    decayed: bool
-    origin: Tensor | None  # what the value is the change of, None where it is the whole
-    first: Tensor
-    second: Tensor
-
-    @classmethod
-    def of(cls, value: Tensor, runs: Tensor, *, decayed: bool = True, origin: Tensor | None = None) -> "_Trained":
-        return cls(value, runs, decayed, origin, torch.zeros_like(value), torch.zeros_like(value))
-
-
-@dataclass
 class _Module:
     """An adapted module in the runs that adapt it: A is runs × r × d_in, B is runs × r × d_out."""
 
     site: int
     runs: Tensor
     scaling: Tensor
-    a: _Trained
-    b: _Trained
+    a: Trained
+    b: Trained
 
 
 class _Runs:
@@ -151,37 +140,50 @@ class _Runs:
         self.count, self.dtype, self.train_a = len(starts), dtype, train_a
         device = factors.logits.device
         everyone = torch.arange(self.count, device=device)
-        self.head = _Trained.of(head.weight.to(device, dtype).repeat(self.count, 1, 1), everyone)
+        self.head = Trained.of(head.weight.to(device, dtype).repeat(self.count, 1, 1), everyone)
         self.bias = None
         if head.bias is not None:
-            self.bias = _Trained.of(head.bias.to(device, dtype).repeat(self.count, 1), everyone, decayed=False)
-        self.hidden: list[tuple[_Trained, _Trained]] = []
-        for part, origin in zip(factors.hidden, head.hidden or (None,) * len(factors.hidden), strict=True):
+            self.bias = Trained.of(head.bias.to(device, dtype).repeat(self.count, 1), everyone, decayed=False)
+        self.layer = None if head.layer is None else TrainedLayer.of(head.layer, self.head.value, everyone)
+        self.hidden: list[tuple[Trained, Trained]] = []
+        parts = self.linear(factors)
+        for part, origin in zip(parts, head.hidden or (None,) * len(parts), strict=True):
             shape = (self.count, part.g.shape[2], part.h.shape[1])
             zeros = torch.zeros(shape, dtype=dtype, device=device)
             whole = None if origin is None else origin.to(device, dtype)
-            weight = _Trained.of(zeros, everyone, decayed=whole is not None, origin=whole)
-            self.hidden.append((weight, _Trained.of(zeros[..., 0].clone(), everyone, decayed=False)))
+            weight = Trained.of(zeros, everyone, decayed=whole is not None, origin=whole)
+            self.hidden.append((weight, Trained.of(zeros[..., 0].clone(), everyone, decayed=False)))
         self.modules = [
             _module(site, starts, int(factors.modules[site].g.shape[2]), self.head.value, train_a=train_a)
             for site in sorted({site for start in starts for site in start.sites})
         ]
 
-    def trained(self) -> list[_Trained]:
+    def linear(self, factors: TokenFactors) -> tuple[ModuleTokens, ...]:
+        """The head's modules that are simulated to first order."""
+        return factors.hidden if self.layer is None else ()
+
+    def trained(self) -> list[Trained]:
         held = [self.head, *([] if self.bias is None else [self.bias])]
+        held += [] if self.layer is None else [self.layer.weight, self.layer.bias]
         held += [tensor for pair in self.hidden for tensor in pair]
         return held + [tensor for module in self.modules for tensor in (module.a, module.b)]
 
     def logits(self, sample: Sample, rows: Tensor) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """Logits, examples × runs × C, and what the backward pass needs again."""
         factors, lifts, fold = sample.factors, sample.lifts.to(self.dtype), sample.fold[rows]
-        phi = factors.inputs[rows].to(self.dtype)
-        f = torch.einsum("np,acp->nac", phi, self.head.value)
+        below: tuple[Tensor, ...] = ()
+        if self.layer is None:
+            phi = factors.inputs[rows].to(self.dtype)
+            f = torch.einsum("np,acp->nac", phi, self.head.value)
+        else:
+            _, below_h, _ = factors.hidden[0].of(rows, self.dtype)
+            pre, phi = self.layer.forward(below_h)
+            f, below = torch.einsum("nap,acp->nac", phi, self.head.value), (below_h, pre)
         if self.bias is not None:
             f = f + self.bias.value
         z = torch.zeros(len(rows), factors.reduction.n_outputs, self.count, dtype=self.dtype, device=f.device)
         kept: list[tuple[Tensor, ...]] = []
-        for part, (weight, bias) in zip(factors.hidden, self.hidden, strict=True):
+        for part, (weight, bias) in zip(self.linear(factors), self.hidden, strict=True):
             place, h, g = part.of(rows, self.dtype)
             moved = torch.einsum("tp,aqp->taq", h, weight.value) + bias.value
             z.index_add_(0, place, torch.einsum("ktq,taq->tka", g, moved))
@@ -196,16 +198,19 @@ class _Runs:
             z.index_add_(2, module.runs, part_z)
             kept.append((place, h, g, u, w))
         reads = torch.einsum("acp,fpk->fack", self.head.value, lifts)[fold]  # ∂f/∂z of each example
-        return f + torch.einsum("nka,nack->nac", z, reads), [(phi, lifts, fold, reads, z), *kept]
+        return f + torch.einsum("nka,nack->nac", z, reads), [(phi, lifts, fold, reads, z, *below), *kept]
 
     def gradients(self, kept: list[tuple[Tensor, ...]], slope: Tensor) -> list[Tensor]:
         """Gradients of each run's loss, in the order of `trained`; slope is ∂loss/∂logits, examples × runs × C."""
-        (phi, lifts, fold, reads, z), *rest = kept
+        (phi, lifts, fold, reads, z, *below), *rest = kept
         by_fold = reads.new_zeros(len(lifts), *reads.shape[1:])
         by_fold.index_add_(0, fold, torch.einsum("nac,nka->nack", slope, z))
-        found = [torch.einsum("nac,np->acp", slope, phi) + torch.einsum("fack,fpk->acp", by_fold, lifts)]
+        over_phi = "nac,np->acp" if self.layer is None else "nac,nap->acp"
+        found = [torch.einsum(over_phi, slope, phi) + torch.einsum("fack,fpk->acp", by_fold, lifts)]
         if self.bias is not None:
             found.append(slope.sum(0))
+        if self.layer is not None:
+            found += self.layer.gradients(torch.einsum("nac,acp->nap", slope, self.head.value), *below)
         chi = torch.einsum("nac,nack->nka", slope, reads)
         for place, h, g in rest[: len(self.hidden)]:
             y = torch.einsum("tka,ktq->taq", chi[place], g)
@@ -263,7 +268,7 @@ def _module(site: int, starts: Sequence[Start], d_out: int, like: Tensor, *, tra
         a[index, : len(rows)] = rows
     where = torch.tensor(runs, device=like.device)
     b = like.new_zeros(len(runs), rank, d_out)
-    return _Module(site, where, like.new_tensor(scaling), _Trained.of(a, where, decayed=train_a), _Trained.of(b, where))
+    return _Module(site, where, like.new_tensor(scaling), Trained.of(a, where, decayed=train_a), Trained.of(b, where))
 
 
 def simulate(

@@ -15,9 +15,10 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretune.errors import ConfigError, DataError
+from foretune.forecasting.head_layer import HeadLayer, find_activation
 from foretune.forecasting.simulation import Head, Sample, Start, lift
 from foretune.head import head_inputs, installed, probe_folds, probe_weights
 from foretune.models import Encoded, batches
@@ -109,8 +110,7 @@ def survey(
     y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
     modules = head_modules(plan.placed)
     *below, (name, layer) = modules.items()
-    hidden = tuple(module.weight.detach().clone() for _, module in below)
-    own = Head(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone(), hidden)
+    own = _own_head(plan, [module for _, module in below], layer)
     n = len(y_train)
     if not probe:
         train = token_factors(plan.adapted, _tracked(plan, plan.train, None, on_batch), plan.reduction, n=n)
@@ -140,6 +140,27 @@ def survey(
         fold[held] = index
     samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
     return _survey(plan, *samples, own, start)
+
+
+def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head:
+    """The head as it is, with the hidden layer's activation if it has one such layer."""
+    copies = [module.weight.detach().clone() for module in below]
+    bias = None if output.bias is None else output.bias.detach().clone()
+    weight = output.weight.detach().clone()
+    if len(below) == 1:
+        few = range(min(8, len(plan.train.features)))
+        (batch,) = batches(plan.train, plan.classifier, batch_size=len(few), rows=few)
+
+        def run() -> None:
+            with plan.adapted.forward():
+                plan.adapted.model(**batch.inputs)
+
+        (module,) = below
+        activation = find_activation(run, module, output)
+        if activation is not None:
+            own = weight.new_zeros(len(copies[0])) if module.bias is None else module.bias.detach().clone()
+            return Head(weight, bias, layer=HeadLayer(copies[0], own, activation))
+    return Head(weight, bias, tuple(copies))
 
 
 def factor_bytes(plan: Plan) -> int:
