@@ -124,6 +124,14 @@ def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
     assert written.read_text(encoding="utf-8") == (ranked / "adapter_config.json").read_text(encoding="utf-8")
 
 
+def test_a_head_with_a_hidden_layer_is_spoken_of(common, place, tmp_path, capsys):
+    model = cases.save(tmp_path / "model", "roberta")
+    assert run(changed(common, "--model", model)) == 0
+    assert "head has a hidden layer" in capsys.readouterr().out
+    assert run(common) == 0
+    assert "head has a hidden layer" not in capsys.readouterr().out
+
+
 def test_fewer_rows_than_samples_are_all_taken(common, tmp_path):
     texts = [("a good film", "good"), ("a bad film", "bad")] * 15
     data = tmp_path / "few.csv"

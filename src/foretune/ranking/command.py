@@ -114,3 +114,5 @@ def rank_command(
             f"majority class: {ranking.majority:.1%}",
             highlight=False,
         )
+    for note in dict.fromkeys(note for ranking in rankings for note in ranking.notes):
+        screen.print(f"• {note}", style="yellow", highlight=False)

@@ -42,6 +42,10 @@ from foretune.sites import Site
 from foretune.spectra import spectrum
 
 OnNews = Callable[[str, int, int], None]
+HIDDEN_HEAD = (
+    "The classifier's head has a hidden layer, which no run of the calibration had: forecasts of adapters that learn "
+    "much were far too low in a check with such a head. Read the order, not the level, and do not count on the intervals."
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Ranking:
         train_rows: Training rows of the run that is forecast.
         classes: Classes.
         steps: Steps of the run.
+        notes: What to keep in mind when reading it.
         seconds: Of `load`, `pass`, `quick` and `simulate`.
     """
 
@@ -103,6 +108,7 @@ class Ranking:
     train_rows: int
     classes: int
     steps: int
+    notes: tuple[str, ...]
     seconds: Mapping[str, float]
 
 
@@ -228,6 +234,7 @@ def _rank(
         train_rows=recipe.train_rows,
         classes=plan.task.n_classes,
         steps=recipe.steps,
+        notes=(HIDDEN_HEAD,) if held.head.layer is not None or held.head.hidden else (),
         seconds=seconds,
     )
 

@@ -177,6 +177,7 @@ def _content(ranking: Ranking) -> dict[str, Any]:
         "candidates": len(ranking.quick),
         "head_alone": {name: asdict(value) for name, value in ranking.head_alone.items()},
         "rows": [_row(ranking, row) for row in ranking.rows],
+        "notes": list(ranking.notes),
         "seconds": dict(ranking.seconds),
     }
 
