@@ -44,7 +44,7 @@ from foretune.spectra import spectrum
 OnNews = Callable[[str, int, int], None]
 HIDDEN_HEAD = (
     "The classifier's head has a hidden layer, which no run of the calibration had: forecasts of adapters that learn "
-    "much were far too low in a check with such a head. Read the order, not the level, and do not count on the intervals."
+    "much were far too low in a check with such a head. Read the order, not the level; the intervals do not count."
 )
 
 
