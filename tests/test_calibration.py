@@ -46,9 +46,6 @@ def values_of(random):
         "simulated_train_loss": loss[0],
         "simulated_eval_loss": loss[1],
         "simulated_accuracy": accuracy[0],
-        "half_train_loss": loss[0] * 1.1,
-        "half_eval_loss": loss[1] * np.exp(random.normal(0.1, 0.05)),
-        "half_accuracy": logistic(logit(accuracy[0]) - random.uniform(0, 0.3)),
         "probe_loss": loss[2],
         "probe_accuracy": accuracy[2],
         "movement": np.exp(random.normal(0, 0.5)),
@@ -138,9 +135,6 @@ VALUES = {
     "simulated_train_loss": 0.1,
     "simulated_eval_loss": 0.4,
     "simulated_accuracy": 0.8,
-    "half_train_loss": 0.2,
-    "half_eval_loss": 0.5,
-    "half_accuracy": 0.7,
     "probe_loss": 0.6,
     "probe_accuracy": 0.75,
     "movement": 0.5,
@@ -155,24 +149,24 @@ def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
     assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": TO_COME * (logit(0.8) - logit(0.7))}
+        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": TO_COME * math.log(4)}
     )
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([0.5, 0.5 * math.log(6), TO_COME * math.log(0.5)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(6), TO_COME * math.log(4)])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), TO_COME * math.log(0.8)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), TO_COME * math.log(4)])
 
 
-def test_more_rows_follow_a_curve_that_falls_with_their_root():
-    def loss(rows):
-        return 0.3 + 2.0 / math.sqrt(rows)
+def test_more_rows_count_by_a_curve_that_falls_with_their_root():
+    def lacking(rows):
+        return 1.0 / math.sqrt(rows)
 
-    lost = {"simulated_eval_loss": math.exp(loss(100)), "half_eval_loss": math.exp(loss(50))}
     for doublings in (0.0, 1.0, 3.0, 20.0):
-        simulated, x = terms("eval_loss", VALUES | lost | {"doublings": doublings})
-        assert simulated + x[2] == pytest.approx(loss(100 * 2**doublings))
+        _, x = terms("eval_loss", VALUES | {"doublings": doublings})
+        share = (lacking(100) - lacking(100 * 2**doublings)) / (lacking(50) - lacking(100))
+        assert x[2] == pytest.approx(share * math.log(0.4 / 0.1))
 
 
 def test_a_run_that_moves_far_is_corrected_whole_and_one_that_stays_not_at_all():
@@ -336,14 +330,11 @@ def test_values_of_an_outlook():
     outlook = Outlook(
         course=SimpleNamespace(movement=0.5),
         end=Ending(0.1, 0.4, 0.8),
-        half=Ending(0.2, 0.5, 0.7),
         probe_loss=0.6,
         probe_accuracy=0.75,
         samples=100,
         train_rows=400,
     )
     assert case_values(outlook) == VALUES
-    whole = case_values(dataclasses.replace(outlook, half=None, train_rows=100))
+    whole = case_values(dataclasses.replace(outlook, train_rows=100))
     assert whole["doublings"] == 0.0
-    for name in ("train_loss", "eval_loss", "accuracy"):
-        assert whole[f"half_{name}"] == whole[f"simulated_{name}"] == VALUES[f"simulated_{name}"]

@@ -25,7 +25,6 @@ def record(family, number, placement, seed, random, *, gain=0.05):
     loss = 1.2 - simulated
     values = dict.fromkeys(HELD, 1.0)
     values |= {"simulated_accuracy": simulated, "simulated_eval_loss": loss, "simulated_train_loss": loss / 2}
-    values |= {"half_accuracy": simulated - 0.03, "half_eval_loss": loss + 0.05, "half_train_loss": loss / 2}
     values |= {
         "probe_accuracy": 0.6,
         "probe_loss": 0.65,
@@ -93,7 +92,7 @@ def test_too_few_data_sets_give_no_forecast():
     few = foresee(study("abc"))
     assert few.forecasts == {}
     assert few.records == tuple(study("abc"))
-    without = [dataclasses.replace(held, quantities=held.quantities | {"half_accuracy": None}) for held in study()]
+    without = [dataclasses.replace(held, quantities=held.quantities | {"probe_accuracy": None}) for held in study()]
     assert foresee(without).forecasts == {}
 
 

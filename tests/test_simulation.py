@@ -309,7 +309,7 @@ def test_the_first_examples_alone():
 
 
 def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
-    """In groups that fit into memory; on half the samples too where the run has more rows."""
+    """In groups that fit into memory."""
     import foretune.forecasting.outlook as module
 
     train, evaluation, own = sample(8, 2), sample(6, 2, seed=1), head(2)
@@ -320,23 +320,20 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
     monkeypatch.setattr(module, "ENTRIES", 80)
     steps = []
     found = outlooks(survey, starts, recipe, points=2, on_step=lambda: steps.append(1))
-    assert len(steps) == n_steps(starts, recipe, 8) == 2 * 2 * recipe.steps
+    assert len(steps) == n_steps(starts, recipe) == 2 * recipe.steps
     for begin, outlook in zip(starts, found, strict=True):
         (course,) = simulate([begin], own, train, evaluation, recipe, points=2)
         assert outlook.course.eval_loss == pytest.approx(course.eval_loss, rel=1e-4)
         assert outlook.end.eval_loss == outlook.course.eval_loss[-1]
         assert outlook.end.eval_accuracy == outlook.course.eval_accuracy[-1]
         assert outlook.end.train_loss == pytest.approx(np.mean(outlook.course.batch_loss[-5:]))
-        (half,) = simulate([begin], own, first_examples(train, 4), evaluation, recipe)
-        assert outlook.half.eval_loss == pytest.approx(half.eval_loss[-1], rel=1e-4)
         assert (outlook.samples, outlook.train_rows) == (8, 20)
     logits = evaluation.factors.logits
     labels = torch.as_tensor(evaluation.labels)
     assert found[0].probe_loss == pytest.approx(float(cross_entropy(logits, labels)))
     assert found[0].probe_accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
     fewer = outlooks(survey, starts, dataclasses.replace(recipe, train_rows=6))
-    assert fewer[0].half is None  # never fewer rows than the samples
-    assert fewer[0].train_rows == 8
+    assert fewer[0].train_rows == 8  # never fewer rows than the samples
 
 
 INITS = {"kaiming": {}, "rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}

@@ -5,10 +5,11 @@ Accuracy is taken as its logit, losses as their logarithms. On that scale the ru
     y = s + Σ_j β_j x_j + error
 
 with s the simulated value, w = min(1, movement) and three x: w, w times the probe's value less s, and, for N training
-rows and fewer samples n, the gain from n/2 to n samples times (1 − √(n/N)) / (√2 − 1): what is still to come from n to
-N where that which lacks falls as one over the root of the rows. A run that hardly moves its adapter is linear, as the
-simulation takes it to be, and w leaves it alone. β is fitted by ridge regression towards 0, that is towards the
-simulation itself, every data set with the same weight.
+rows and fewer samples n, c · log(simulated eval loss / simulated train loss), c = (1 − √(n/N)) / (√2 − 1). The simulated
+run sees the n rows again where the real one sees new ones: the more it fits them, the more it loses by that; and what is
+still to come from n to N rows is c times what came from n/2 to n, where that which lacks falls as one over the root of
+the rows. A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it alone. β is
+fitted by ridge regression towards 0, that is towards the simulation itself, every data set with the same weight.
 """
 
 import json
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError
-from foretune.forecasting.outlook import Ending, Outlook
+from foretune.forecasting.outlook import Outlook
 
 Array = NDArray[np.float64]
 Outcome = Literal["train_loss", "eval_loss", "accuracy"]
@@ -126,16 +127,12 @@ def case_values(outlook: Outlook) -> dict[str, float]:
         outlook: Outlook.
 
     Returns:
-        Numbers by name; `half_*` repeat the whole sample's where there are no more rows than samples.
+        Numbers by name.
     """
-    half: Ending = outlook.half or outlook.end
     return {
         "simulated_train_loss": outlook.end.train_loss,
         "simulated_eval_loss": outlook.end.eval_loss,
         "simulated_accuracy": outlook.end.eval_accuracy,
-        "half_train_loss": half.train_loss,
-        "half_eval_loss": half.eval_loss,
-        "half_accuracy": half.eval_accuracy,
         "probe_loss": outlook.probe_loss,
         "probe_accuracy": outlook.probe_accuracy,
         "movement": outlook.course.movement,
@@ -182,11 +179,12 @@ def terms(outcome: Outcome, values: Mapping[str, float]) -> tuple[float, Array]:
     Returns:
         s, and x in the order of `TERMS`.
     """
-    simulated, half = (scale(outcome, values[f"{sample}_{outcome}"]) for sample in ("simulated", "half"))
+    simulated = scale(outcome, values[f"simulated_{outcome}"])
+    gap = scale("eval_loss", values["simulated_eval_loss"]) - scale("train_loss", values["simulated_train_loss"])
     probe = scale(outcome, values["probe_accuracy" if outcome == "accuracy" else "probe_loss"])
     moved = min(1.0, values["movement"])
     to_come = (1.0 - 2.0 ** (-values["doublings"] / 2.0)) / (2.0**0.5 - 1.0)
-    return simulated, np.array([moved, moved * (probe - simulated), to_come * (simulated - half)])
+    return simulated, np.array([moved, moved * (probe - simulated), to_come * gap])
 
 
 def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) -> Calibration:

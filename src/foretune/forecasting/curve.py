@@ -113,7 +113,7 @@ def forecast_curve(
         The curve.
     """
     starts = [survey.start(sites)]
-    total, done = n_steps(starts, recipe, len(survey.train.labels)), 0
+    total, done = n_steps(starts, recipe), 0
 
     def step() -> None:
         nonlocal done

@@ -7,7 +7,7 @@ import numpy as np
 
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.simulation import Course, Start, simulate
-from foretune.forecasting.survey import Survey, first_examples, probe_scores
+from foretune.forecasting.survey import Survey, probe_scores
 
 ENTRIES = 30_000_000  # trained numbers that are simulated side by side, with AdamW's moments 360 MB
 
@@ -34,7 +34,6 @@ class Outlook:
     Attributes:
         course: The simulated run.
         end: Its end.
-        half: The end of one on half the samples, where the run has more rows than the sample; else None.
         probe_loss: Loss of the linear probe on the evaluation examples.
         probe_accuracy: Its accuracy on them.
         samples: Labelled training examples n.
@@ -43,7 +42,6 @@ class Outlook:
 
     course: Course
     end: Ending
-    half: Ending | None
     probe_loss: float
     probe_accuracy: float
     samples: int
@@ -87,15 +85,7 @@ def outlooks(
             train_a=train_a,
             on_step=on_step,
         )
-        halves: list[Ending | None] = [None] * len(group)
-        if recipe.train_rows > n:
-            half = first_examples(survey.train, max(2, n // 2))
-            again = simulate(group, survey.head, half, survey.evaluation, recipe, train_a=train_a, on_step=on_step)
-            halves = [ending(course, recipe) for course in again]
-        found += [
-            Outlook(course, ending(course, recipe), held, *known, n, recipe.train_rows)
-            for course, held in zip(courses, halves, strict=True)
-        ]
+        found += [Outlook(course, ending(course, recipe), *known, n, recipe.train_rows) for course in courses]
     return tuple(found)
 
 
@@ -113,18 +103,17 @@ def ending(course: Course, recipe: Recipe) -> Ending:
     return Ending(float(np.mean(last)), course.eval_loss[-1], course.eval_accuracy[-1])
 
 
-def n_steps(starts: Sequence[Start], recipe: Recipe, samples: int) -> int:
+def n_steps(starts: Sequence[Start], recipe: Recipe) -> int:
     """Count the steps that `outlooks` simulates, for a progress bar.
 
     Args:
         starts: Adapters.
         recipe: Recipe.
-        samples: Labelled training examples.
 
     Returns:
         Steps, summed over groups of adapters.
     """
-    return len(_groups(starts)) * recipe.steps * (2 if recipe.train_rows > samples else 1)
+    return len(_groups(starts)) * recipe.steps
 
 
 def _groups(starts: Sequence[Start]) -> list[list[Start]]:

@@ -203,7 +203,7 @@ def _rank(
         settings.training.settings(max_length=settings.sample.max_length, seed=settings.sample.seed), plan.train_rows
     )
     starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
-    total = n_steps(starts, recipe, n)
+    total = n_steps(starts, recipe)
     step = 0
 
     def on_step() -> None:
