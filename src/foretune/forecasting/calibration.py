@@ -5,11 +5,12 @@ Accuracy is taken as its logit, losses as their logarithms. On that scale the ru
     y = s + Σ_j β_j x_j + error
 
 with s the simulated value, w = min(1, movement) and three x: w, w times the probe's value less s, and, for N training
-rows and fewer samples n, c · log(simulated eval loss / simulated train loss), c = (1 − √(n/N)) / (√2 − 1). The simulated
-run sees the n rows again where the real one sees new ones: the more it fits them, the more it loses by that; and what is
-still to come from n to N rows is c times what came from n/2 to n, where that which lacks falls as one over the root of
-the rows. A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it alone. β is
-fitted by ridge regression towards 0, that is towards the simulation itself, every data set with the same weight.
+rows and fewer samples n, c · log(simulated eval loss / simulated train loss), c = (1 − √(n/N)) / (√2 − 1). The
+simulated run sees the n rows again where the real one sees new ones: the more it fits them, the more it loses by that.
+What is still to come from n to N rows is c times what came from n/2 to n, where that which lacks falls as one over the
+root of the rows. A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it
+alone. β is fitted by ridge regression towards 0, that is towards the simulation itself, every data set with the same
+weight.
 """
 
 import json
