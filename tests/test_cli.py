@@ -307,6 +307,7 @@ def test_the_demo_runs_the_command_that_it_prints(tmp_path, monkeypatch, capsys)
     assert run(shlex.split(printed)) == 0
     assert seen[0] == seen[1]
     config, output, options = seen[0]
-    assert (config.settings.samples, config.adapter.layers, options) == (8, (0, 2, 5), {"as_json": True})
+    assert (config.settings.samples, config.adapter.layers) == (8, (0, 2, 5))
+    assert options == {"training": None, "as_json": True}
     assert output == tmp_path / "run"
     assert (tmp_path / "run-data" / "train.csv").exists()
