@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foretune.errors import StoreError
+import yaml
+
+from foretune.errors import ForetuneError, StoreError, border
 
 RESULT = "result.json"
 
@@ -171,6 +173,48 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise StoreError(f"{str(path)!r} holds no JSON object")
     return held
+
+
+LARGEST_YAML = 100_000  # values, each alias counted as often as it stands for something
+
+
+def read_yaml(path: Path, *, kind: type[ForetuneError] = StoreError) -> Any:
+    """Read a YAML file that somebody else may have written.
+
+    Args:
+        path: File.
+        kind: Error to raise.
+
+    Returns:
+        Its plain values; None where it is empty.
+
+    Raises:
+        ForetuneError: Of the kind, if it cannot be read, is no YAML, or its aliases stand for more than 100,000
+            values (a few lines of them can stand for gigabytes).
+    """
+    with border(kind, f"cannot read {str(path)!r}"):
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8-sig"))
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _check_size(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Count the values below a node as if every alias were written out; one inside itself has no end."""
+    known = sizes.get(id(node))
+    if known is None:
+        sizes[id(node)] = LARGEST_YAML + 1  # until it is counted
+        below = node.value if isinstance(node.value, list) else []
+        parts = [part for item in below for part in (item if isinstance(item, tuple) else (item,))]
+        known = sizes[id(node)] = 1 + sum(_check_size(part, sizes) for part in parts)
+    if known > LARGEST_YAML:
+        raise yaml.YAMLError(f"its aliases stand for more than {LARGEST_YAML:,} values")
+    return known
 
 
 def to_json(value: Mapping[str, Any]) -> str:
