@@ -12,22 +12,21 @@ from scipy.stats import t as student
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import (
     OUTCOMES,
-    PENALTIES,
     TERMS,
     Calibration,
-    Case,
-    Interval,
     Line,
+    RunForecast,
     apply_calibration,
     calibration_from,
     case_values,
-    fit_calibration,
     scale,
     terms,
     tied,
     unscale,
 )
+from foretune.forecasting.calibration_fit import PENALTIES, Case, fit_calibration
 from foretune.forecasting.outlook import Ending, Outlook
+from foretune.forecasting.reach import INSIDE
 
 OUTPUT = "margin"
 
@@ -113,7 +112,9 @@ def slow_line(outcome, cases):
         errors = np.zeros(len(y))
         for i, name in enumerate(names):
             rest = [j for j, other in enumerate(names) if other != name]
-            errors[i] = y[i] - x[i] @ slow_ridge(x[rest], y[rest], weight[rest], penalty)
+            beta = slow_ridge(x[rest], y[rest], weight[rest], penalty)
+            last = min(max(x[i, 2], min(x[rest, 2])), max(x[rest, 2]))  # as far as the others have seen it
+            errors[i] = y[i] - x[i, :2] @ beta[:2] - last * beta[2]
         spread = math.sqrt(np.sum(weight * errors**2) / weight.sum())
         if best is None or spread < best[1]:
             around = errors - [np.mean([e for e, o in zip(errors, names, strict=True) if o == name]) for name in names]
@@ -196,7 +197,7 @@ def test_a_perfect_simulation_is_left_alone():
         assert line.coefficients == pytest.approx([0.0] * len(TERMS), abs=1e-12)
         assert line.spread == pytest.approx(0.0, abs=1e-12)
     forecast = apply_calibration(found, cases[0].outlook, OUTPUT)
-    for name, interval in forecast.items():
+    for name, interval in forecast.levels.items():
         assert vars(interval).values() == pytest.approx([cases[0].outcomes[name]] * 3)
 
 
@@ -217,7 +218,7 @@ def test_nine_in_ten_intervals_hold_the_truth():
         found = fit_calibration(cases_of(random, sizes=(3,) * 8, between=0.3, noise=0.2), [OUTPUT], "seeded")
         values = values_of(random)
         outcomes = truth(values, random, between=0.3 * random.normal(), noise=0.2)
-        for name, interval in apply_calibration(found, values, OUTPUT).items():
+        for name, interval in apply_calibration(found, values, OUTPUT).levels.items():
             assert interval.low < interval.value < interval.high
             held[name] += interval.low <= outcomes[name] <= interval.high
     for count in held.values():
@@ -226,7 +227,7 @@ def test_nine_in_ten_intervals_hold_the_truth():
 
 def test_the_interval_is_that_of_student(fitted, noisy):
     values = noisy[0].outlook
-    forecast = apply_calibration(fitted, values, OUTPUT)
+    forecast = apply_calibration(fitted, values, OUTPUT).levels
     for outcome in OUTCOMES:
         line = fitted.lines[outcome]
         s, x = terms(outcome, values)
@@ -313,11 +314,11 @@ def test_the_scale_is_monotone_and_bounded(first, second, loss, more):
 
 
 def test_ties_are_within_the_error_of_a_difference():
-    line = Line((0.0,) * len(TERMS), 1.0, 0.5, 0.1, 5, 50)
-    calibration = Calibration(dict.fromkeys(OUTCOMES, line), (OUTPUT,), (), "by hand")
+    line = Line((0.0,) * len(TERMS), (0.0, 0.0), 1.0, 0.5, 0.1, 5, 50)
+    calibration = Calibration(dict.fromkeys(OUTCOMES, line), (OUTPUT,), (), "by hand", None)
 
     def at(x):
-        return Interval(logistic(x), 0.0, 1.0)
+        return RunForecast(None, (logistic(x), 1.0), INSIDE)
 
     margin = 1.645 * math.sqrt(2) * 0.1
     for other in (1.0 + 0.99 * margin, 1.0 - 0.99 * margin):

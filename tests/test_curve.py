@@ -16,6 +16,7 @@ from foretune.study.outlooks import OutlookSettings, make_outlooks
 from foretune.study.records import read_records
 
 import cases
+import domains
 
 FEW = ["--samples", "20", "--eval-samples", "10", "--draws", "1", "--target-modules", "query", "value"]
 RUN = ["--epochs", "2", "--learning-rate", "2e-2", "--train-batch-size", "8"]
@@ -24,14 +25,16 @@ RUN = ["--epochs", "2", "--learning-rate", "2e-2", "--train-batch-size", "8"]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curve")
-    return cases.save(folder / "model"), cases.write_reviews(folder / "reviews"), folder
+    domains.write(folder / "calibration.json", cases.save(folder / "model"))
+    return str(folder / "model"), cases.write_reviews(folder / "reviews"), folder
 
 
 @pytest.fixture(scope="module")
 def scored(place):
     model, dataset, folder = place
     out = folder / "scored"
-    assert run(["score", "--model", model, "--dataset", dataset, *FEW, "--curve", *RUN, "--output", str(out)]) == 0
+    assert run(["score", "--model", model, "--dataset", dataset, *FEW, "--curve", *RUN,
+                "--calibration", str(folder / "calibration.json"), "--output", str(out)]) == 0  # fmt: skip
     return out
 
 

@@ -14,6 +14,7 @@ LAYERS = [
     ["config", "outputs", "provenance", "tuning.curves", "ranking.candidates"],
     ["columns", "store", "baselines.placements", "baselines.weights"],
     ["ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.training", "forecasting.head_layer"],
+    ["forecasting.reach", "forecasting.identity"],
     ["data", "features", "spectra", "ranking.adapter_file", "ranking.settings"],
     ["ranking.finalists"],
     ["tangent", "bounds", "regression", "demo", "sampling", "forecasting.trained"],
@@ -22,7 +23,7 @@ LAYERS = [
     ["measure", "tuning.course", "forecasting.survey"],
     ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks"],
     ["tuning.outcome", "terminal", "forecasting.calibration"],
-    ["forecasting.curve"],
+    ["forecasting.curve", "forecasting.calibration_fit"],
     ["figure", "report", "tuning.figure", "tuning.report", "ranking.ranks"],
     ["save", "tuning.folder", "ranking.figure"],
     ["study.grid", "study.quantities", "study.statistics", "study.tables", "study.early", "study.rivals"],
@@ -52,7 +53,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NUMERIC = ["outputs", "spectra", "bounds", "regression", "forecasts", "sites", "tuning.curves", "study.statistics"]
-NUMERIC += ["ranking.candidates", "ranking.search", "ranking.screen", "forecasting.recipe"]
+NUMERIC += ["ranking.candidates", "ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.reach"]
 NUMERIC += ["baselines.regressions", "baselines.transferability", "baselines.placements", "baselines.early"]
 TANGENT = ["features", "tangent", "kernel", "head"]
 

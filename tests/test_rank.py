@@ -13,13 +13,14 @@ import foretune as ft
 from foretune.cli import run
 from foretune.errors import KernelError
 from foretune.forecasting import survey
-from foretune.forecasting.calibration import OUTCOMES, Calibration, Line
+from foretune.forecasting.calibration import OUTCOMES
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick, choose_finalists
 from foretune.ranking.screen import Blocks, quick_scores
 from foretune.sites import Site
 
 import cases
+import domains
 
 FEW = ["--samples", "16", "--eval-samples", "10", "--draws", "2", "--epochs", "1", "--learning-rate", "1e-2",
        "--train-batch-size", "8", "--finalists", "6"]  # fmt: skip
@@ -39,10 +40,9 @@ def changed(tokens, *flags):
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rank")
-    line = Line((0.1, 0.2, 0.0), 1.0, 0.4, 0.2, 6, 60)
-    content = Calibration(dict.fromkeys(OUTCOMES, line), ("margin", "full"), ("a", "b"), "a study").to_dict()
-    (folder / "calibration.json").write_text(json.dumps(content), encoding="utf-8")
-    return cases.save(folder / "model"), cases.write_reviews(folder / "reviews"), folder
+    model = cases.save(folder / "model")
+    domains.write(folder / "calibration.json", model)
+    return model, cases.write_reviews(folder / "reviews"), folder
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +126,10 @@ def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
 
 def test_a_head_with_a_hidden_layer_is_spoken_of(common, place, tmp_path, capsys):
     model = cases.save(tmp_path / "model", "roberta")
-    assert run(changed(common, "--model", model)) == 0
+    seen = domains.write(tmp_path / "calibration.json", place[0], model, hidden_head=False)
+    assert run(changed(common, "--model", model, "--calibration", seen)) == 0
     assert "head has a hidden layer" in capsys.readouterr().out
-    assert run(common) == 0
+    assert run(changed(common, "--calibration", seen)) == 0
     assert "head has a hidden layer" not in capsys.readouterr().out
 
 

@@ -94,6 +94,7 @@ def score(
     settings: Annotated[ScoreSettings | None, _flat("Score")] = None,
     curve: Annotated[bool, Parameter(group="Forecast")] = False,
     training: Annotated[Training | None, _flat("Forecast")] = None,
+    calibration: Annotated[Path | None, Parameter(group="Forecast")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
@@ -112,6 +113,7 @@ def score(
         settings: How to score.
         curve: Forecast the course of the run with these settings too: losses and accuracy over its steps.
         training: The run that --curve forecasts.
+        calibration: Calibration of that forecast, from a study's report; without it the one that comes with foretune.
         output: New folder for result.json, kernel.safetensors, config.yaml, spectrum.png and the curve.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
@@ -119,11 +121,14 @@ def score(
     Raises:
         ConfigError: If a run is described and not forecast.
     """
-    if training is not None and not curve:
-        raise ConfigError("settings of a run such as --epochs shape the forecast of --curve: add it, or leave them out")
+    if (training is not None or calibration is not None) and not curve:
+        raise ConfigError(
+            "settings of a run such as --epochs and --calibration shape the forecast of --curve: add it, or leave them"
+        )
     described = one_adapter(adapter, adapter_config)
     run_config = ScoreConfig(model, data, described, settings or ScoreSettings(), adapter_config)
-    score_command(run_config, output, training=training or Training() if curve else None, as_json=json)
+    run_forecast = training or Training() if curve else None
+    score_command(run_config, output, training=run_forecast, calibration=calibration, as_json=json)
 
 
 @app.command
@@ -161,13 +166,21 @@ def demo(
         app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
 
 
-def score_command(config: ScoreConfig, output: Path | None, *, training: Training | None = None, as_json: bool) -> None:
+def score_command(
+    config: ScoreConfig,
+    output: Path | None,
+    *,
+    training: Training | None = None,
+    calibration: Path | None = None,
+    as_json: bool,
+) -> None:
     """Load, plan, run, save and print one score.
 
     Args:
         config: All settings.
         output: Folder of the run, or None to save nothing.
         training: The run whose course is forecast, None for no such forecast.
+        calibration: Calibration of that forecast, None for the one that comes with foretune.
         as_json: Whether to print JSON instead of the table.
     """
     from foretune.store import check_free, to_json
@@ -179,7 +192,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, training: Trainin
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
-        from foretune.forecasting.calibration import shipped_calibration
+        from foretune.forecasting.calibration import read_calibration
         from foretune.forecasting.curve import forecast_run
         from foretune.models import load_model
         from foretune.placement import lora_config
@@ -189,6 +202,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, training: Trainin
         from foretune.save import save_score
         from foretune.scores import run as run_plan
 
+        calibrated = None if training is None else read_calibration(calibration)
         given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
         task = load_task(config.data)
         classifier = load_model(config.model, task.label_names, config.settings.seed)
@@ -199,10 +213,10 @@ def score_command(config: ScoreConfig, output: Path | None, *, training: Trainin
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     content, curve = result.to_dict(), None
-    if training is not None:
+    if training is not None and calibrated is not None:
         with progress(log, "steps of the simulated run", None) as update:
             course = forecast_run(
-                plan, training, shipped_calibration(), on_step=lambda done, total: update(completed=done, total=total)
+                plan, training, calibrated, on_step=lambda done, total: update(completed=done, total=total)
             )
         curve, content["curve"] = (training, course), course.to_dict()
     if output is not None:
@@ -289,7 +303,8 @@ def _foreign(command: str) -> frozenset[str]:
     }
     for name in ("score", "tune"):
         names[name].add("adapter-config")
-    names["score"].add("curve")
+    names["score"] |= {"curve", "calibration"}
+    names["rank"].add("calibration")
     return frozenset(set().union(*names.values()) - names.get(command, names["score"]))
 
 

@@ -75,7 +75,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     table.add_section()
     _bound_rows(result, row)
     console.print(table)
-    if "curve" in result:
+    if "curve" in result and result["curve"]["end"] is not None:
         console.print(_curve(result["curve"]))
     for note in notes(result):
         console.print(Text(f"• {note}"), style="yellow")
@@ -194,6 +194,8 @@ def notes(result: dict[str, Any]) -> list[str]:
             f"{result['details']['data']['train_rows']} rows: compare configurations by it, do not read it as the "
             "level that will be reached. --curve simulates the run."
         )
+    if result.get("curve", {}).get("note"):
+        said.append(f"Run: {result['curve']['note']}")
     missing = [
         name
         for name, count in zip(

@@ -50,7 +50,7 @@ def save_score(
         writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
     if adapter is not None:
         writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
-    if curve is not None:
+    if curve is not None and curve[1].points:
         course = curve[1]
         title = f"forecast for {content['dataset']}"
         writers[CURVE] = lambda path: write_curve(course, path)

@@ -10,14 +10,16 @@ simulated run sees the n rows again where the real one sees new ones: the more i
 What is still to come from n to N rows is c times what came from n/2 to n, where that which lacks falls as one over the
 root of the rows. A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it
 alone. β is fitted by ridge regression towards 0, that is towards the simulation itself, every data set with the same
-weight.
+weight. The third x, which grows with rows, epochs and learning rate, counts only as far as the fit has seen it; the
+others are bounded by their scale. A run outside what the fit has seen gets a wider interval or none
+(`foretune.forecasting.reach`).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import exp, isfinite, log, log2
+from math import exp, exp2, isfinite, log, log2, sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from foretune.errors import ConfigError
+from foretune.errors import ConfigError, border
 from foretune.forecasting.outlook import Outlook
+from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 
 Array = NDArray[np.float64]
 Outcome = Literal["train_loss", "eval_loss", "accuracy"]
 OUTCOMES: tuple[Outcome, ...] = ("train_loss", "eval_loss", "accuracy")
 TERMS = ("constant", "probe", "more_rows")
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 LEAST_GROUPS = 3
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Line:
 
     Attributes:
         coefficients: β of `TERMS`, each for its term as it is.
+        limits: Least and largest value of the last term, `more_rows`, in the fit; beyond them it counts as these.
         penalty: Ridge penalty, chosen by leaving each data set out.
         spread: Root mean square error on data sets left out of the fit.
         within: The same less each data set's mean error: how well runs on one data set are told apart.
@@ -66,6 +69,7 @@ class Line:
     """
 
     coefficients: tuple[float, ...]
+    limits: tuple[float, float]
     penalty: float
     spread: float
     within: float
@@ -82,12 +86,14 @@ class Calibration:
         outputs: Output reductions that it was made for.
         groups: Data sets that it was fitted on.
         source: Study that it comes from.
+        domain: What its runs have shown; None where that is not known, so that it makes no forecast of other runs.
     """
 
     lines: Mapping[str, Line]
     outputs: tuple[str, ...]
     groups: tuple[str, ...]
     source: str
+    domain: Domain | None
 
     def to_dict(self) -> dict[str, Any]:
         """Lay out as JSON.
@@ -103,22 +109,38 @@ class Calibration:
             "groups": list(self.groups),
             "source": self.source,
             "lines": lines,
+            "domain": None if self.domain is None else asdict(self.domain),
         }
 
 
 @dataclass(frozen=True)
-class Case:
-    """A finished run with its outlook.
+class RunForecast:
+    """What is said of a run before it is made.
 
     Attributes:
-        outlook: Simulated values by name, as in `case_values`.
-        outcomes: What the run gave, by name of `OUTCOMES`.
-        group: Data set.
+        levels: Forecasts by outcome, each with its 90% interval; None where they are withheld (`reach` says why).
+        order: Calibrated accuracy, and evaluation loss, to put adapters of one model and data set into order by; no
+            levels, where those are withheld.
+        reach: Whether the run lies within what the calibration has seen.
     """
 
-    outlook: Mapping[str, float]
-    outcomes: Mapping[str, float]
-    group: str
+    levels: Mapping[str, Interval] | None
+    order: tuple[float, float]
+    reach: Reach
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """Sorts the better run first: by accuracy, then by loss."""
+        return -self.order[0], self.order[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            JSON-ready values: `levels`, None where withheld, and `reach`.
+        """
+        levels = None if self.levels is None else {name: asdict(value) for name, value in self.levels.items()}
+        return {"levels": levels, "reach": self.reach.to_dict()}
 
 
 def case_values(outlook: Outlook) -> dict[str, float]:
@@ -188,108 +210,104 @@ def terms(outcome: Outcome, values: Mapping[str, float]) -> tuple[float, Array]:
     return simulated, np.array([moved, moved * (probe - simulated), to_come * gap])
 
 
-def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) -> Calibration:
-    """Fit a calibration.
+def within_limits(x: Array, limits: tuple[float, float]) -> Array:
+    """Keep the last term within what a fit has seen.
 
     Args:
-        cases: Finished runs of at least 3 data sets.
-        outputs: Output reductions that their outlooks were made with.
-        source: Name of the study, for the record.
+        x: Terms, one case or a row for each.
+        limits: Least and largest value of the last term.
 
     Returns:
-        The calibration.
-
-    Raises:
-        ConfigError: If there are too few data sets.
+        The same with the last one clipped.
     """
-    groups = sorted({case.group for case in cases})
-    if len(groups) < LEAST_GROUPS:
-        raise ConfigError(f"a calibration needs runs of {LEAST_GROUPS} data sets or more, got {len(groups)}")
-    return Calibration({name: _fit_line(name, cases) for name in OUTCOMES}, tuple(outputs), tuple(groups), source)
+    kept = x.copy()
+    kept[..., -1] = np.clip(x[..., -1], *limits)
+    return kept
 
 
-def _fit_line(outcome: Outcome, cases: Sequence[Case]) -> Line:
-    held = [case for case in cases if isfinite(case.outcomes[outcome])]
-    groups = sorted({case.group for case in held})
-    if len(groups) < LEAST_GROUPS:
-        raise ConfigError(f"a calibration needs {outcome} of {LEAST_GROUPS} data sets or more, got {len(groups)}")
-    laid = [terms(outcome, case.outlook) for case in held]
-    x = np.array([row for _, row in laid])
-    error = np.array([scale(outcome, case.outcomes[outcome]) for case in held]) - np.array([s for s, _ in laid])
-    group = np.array([groups.index(case.group) for case in held])
-    weight = 1.0 / np.bincount(group, minlength=len(groups))[group]
+def half_width(line: Line, extra: float = 0.0) -> float:
+    """Half the width of an interval inside what the calibration has seen, on its scale.
 
-    def left_out(penalty: float) -> tuple[float, float]:
-        errors = np.empty(len(error))
-        for one in np.unique(group):
-            rest = group != one
-            beta = _ridge(x[rest], error[rest], weight[rest], penalty)
-            errors[~rest] = error[~rest] - x[~rest] @ beta
-        means = np.bincount(group, errors) / np.bincount(group)
-        around = errors - means[group]
-        return tuple(float(np.sqrt(np.average(held**2, weights=weight))) for held in (errors, around))  # type: ignore[return-value]
+    Args:
+        line: Calibration of the outcome.
+        extra: Variance to add.
 
-    spreads = [left_out(penalty) for penalty in PENALTIES]
-    best = int(np.argmin([spread for spread, _ in spreads]))
-    beta = _ridge(x, error, weight, PENALTIES[best])
-    return Line(tuple(map(float, beta)), PENALTIES[best], *spreads[best], len(groups), len(held))
+    Returns:
+        t · √(spread² + extra).
+    """
+    return float(student.ppf(0.95, line.groups - 1)) * sqrt(line.spread**2 + extra)
 
 
-def _ridge(x: Array, y: Array, weight: Array, penalty: float) -> Array:
-    """β = (XᵀWX + penalty · D)⁻¹ XᵀWy, W of sum 1 and D the mean squares of the columns (a unit for an empty one)."""
-    w = weight / weight.sum()
-    size = np.average(x**2, axis=0, weights=w)
-    gram = (x * w[:, None]).T @ x + penalty * np.diag(np.where(size > 0, size, 1.0))
-    return np.asarray(np.linalg.solve(gram, x.T @ (w * y)))
-
-
-def apply_calibration(calibration: Calibration, values: Mapping[str, float], output: str) -> dict[str, Interval]:
+def apply_calibration(
+    calibration: Calibration, values: Mapping[str, float], output: str, *, run: Run | None = None
+) -> RunForecast:
     """Forecast a run.
 
-    The interval is value ± t · spread on the scale of the fit, with the 95% quantile t of Student's distribution with
-    (data sets − 1) degrees of freedom: the spread is known from few data sets.
+    On the scale of the fit, the last x kept within its limits and d from `reach`, the interval is
+
+        s + Σ_j β_j x_j ± 2^(d/2) · t · √(spread² + v · max(0, 1/m − 1/m₀))
+
+    with the 95% quantile t of Student's distribution with (data sets − 1) degrees of freedom, since the spread is known
+    from few data sets. The second term is what fewer evaluation rows m than the m₀ of the fit leave open: v is
+    1/(p (1−p)) for an accuracy p, and 1 for losses (as if they spread by their mean). With d > 2 there is no interval.
 
     Args:
         calibration: Calibration.
         values: From `case_values`.
         output: Output reduction that they were made with.
+        run: What kind of run it is; None to take it for one of the kind that the calibration was fitted on.
 
     Returns:
-        Forecasts by outcome.
+        The forecast.
 
     Raises:
-        ConfigError: If the calibration was made for other output reductions.
+        ConfigError: If the calibration was made for other output reductions, or does not say what it has seen.
     """
     if output not in calibration.outputs:
         raise ConfigError(
             f"the calibration {calibration.source!r} was made for output {' and '.join(calibration.outputs)}, "
             f"not {output!r}: leave --reduction out"
         )
+    reached, fewer = INSIDE, 0.0
+    if run is not None:
+        if calibration.domain is None:
+            raise ConfigError(
+                f"the calibration {calibration.source!r} does not say which runs it has seen: make the study's "
+                "outlooks and report again"
+            )
+        reached = reach(calibration.domain, run)
+        fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
     found: dict[str, Interval] = {}
     for outcome in OUTCOMES:
         line = calibration.lines[outcome]
         simulated, x = terms(outcome, values)
-        middle = simulated + float(x @ np.array(line.coefficients))
-        half_width = float(student.ppf(0.95, line.groups - 1)) * line.spread
-        found[outcome] = Interval(*(unscale(outcome, middle + shift) for shift in (0.0, -half_width, half_width)))
-    return found
+        middle = simulated + float(within_limits(x, line.limits) @ np.array(line.coefficients))
+        value = unscale(outcome, middle)
+        kept = min(max(value, 0.01), 0.99)
+        of_rows = 1.0 / (kept * (1.0 - kept)) if outcome == "accuracy" else 1.0
+        half = 0.0 if reached.withheld else reached.widening * half_width(line, of_rows * fewer)
+        found[outcome] = Interval(value, unscale(outcome, middle - half), unscale(outcome, middle + half))
+    order = (found["accuracy"].value, found["eval_loss"].value)
+    return RunForecast(None if reached.withheld else found, order, reached)
 
 
-def tied(calibration: Calibration, first: Interval, second: Interval) -> bool:
+def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> bool:
     """Tell whether two adapters on one data set cannot be told apart by their forecast accuracies.
 
-    Their difference on the logit scale is within 1.645 · √2 · `within`, the error of such a difference at 90%.
+    Their difference on the logit scale is within 1.645 · √2 · `within`, the error of such a difference at 90%, times
+    the widening of the farther of the two from what the calibration has seen.
 
     Args:
         calibration: Calibration.
-        first: Forecast accuracy of one.
+        first: Forecast of one.
         second: Of the other.
 
     Returns:
         Whether they tie.
     """
-    difference = scale("accuracy", first.value) - scale("accuracy", second.value)
-    return abs(difference) <= 1.645 * 2**0.5 * calibration.lines["accuracy"].within
+    difference = scale("accuracy", first.order[0]) - scale("accuracy", second.order[0])
+    widening = max(exp2(min(forecast.reach.doublings, FARTHEST) / 2.0) for forecast in (first, second))
+    return abs(difference) <= 1.645 * 2**0.5 * widening * calibration.lines["accuracy"].within
 
 
 def shipped_calibration() -> Calibration:
@@ -316,16 +334,16 @@ def read_calibration(path: Path | None = None) -> Calibration:
     """
     if path is None:
         return shipped_calibration()
+    remedy = "foretune study report writes one"
+    with border(ConfigError, f"cannot read calibration {str(path)!r}", remedy=remedy):
+        content = json.loads(path.read_text(encoding="utf-8"))
     try:
-        return calibration_from(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"cannot read calibration {str(path)!r}: {reason}; foretune study report writes one"
-        ) from error
+        return calibration_from(content)
+    except ConfigError as error:
+        raise ConfigError(f"calibration {str(path)!r}: {error}; {remedy}") from error
 
 
-def calibration_from(content: Mapping[str, Any]) -> Calibration:
+def calibration_from(content: Any) -> Calibration:
     """Read a calibration.
 
     Args:
@@ -337,26 +355,26 @@ def calibration_from(content: Mapping[str, Any]) -> Calibration:
     Raises:
         ConfigError: If it is none, or one of another version.
     """
+    from pydantic import TypeAdapter, ValidationError
+
+    if not isinstance(content, Mapping) or "schema" not in content or "terms" not in content:
+        raise ConfigError("this is no calibration")
+    if content["schema"] != SCHEMA or content["terms"] != list(TERMS):
+        raise ConfigError(f"calibration of schema {content['schema']!r}, not {SCHEMA}: fit it again")
+    held = {name: value for name, value in content.items() if name not in ("schema", "terms")}
     try:
-        if content["schema"] != SCHEMA or tuple(content["terms"]) != TERMS:
-            raise ConfigError(f"calibration of schema {content['schema']}, terms {content['terms']}: fit it again")
-        lines = {
-            name: Line(
-                tuple(map(float, line["coefficients"])),
-                float(line["penalty"]),
-                float(line["spread"]),
-                float(line["within"]),
-                int(line["groups"]),
-                int(line["runs"]),
-            )
-            for name, line in content["lines"].items()
-        }
-        for name, line in lines.items():
-            numbers = (*line.coefficients, line.penalty, line.spread, line.within)
-            if len(line.coefficients) != len(TERMS) or line.groups < LEAST_GROUPS or not all(map(isfinite, numbers)):
-                raise ConfigError(f"calibration with {name} {line}: fit it again")
-        if set(lines) != set(OUTCOMES):
-            raise ConfigError(f"calibration of {sorted(lines)}: needs {', '.join(OUTCOMES)}")
-        return Calibration(lines, tuple(content["outputs"]), tuple(content["groups"]), str(content["source"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"this is no calibration: {error!r}") from error
+        found = TypeAdapter(Calibration).validate_json(json.dumps(held), strict=True)
+    except (ValidationError, ValueError, TypeError) as error:
+        what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, what["loc"]))
+        raise ConfigError(f"this is no calibration: {where} {what['msg']}") from error
+    if set(found.lines) != set(OUTCOMES):
+        raise ConfigError(f"calibration of {', '.join(sorted(found.lines))}: needs {', '.join(OUTCOMES)}")
+    for name, line in found.lines.items():
+        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within)
+        whole = len(line.coefficients) == len(TERMS) and all(map(isfinite, numbers))
+        if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within) < 0:
+            raise ConfigError(f"calibration with {name} {line}: fit it again")
+    if found.domain is not None:
+        found.domain.check()
+    return found

@@ -1,7 +1,7 @@
 """The loss curve that a run will draw: simulated step by step, bent to the calibrated end."""
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import exp, log
 from pathlib import Path
@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from foretune.errors import ConfigError
-from foretune.forecasting.calibration import Calibration, Interval, apply_calibration, case_values, scale, unscale
-from foretune.forecasting.outlook import n_steps, outlooks
-from foretune.forecasting.recipe import Recipe, recipe_of
-from foretune.forecasting.survey import Survey, survey
+from foretune.errors import ConfigError, reason
+from foretune.forecasting.calibration import (
+    Calibration,
+    Interval,
+    RunForecast,
+    apply_calibration,
+    case_values,
+    scale,
+    unscale,
+)
+from foretune.forecasting.outlook import Outlook, n_steps, outlooks, runs_of
+from foretune.forecasting.recipe import recipe_of
+from foretune.forecasting.survey import survey
 from foretune.forecasting.training import Training
 from foretune.outputs import output_reduction
 from foretune.plan import Plan
@@ -45,22 +53,31 @@ class Curve:
     """Forecast course of a run.
 
     Attributes:
-        points: From before training to the end.
-        end: Forecasts at the end, each with its 90% interval.
+        points: From before training to the end; none where the level is withheld.
+        forecast: Forecast at the end.
     """
 
     points: tuple[CurvePoint, ...]
-    end: Mapping[str, Interval]
+    forecast: RunForecast
+
+    @property
+    def end(self) -> Mapping[str, Interval] | None:
+        """Forecasts at the end by outcome, each with its 90% interval; None where they are withheld."""
+        return self.forecast.levels
 
     def to_dict(self) -> dict[str, Any]:
         """Lay out as in `result.json`.
 
         Returns:
-            Points, and forecasts at the end with their 90% intervals.
+            Points and forecasts at the end with their 90% intervals, both None where withheld; `reach` and `note` say
+            why, or why the intervals are wider.
         """
+        said = self.forecast.to_dict()
         return {
-            "points": [asdict(point) for point in self.points],
-            "end": {name: asdict(interval) for name, interval in self.end.items()},
+            "points": [asdict(point) for point in self.points] or None,
+            "end": said["levels"],
+            "reach": said["reach"],
+            "note": self.forecast.reach.verdict or None,
         }
 
 
@@ -86,33 +103,7 @@ def forecast_run(
     held = survey(replace(plan, reduction=reduction))
     settings = training.settings(max_length=plan.settings.max_length, seed=plan.settings.seed)
     recipe = recipe_of(settings, plan.train_rows)
-    return forecast_curve(held, range(len(held.sites)), recipe, calibration, on_step=on_step)
-
-
-def forecast_curve(
-    survey: Survey,
-    sites: Sequence[int],
-    recipe: Recipe,
-    calibration: Calibration,
-    *,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Curve:
-    """Forecast the course of a run.
-
-    The simulated curve is shifted, on the calibration's scale, by the calibrated less the simulated end times the
-    share of the steps done: it begins where the model is before training, which is known, and ends at the forecast.
-
-    Args:
-        survey: The pass over the samples.
-        sites: Positions of the adapted modules.
-        recipe: Recipe of the run.
-        calibration: Calibration of the forecasts.
-        on_step: Called with the steps done and the steps in all.
-
-    Returns:
-        The curve.
-    """
-    starts = [survey.start(sites)]
+    starts = [held.start(range(len(held.sites)))]
     total, done = n_steps(starts, recipe), 0
 
     def step() -> None:
@@ -121,9 +112,30 @@ def forecast_curve(
         if on_step is not None:
             on_step(done, total)
 
-    (outlook,) = outlooks(survey, starts, recipe, points=POINTS, on_step=step)
-    course = outlook.course
-    end = apply_calibration(calibration, case_values(outlook), survey.train.factors.reduction.name)
+    (outlook,) = outlooks(held, starts, recipe, points=POINTS, on_step=step)
+    (run,) = runs_of(plan, held, starts, recipe)
+    forecast = apply_calibration(calibration, case_values(outlook), reduction.name, run=run)
+    return bend(outlook, forecast)
+
+
+def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
+    """Bend a simulated course to the forecast at its end.
+
+    The simulated curve is shifted, on the calibration's scale, by the calibrated less the simulated end times the
+    share of the steps done: it begins where the model is before training, which is known, and ends at the forecast
+    (the training loss, a mean over the steps since the point before, near it). Where the level at the end is withheld,
+    there is no curve.
+
+    Args:
+        outlook: The simulated run, with points.
+        forecast: Its forecast.
+
+    Returns:
+        The curve.
+    """
+    course, end = outlook.course, forecast.levels
+    if end is None:
+        return Curve((), forecast)
     shift = {
         "train_loss": log(end["train_loss"].value / max(outlook.end.train_loss, 1e-3)),
         "eval_loss": log(end["eval_loss"].value / max(outlook.end.eval_loss, 1e-3)),
@@ -143,7 +155,7 @@ def forecast_curve(
             )
         )
         before = number
-    return Curve(tuple(points), end)
+    return Curve(tuple(points), forecast)
 
 
 def write_curve(curve: Curve, path: Path) -> None:
@@ -186,5 +198,6 @@ def read_curve(path: Path) -> tuple[CurvePoint, ...]:
             )
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"cannot read the forecast curve {str(path)!r}: {error!r}; make it with foretune score --curve --output"
+            f"cannot read the forecast curve {str(path)!r}: {reason(error)}; make it with foretune score --curve "
+            "--output (where the level is withheld there is none)"
         ) from error

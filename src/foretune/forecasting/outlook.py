@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from foretune.forecasting.identity import fingerprint
+from foretune.forecasting.reach import Run
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.simulation import Course, Start, simulate
 from foretune.forecasting.survey import Survey, probe_scores
+from foretune.plan import Plan
 
 ENTRIES = 30_000_000  # trained numbers that are simulated side by side, with AdamW's moments 360 MB
 
@@ -87,6 +90,37 @@ def outlooks(
         )
         found += [Outlook(course, ending(course, recipe), *known, n, recipe.train_rows) for course in courses]
     return tuple(found)
+
+
+def runs_of(plan: Plan, survey: Survey, starts: Sequence[Start], recipe: Recipe) -> tuple[Run, ...]:
+    """Say what kind of runs are simulated, to be held against what a calibration has seen.
+
+    Args:
+        plan: Plan of the pass.
+        survey: The pass.
+        starts: Adapters.
+        recipe: Recipe of the run.
+
+    Returns:
+        One for each adapter.
+    """
+    head, rate = survey.head, float(recipe.rates().mean())
+    known = len(survey.train.labels)
+    alike = Run(
+        model=fingerprint(plan.placed),
+        hidden_head=head.layer is not None or bool(head.hidden),
+        classes=plan.task.n_classes,
+        known_rows=known,
+        train_rows=max(recipe.train_rows, known),
+        eval_rows=len(survey.evaluation.labels),
+        longest=int(plan.train.lengths.max()),
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=rate,
+        update_rate=None,
+    )
+    speeds = [[s * len(a) for s, a in zip(start.scaling, start.a, strict=True)] for start in starts]
+    return tuple(replace(alike, update_rate=rate * max(speed)) if speed else alike for speed in speeds)
 
 
 def ending(course: Course, recipe: Recipe) -> Ending:

@@ -72,7 +72,7 @@ def rank_command(
     with log.status("loading"):
         from foretune.forecasting.calibration import read_calibration
         from foretune.ranking.ranks import rank_one
-        from foretune.ranking.report import ranking_content, ranking_table, save_rankings
+        from foretune.ranking.report import percent, ranking_content, ranking_table, save_rankings
 
         calibrated = read_calibration(calibration)
     rankings = []
@@ -107,11 +107,12 @@ def rank_command(
     screen = console()
     ranking_table(rankings).show(screen)
     for ranking in rankings:
-        alone = ranking.head_alone["accuracy"]
+        levels = ranking.head_alone.levels
         where = f"{Path(ranking.model).name} on {Path(ranking.dataset).name}: " if len(rankings) > 1 else ""
         screen.print(
-            f"{where}head without adapter: {alone.value:.1%} [{alone.low:.1%}, {alone.high:.1%}]; "
-            f"majority class: {ranking.majority:.1%}",
+            f"{where}accuracy % of the head without adapter: "
+            f"{'withheld' if levels is None else percent(levels['accuracy'])}; "
+            f"of the majority class: {100 * ranking.majority:.1f}",
             highlight=False,
         )
     for note in dict.fromkeys(note for ranking in rankings for note in ranking.notes):

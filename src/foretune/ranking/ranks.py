@@ -15,12 +15,13 @@ from foretune.errors import ConfigError, KernelError
 from foretune.forecasting.calibration import (
     Calibration,
     Interval,
+    RunForecast,
     apply_calibration,
     case_values,
     shipped_calibration,
     tied,
 )
-from foretune.forecasting.outlook import Outlook, n_steps, outlooks
+from foretune.forecasting.outlook import Outlook, n_steps, outlooks, runs_of
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.survey import survey
 from foretune.models import Classifier, load_model
@@ -42,10 +43,6 @@ from foretune.sites import Site
 from foretune.spectra import spectrum
 
 OnNews = Callable[[str, int, int], None]
-HIDDEN_HEAD = (
-    "The classifier's head has a hidden layer, which no run of the calibration had: forecasts of adapters that learn "
-    "much were far too low in a check with such a head. Read the order, not the level; the intervals do not count."
-)
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Row:
 
     Attributes:
         quick: Candidate and quick score.
-        forecast: Forecasts by outcome, `train_loss`, `eval_loss` and `accuracy`, each with its 90% interval.
+        said: Forecast, and whether the run lies within what the calibration has seen.
         outlook: The simulated run, before calibration.
         condition_number: κ of the kernel averaged over draws of A.
         megabytes: Size of the adapter's file in 10⁶ bytes.
@@ -63,12 +60,20 @@ class Row:
     """
 
     quick: Quick
-    forecast: Mapping[str, Interval]
+    said: RunForecast
     outlook: Outlook
     condition_number: float
     megabytes: float
     compute: float
     tie: bool
+
+    @property
+    def forecast(self) -> Mapping[str, Interval] | None:
+        """Forecasts by outcome, `train_loss`, `eval_loss` and `accuracy`, each with its 90% interval.
+
+        None where they are withheld: `said.reach.reasons` says why, and the order of the rows is all there is.
+        """
+        return self.said.levels
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Ranking:
     rows: tuple[Row, ...]
     quick: tuple[Quick, ...]
     single: NDArray[np.float64]
-    head_alone: Mapping[str, Interval]
+    head_alone: RunForecast
     majority: float
     samples: int
     train_rows: int
@@ -213,10 +218,13 @@ def _rank(
 
     alone, *found = outlooks(held, starts, recipe, on_step=on_step)
     seconds["simulate"] = time.perf_counter() - clock
-    output = plan.reduction.name
+    said_alone, *said = (
+        apply_calibration(calibration, case_values(outlook), plan.reduction.name, run=run)
+        for outlook, run in zip([alone, *found], runs_of(plan, held, starts, recipe), strict=True)
+    )
     rows = [
-        _row(entry, outlook, blocks, apply_calibration(calibration, case_values(outlook), output), settings, ready)
-        for entry, outlook in zip(finalists, found, strict=True)
+        _row(entry, outlook, blocks, forecast, settings, ready)
+        for entry, outlook, forecast in zip(finalists, found, said, strict=True)
     ]
     labels = held.evaluation.labels
     return Ranking(
@@ -228,13 +236,13 @@ def _rank(
         rows=_ordered(rows, calibration),
         quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
         single=_single(blocks),
-        head_alone=apply_calibration(calibration, case_values(alone), output),
+        head_alone=said_alone,
         majority=float(np.bincount(labels).max() / len(labels)),
         samples=len(held.train.labels),
         train_rows=recipe.train_rows,
         classes=plan.task.n_classes,
         steps=recipe.steps,
-        notes=(HIDDEN_HEAD,) if held.head.layer is not None or held.head.hidden else (),
+        notes=tuple(dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons)),
         seconds=seconds,
     )
 
@@ -305,7 +313,7 @@ def _row(
     entry: Quick,
     outlook: Outlook,
     blocks: Blocks,
-    forecast: Mapping[str, Interval],
+    said: RunForecast,
     settings: RankSettings,
     ready: _Prepared,
 ) -> Row:
@@ -316,7 +324,7 @@ def _row(
         kappa = float("nan")
     return Row(
         quick=entry,
-        forecast=forecast,
+        said=said,
         outlook=outlook,
         condition_number=kappa,
         megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
@@ -336,13 +344,9 @@ def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:
 
 
 def _ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
-    ordered = sorted(
-        rows,
-        key=lambda row: (-row.forecast["accuracy"].value, row.forecast["eval_loss"].value, row.quick.parameters),
-    )
-    first = ordered[0].forecast["accuracy"]
+    ordered = sorted(rows, key=lambda row: (*row.said.key, row.quick.parameters))
     return tuple(
-        replace(row, tie=place > 0 and tied(calibration, first, row.forecast["accuracy"]))
+        replace(row, tie=place > 0 and tied(calibration, ordered[0].said, row.said))
         for place, row in enumerate(ordered)
     )
 

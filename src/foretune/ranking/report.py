@@ -35,8 +35,7 @@ def best_first(rankings: Sequence[Ranking]) -> list[tuple[Ranking, Row]]:
         rows,
         key=lambda pair: (
             datasets.index(pair[0].dataset),
-            -pair[1].forecast["accuracy"].value,
-            pair[1].forecast["eval_loss"].value,
+            *pair[1].said.key,
         ),
     )
 
@@ -54,15 +53,12 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
         where = (Path(ranking.model).name, Path(ranking.dataset).name) if several else ()
-        forecast = row.forecast
         rows.append(
             (
                 f"{place}{' =' if row.tie else ''}",
                 *where,
                 row.quick.name,
-                _percent(forecast["accuracy"]),
-                _nats(forecast["eval_loss"]),
-                _nats(forecast["train_loss"]),
+                *_levels(row),
                 f"{row.quick.parameters:,}",
                 f"{row.megabytes:.2f}",
                 f"{row.compute:.0%}",
@@ -75,20 +71,45 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
     return Table(_caption(rankings), header, tuple(rows), right_from=len(names) + 2)
 
 
+def _promise(rankings: Sequence[Ranking]) -> str:
+    withheld = [row.forecast is None for ranking in rankings for row in ranking.rows]
+    if all(withheld):
+        return "Order by the simulated run; no level is forecast outside of what the calibration has seen."
+    return "Forecast at the end of training, with 90% intervals" + (", where it is given." if any(withheld) else ".")
+
+
 def _caption(rankings: Sequence[Ranking]) -> str:
     text = (
-        "Forecast at the end of training, with 90% intervals. '=': cannot be told from the first of its model and data "
+        f"{_promise(rankings)} '=': cannot be told from the first of its model and data "
         "set. step: cost of a training step, all layers = 100%. κ and quick score: on the samples, "
     )
     if len(rankings) == 1:
         return f"{text}not comparable with other models or data sets."
+    if any(row.forecast is None for ranking in rankings for row in ranking.rows):
+        across = "Where levels are withheld, the order across models is that of the simulated runs, unchecked"
+    else:
+        across = "Forecast accuracy and losses are comparable across models on one data set"
     return (
-        f"{text}comparable within one model and data set only. Forecast accuracy and losses are comparable across "
-        "models on one data set; across data sets they have other classes and base rates."
+        f"{text}comparable within one model and data set only. {across}; across data sets they have other classes and "
+        "base rates."
     )
 
 
-def _percent(value: Interval) -> str:
+def _levels(row: Row) -> tuple[str, ...]:
+    if row.forecast is None:
+        return ("withheld",) * 3
+    return percent(row.forecast["accuracy"]), _nats(row.forecast["eval_loss"]), _nats(row.forecast["train_loss"])
+
+
+def percent(value: Interval) -> str:
+    """Write an accuracy with its interval in percent.
+
+    Args:
+        value: Accuracy as a fraction.
+
+    Returns:
+        `85.2 [77.7, 90.5]`.
+    """
     return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
@@ -108,14 +129,16 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
     outcomes = ("accuracy", "eval_loss", "train_loss")
     header = ["place", "model", "dataset", "adapter", "rank"]
     header += [f"{name}{end}" for name in outcomes for end in ("", "_low", "_high")]
-    header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie"]
+    header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie", "widening"]
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
-        values = [value for name in outcomes for value in vars(row.forecast[name]).values()]
+        held = row.forecast
+        values = [None] * 9 if held is None else [value for name in outcomes for value in vars(held[name]).values()]
         cells = [str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)]
-        cells += [f"{value:.6g}" for value in values]
+        cells += ["" if value is None else f"{value:.6g}" for value in values]
         cells += [str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"]
         cells += [f"{row.condition_number:.6g}", f"{row.quick.score:.6g}", "yes" if row.tie else "no"]
+        cells.append("" if held is None else f"{row.said.reach.widening:.4g}")
         rows.append(tuple(cells))
     return Table("Finalists.", tuple(header), tuple(rows), right_from=4)
 
@@ -175,7 +198,7 @@ def _content(ranking: Ranking) -> dict[str, Any]:
         "steps": ranking.steps,
         "majority_accuracy": ranking.majority,
         "candidates": len(ranking.quick),
-        "head_alone": {name: asdict(value) for name, value in ranking.head_alone.items()},
+        "head_alone": ranking.head_alone.to_dict()["levels"],
         "rows": [_row(ranking, row) for row in ranking.rows],
         "notes": list(ranking.notes),
         "seconds": dict(ranking.seconds),
@@ -183,12 +206,14 @@ def _content(ranking: Ranking) -> dict[str, Any]:
 
 
 def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
+    said = row.said.to_dict()
     return {
         "adapter": row.quick.name,
         "modules": [ranking.sites[position].name for position in row.quick.candidate.sites],
         "rank": row.quick.candidate.rank,
-        "forecast": {name: asdict(value) for name, value in row.forecast.items()},
-        "simulated": asdict(row.outlook.end),
+        "forecast": said["levels"],
+        "reach": said["reach"],
+        "simulated": None if row.forecast is None else asdict(row.outlook.end),  # it is no level either
         "parameters": row.quick.parameters,
         "megabytes": row.megabytes,
         "step_cost": row.compute,

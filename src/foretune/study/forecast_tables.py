@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from foretune.forecasting.calibration import fit_calibration
+from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.store import write_json, write_whole
 from foretune.study.foresight import OUTPUTS, Foresight, Quality, cases_of, level_error, qualities
 from foretune.study.plots import COLOURS, MARKERS, save_figure

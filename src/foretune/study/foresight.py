@@ -11,14 +11,14 @@ from foretune.forecasting.calibration import (
     LEAST_GROUPS,
     OUTCOMES,
     Calibration,
-    Case,
     Interval,
     Outcome,
     apply_calibration,
-    fit_calibration,
     scale,
     unscale,
 )
+from foretune.forecasting.calibration_fit import Case, fit_calibration
+from foretune.forecasting.reach import run_from
 from foretune.study.quantities import FORECASTS, OUTLOOK
 from foretune.study.records import Record
 
@@ -55,7 +55,8 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
         held = outlook_of(record)
         outcomes = {name: record.outcomes[name] for name in OUTCOMES}
         if held is not None and not record.facts["diverged"] and None not in outcomes.values():
-            cases.append(Case(held, {name: float(value or 0.0) for name, value in outcomes.items()}, record.family))
+            gave: dict[str, float] = {name: float(value or 0.0) for name, value in outcomes.items()}
+            cases.append(Case(held, gave, record.family, run_from(record.quantities)))
     return cases
 
 
@@ -97,7 +98,8 @@ def foresee(records: Sequence[Record]) -> Foresight:
         if held is None or record.family not in fitted:
             changed.append(record)
             continue
-        forecast = apply_calibration(fitted[record.family], held, OUTPUTS[0])
+        # what a left-out data set has that the others lack is no reason to widen: the spread comes from leaving out
+        forecast = apply_calibration(fitted[record.family], held, OUTPUTS[0]).levels or {}
         forecasts[record.key] = forecast
         values = {FORECASTS[name]: interval.value for name, interval in forecast.items()}
         changed.append(replace(record, quantities={**record.quantities, **values}))

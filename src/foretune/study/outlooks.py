@@ -18,7 +18,8 @@ import torch
 from foretune.config import ScoreSettings
 from foretune.data import Task, load_task
 from foretune.forecasting.calibration import case_values
-from foretune.forecasting.outlook import Outlook, outlooks
+from foretune.forecasting.outlook import Outlook, outlooks, runs_of
+from foretune.forecasting.reach import run_values
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.simulation import Start
 from foretune.forecasting.survey import Survey, survey
@@ -31,7 +32,7 @@ from foretune.study.keys import cell_key
 from foretune.study.rivals import data_quantities, lazy_quantities, placement_quantities
 from foretune.study.work import OUTLOOKS
 
-SCHEMA = 1
+SCHEMA = 2
 POINTS = 6
 OnNews = Callable[[str, int, int], None]
 
@@ -133,14 +134,14 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     each = {name: value / len(starts) for name, value in seconds.items()}
     return [
         {
-            "quantities": {**case_values(outlook), **_areas(outlook), **shared, **values},
+            "quantities": {**case_values(outlook), **run_values(run), **_areas(outlook), **shared, **values},
             "course": _course(outlook),
             "output": plan.reduction.name,
             "samples": outlook.samples,
             "train_rows": outlook.train_rows,
             "seconds": each,
         }
-        for outlook, values in zip(found, own, strict=True)
+        for outlook, run, values in zip(found, runs_of(plan, held, starts, recipe), own, strict=True)
     ]
 
 

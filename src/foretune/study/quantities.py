@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from foretune.forecasting.reach import RUN
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -111,7 +113,7 @@ OUTLOOK = (
 )
 AREAS = ("simulated_train_area", "simulated_eval_area")
 FORECASTS = {"train_loss": "predicted_train_loss", "eval_loss": "predicted_eval_loss", "accuracy": "predicted_accuracy"}
-HELD = tuple(dict.fromkeys([*(quantity.name for quantity in QUANTITIES), *OUTLOOK, *AREAS]))
+HELD = tuple(dict.fromkeys([*(quantity.name for quantity in QUANTITIES), *OUTLOOK, *AREAS, *RUN]))
 KAPPA = QUANTITIES[0]
 OUTCOMES = (
     Outcome("train_loss", "train loss"),

@@ -1,0 +1,285 @@
+"""How far a forecast reaches: what its calibration has seen, and what becomes of an interval outside of that.
+
+An interval is a promise, and it was checked on certain runs alone. For each number of a run that lies outside what was
+seen, the distance is the number of doublings (or halvings) to the nearest that was. With d their sum,
+
+    half-width = (half-width inside) · 2^(d/2)    for d ≤ 2,    no interval and no level for d > 2:
+
+what was checked on one size is twice as uncertain at four times that size, and beyond that nothing is promised. A head
+with a hidden layer and another model have no such distance: unless the calibration has seen them, the level is
+withheld. The order of candidates does not hang on this, and stays.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import exp2, inf, log2
+
+from foretune.errors import ConfigError
+
+FARTHEST = 2.0  # doublings in all
+ROUNDING = 0.01  # doublings that do not count
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a forecast is for, as far as it may lie outside what a calibration has seen.
+
+    Attributes:
+        model: Fingerprint of the pretrained weights (`foretune.forecasting.identity`).
+        hidden_head: Whether the classifier's head has a hidden layer.
+        classes: Classes C.
+        known_rows: Labelled training rows n that are known.
+        train_rows: Training rows N of the run.
+        eval_rows: Labelled rows that the simulated run is evaluated on.
+        longest: Tokens of the longest known text, as it is truncated.
+        steps: Optimiser steps.
+        batch_size: Texts in a step.
+        learning_rate: Mean learning rate over the steps: that of the head.
+        update_rate: Mean learning rate times s·r, at which s·BA moves under AdamW: α times the rate, whatever the rank.
+            None without an adapter.
+    """
+
+    model: str
+    hidden_head: bool
+    classes: int
+    known_rows: int
+    train_rows: int
+    eval_rows: int
+    longest: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    update_rate: float | None
+
+    @property
+    def rows_ratio(self) -> float:
+        """N / n."""
+        return self.train_rows / self.known_rows
+
+
+RUN = tuple(f"run_{field.name}" for field in fields(Run))  # their names among the numbers of a study's cell
+Span = tuple[float, float]
+
+
+def run_values(run: Run) -> dict[str, float | None]:
+    """Lay a run out as numbers, the fingerprint's 52 bits among them.
+
+    Args:
+        run: Run.
+
+    Returns:
+        Numbers by the names of `RUN`.
+    """
+    return {f"run_{name}": int(value, 16) if name == "model" else value for name, value in vars(run).items()}
+
+
+def run_from(values: Mapping[str, float | None]) -> Run | None:
+    """Undo `run_values`.
+
+    Args:
+        values: Numbers by name, others among them.
+
+    Returns:
+        The run; None where a number lacks.
+    """
+    held = [values.get(name) for name in RUN]
+    if any(value is None for value in held):
+        return None
+    model, hidden, *counts = (float(value or 0.0) for value in held)
+    rates = counts[-2:]
+    return Run(f"{int(model):013x}", bool(hidden), *map(int, counts[:-2]), *rates)
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a calibration has seen, from the least to the most.
+
+    Attributes:
+        models: Fingerprints of the models.
+        hidden_head: Whether heads with a hidden layer were among them.
+        classes: Classes.
+        known_rows: Known rows.
+        rows_ratio: Training rows over known rows; the most only as far as the left-out intervals held.
+        eval_rows: Rows that the simulated runs were evaluated on, on average.
+        longest: Tokens of the longest text.
+        steps: Steps.
+        batch_size: Texts in a step.
+        learning_rate: Mean learning rate.
+        update_rate: Mean learning rate times s·r.
+    """
+
+    models: tuple[str, ...]
+    hidden_head: bool
+    classes: Span
+    known_rows: Span
+    rows_ratio: Span
+    eval_rows: float
+    longest: Span
+    steps: Span
+    batch_size: Span
+    learning_rate: Span
+    update_rate: Span
+
+    def check(self) -> None:
+        """Refuse spans that are none.
+
+        Raises:
+            ConfigError: Naming the first.
+        """
+        for name, value in vars(self).items():
+            if isinstance(value, tuple) and name != "models" and not 0.0 < value[0] <= value[1] < inf:
+                raise ConfigError(f"domain of a calibration with {name} = {list(value)}: fit it again")
+        if not 0.0 < self.eval_rows < inf:
+            raise ConfigError(f"domain of a calibration with eval_rows = {self.eval_rows}: fit it again")
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Whether a forecast lies within what its calibration has seen, and what follows if not.
+
+    Attributes:
+        doublings: Distance d; infinite where nothing of the kind was seen.
+        reasons: What lies outside, a sentence each; empty inside.
+    """
+
+    doublings: float
+    reasons: tuple[str, ...]
+
+    @property
+    def withheld(self) -> bool:
+        """Whether no level is given."""
+        return self.doublings > FARTHEST
+
+    @property
+    def widening(self) -> float:
+        """Factor 2^(d/2) of the interval's half-width on the calibration's scale."""
+        return exp2(self.doublings / 2.0)
+
+    @property
+    def verdict(self) -> str:
+        """What becomes of the forecast, in one sentence; empty inside."""
+        if not self.reasons:
+            return ""
+        if self.withheld:
+            return "No level is forecast, read the order only: " + "; ".join(self.reasons) + "."
+        return f"Intervals are {self.widening:.2g} times as wide as inside what was checked: {'; '.join(self.reasons)}."
+
+    def to_dict(self) -> dict[str, object]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            JSON-ready values.
+        """
+        return {
+            "inside": not self.reasons,
+            "withheld": self.withheld,
+            "widening": None if self.withheld else self.widening,
+            "reasons": list(self.reasons),
+        }
+
+
+INSIDE = Reach(0.0, ())
+
+
+def domain_of(runs: Sequence[Run], *, ratio_held: float) -> Domain:
+    """Say what a set of runs has shown.
+
+    Args:
+        runs: Runs that a calibration is fitted on.
+        ratio_held: Largest N/n up to which its left-out intervals held.
+
+    Returns:
+        The domain.
+
+    Raises:
+        ConfigError: If no run has an adapter.
+    """
+    if not any(run.update_rate is not None for run in runs):
+        raise ConfigError("a calibration needs runs with an adapter to say what it has seen")
+
+    def span(values: Iterable[float]) -> Span:
+        held = [float(value) for value in values]
+        return min(held), max(held)
+
+    ratios = span(run.rows_ratio for run in runs)
+    return Domain(
+        models=tuple(sorted({run.model for run in runs})),
+        hidden_head=any(run.hidden_head for run in runs),
+        classes=span(run.classes for run in runs),
+        known_rows=span(run.known_rows for run in runs),
+        rows_ratio=(ratios[0], max(ratios[0], min(ratios[1], ratio_held))),
+        eval_rows=sum(run.eval_rows for run in runs) / len(runs),
+        longest=span(run.longest for run in runs),
+        steps=span(run.steps for run in runs),
+        batch_size=span(run.batch_size for run in runs),
+        learning_rate=span(run.learning_rate for run in runs),
+        update_rate=span(run.update_rate for run in runs if run.update_rate is not None),
+    )
+
+
+def _beyond(value: float, seen: Span, *, below: bool = True) -> float:
+    """Doublings from what was seen to a value; below it they count only if asked for."""
+    low, high = seen
+    if value > high:
+        return log2(value / high)
+    return log2(low / value) if below and value < low else 0.0
+
+
+def reach(domain: Domain, run: Run) -> Reach:
+    """Compare a run with what a calibration has seen.
+
+    More known rows than seen, shorter texts and fewer training rows for each known one do not count: there is less to
+    extrapolate. The two learning rates count once, the farther of them.
+
+    Args:
+        domain: From the calibration.
+        run: What the forecast is for.
+
+    Returns:
+        The distance, and a sentence for each number outside.
+    """
+    reasons = []
+    if run.model not in domain.models:
+        reasons.append("the calibration has seen no run of this model")
+    if run.hidden_head and not domain.hidden_head:
+        reasons.append(
+            "the classifier's head has a hidden layer, which no run of the calibration had (in a check with one, "
+            "forecasts of adapters that learn much were 20 points too low)"
+        )
+    total = inf if reasons else 0.0
+    of_head = _beyond(run.learning_rate, domain.learning_rate)
+    of_adapter = 0.0 if run.update_rate is None else _beyond(run.update_rate, domain.update_rate)
+    rate = f"a mean learning rate of {run.learning_rate:.2g}, checked {_range(domain.learning_rate)}"
+    if of_adapter > of_head:
+        rate = f"a mean learning rate times α of {run.update_rate:.2g}, checked {_range(domain.update_rate)}"
+    for distance, what in (
+        (
+            _beyond(run.rows_ratio, domain.rows_ratio, below=False),
+            f"{run.train_rows:,} training rows are {run.rows_ratio:.3g} for each known one, checked up to "
+            f"{domain.rows_ratio[1]:.3g}",
+        ),
+        (
+            max(0.0, log2(domain.known_rows[0] / run.known_rows)),
+            f"{run.known_rows:,} known rows, checked from {domain.known_rows[0]:,.0f}",
+        ),
+        (_beyond(run.steps, domain.steps), f"{run.steps:,} steps, checked {_range(domain.steps)}"),
+        (max(of_head, of_adapter), rate),
+        (
+            _beyond(run.batch_size, domain.batch_size),
+            f"{run.batch_size} texts in a step, checked {_range(domain.batch_size)}",
+        ),
+        (
+            _beyond(run.longest, domain.longest, below=False),
+            f"texts of up to {run.longest} tokens, checked up to {domain.longest[1]:.0f}",
+        ),
+        (_beyond(run.classes, domain.classes), f"{run.classes} classes, checked {_range(domain.classes)}"),
+    ):
+        if distance > ROUNDING:
+            total += distance
+            reasons.append(what)
+    return Reach(total, tuple(reasons))
+
+
+def _range(seen: Span) -> str:
+    low, high = seen
+    return f"{low:,.3g}" if low == high else f"{low:,.4g} to {high:,.4g}"

@@ -1,0 +1,40 @@
+"""Calibrations made by hand, that have seen everything."""
+
+import json
+
+import transformers as tf
+
+from foretune.forecasting.calibration import OUTCOMES, Calibration, Line
+from foretune.forecasting.identity import fingerprint
+from foretune.forecasting.reach import Domain
+
+WIDE = (1e-9, 1e9)
+
+
+def everywhere(*models, hidden_head=True):
+    """A domain that holds every run of the models."""
+    return Domain(
+        models=models,
+        hidden_head=hidden_head,
+        classes=WIDE,
+        known_rows=WIDE,
+        rows_ratio=WIDE,
+        eval_rows=1.0,
+        longest=WIDE,
+        steps=WIDE,
+        batch_size=WIDE,
+        learning_rate=WIDE,
+        update_rate=WIDE,
+    )
+
+
+def by_hand(domain, *, coefficients=(0.1, 0.2, 0.0), spread=0.4, within=0.2):
+    line = Line(coefficients, (-5.0, 5.0), 1.0, spread, within, 6, 60)
+    return Calibration(dict.fromkeys(OUTCOMES, line), ("margin", "full"), ("a", "b"), "a study", domain)
+
+
+def write(path, *folders, **options):
+    """Write a calibration that has seen the models of some folders."""
+    models = [fingerprint(tf.AutoModelForSequenceClassification.from_pretrained(folder)) for folder in folders]
+    path.write_text(json.dumps(by_hand(everywhere(*models, **options)).to_dict()), encoding="utf-8")
+    return str(path)
