@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from math import exp, log
+from math import exp, log, nan
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from foretune.forecasting.calibration import (
     scale,
     unscale,
 )
-from foretune.forecasting.outlook import Outlook, n_steps, outlooks, runs_of
+from foretune.forecasting.outlook import Outlook, kind_of, n_steps, outlooks, runs_of
+from foretune.forecasting.reach import reach
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.survey import survey
 from foretune.forecasting.training import Training
@@ -100,9 +101,12 @@ def forecast_run(
     """
     task = plan.task
     reduction = output_reduction("margin" if task.n_classes == 2 else "full", task.n_classes)
-    held = survey(replace(plan, reduction=reduction))
     settings = training.settings(max_length=plan.settings.max_length, seed=plan.settings.seed)
     recipe = recipe_of(settings, plan.train_rows)
+    kind = kind_of(plan, recipe)
+    if calibration.domain is not None and (far := reach(calibration.domain, kind)).withheld:
+        return Curve((), RunForecast(None, (nan, nan), far))  # before the work: there is no order to simulate for
+    held = survey(replace(plan, reduction=reduction))
     starts = [held.start(range(len(held.sites)))]
     total, done = n_steps(starts, recipe), 0
 
@@ -113,7 +117,7 @@ def forecast_run(
             on_step(done, total)
 
     (outlook,) = outlooks(held, starts, recipe, points=POINTS, on_step=step)
-    (run,) = runs_of(plan, held, starts, recipe)
+    (run,) = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(outlook), reduction.name, run=run)
     return bend(outlook, forecast)
 

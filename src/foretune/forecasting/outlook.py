@@ -10,6 +10,7 @@ from foretune.forecasting.reach import Run
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.simulation import Course, Start, simulate
 from foretune.forecasting.survey import Survey, probe_scores
+from foretune.placement import head_modules
 from foretune.plan import Plan
 
 ENTRIES = 30_000_000  # trained numbers that are simulated side by side, with AdamW's moments 360 MB
@@ -92,35 +93,44 @@ def outlooks(
     return tuple(found)
 
 
-def runs_of(plan: Plan, survey: Survey, starts: Sequence[Start], recipe: Recipe) -> tuple[Run, ...]:
-    """Say what kind of runs are simulated, to be held against what a calibration has seen.
+def kind_of(plan: Plan, recipe: Recipe) -> Run:
+    """Say what kind of run a recipe makes of a plan, to be held against what a calibration has seen.
 
     Args:
         plan: Plan of the pass.
-        survey: The pass.
-        starts: Adapters.
         recipe: Recipe of the run.
 
     Returns:
-        One for each adapter.
+        The kind, without an adapter.
     """
-    head, rate = survey.head, float(recipe.rates().mean())
-    known = len(survey.train.labels)
-    alike = Run(
+    known = len(plan.train.features)
+    return Run(
         model=fingerprint(plan.placed),
-        hidden_head=head.layer is not None or bool(head.hidden),
+        hidden_head=len(head_modules(plan.placed)) > 1,
         classes=plan.task.n_classes,
         known_rows=known,
         train_rows=max(recipe.train_rows, known),
-        eval_rows=len(survey.evaluation.labels),
+        eval_rows=0 if plan.evaluation is None else len(plan.evaluation.features),
         longest=int(plan.train.lengths.max()),
         steps=recipe.steps,
         batch_size=recipe.batch_size,
-        learning_rate=rate,
+        learning_rate=float(recipe.rates().mean()),
         update_rate=None,
     )
+
+
+def runs_of(kind: Run, starts: Sequence[Start]) -> tuple[Run, ...]:
+    """Say what kind of runs are simulated.
+
+    Args:
+        kind: Their kind without an adapter.
+        starts: Adapters.
+
+    Returns:
+        One for each adapter, with its rate.
+    """
     speeds = [[s * len(a) for s, a in zip(start.scaling, start.a, strict=True)] for start in starts]
-    return tuple(replace(alike, update_rate=rate * max(speed)) if speed else alike for speed in speeds)
+    return tuple(replace(kind, update_rate=kind.learning_rate * max(speed)) if speed else kind for speed in speeds)
 
 
 def ending(course: Course, recipe: Recipe) -> Ending:

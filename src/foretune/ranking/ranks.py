@@ -21,7 +21,7 @@ from foretune.forecasting.calibration import (
     shipped_calibration,
     tied,
 )
-from foretune.forecasting.outlook import Outlook, n_steps, outlooks, runs_of
+from foretune.forecasting.outlook import Outlook, kind_of, n_steps, outlooks, runs_of
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.survey import survey
 from foretune.models import Classifier, load_model
@@ -220,7 +220,7 @@ def _rank(
     seconds["simulate"] = time.perf_counter() - clock
     said_alone, *said = (
         apply_calibration(calibration, case_values(outlook), plan.reduction.name, run=run)
-        for outlook, run in zip([alone, *found], runs_of(plan, held, starts, recipe), strict=True)
+        for outlook, run in zip([alone, *found], runs_of(kind_of(plan, recipe), starts), strict=True)
     )
     rows = [
         _row(entry, outlook, blocks, forecast, settings, ready)

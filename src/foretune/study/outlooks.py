@@ -18,7 +18,7 @@ import torch
 from foretune.config import ScoreSettings
 from foretune.data import Task, load_task
 from foretune.forecasting.calibration import case_values
-from foretune.forecasting.outlook import Outlook, outlooks, runs_of
+from foretune.forecasting.outlook import Outlook, kind_of, outlooks, runs_of
 from foretune.forecasting.reach import run_values
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.simulation import Start
@@ -141,7 +141,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
             "train_rows": outlook.train_rows,
             "seconds": each,
         }
-        for outlook, run, values in zip(found, runs_of(plan, held, starts, recipe), own, strict=True)
+        for outlook, run, values in zip(found, runs_of(kind_of(plan, recipe), starts), own, strict=True)
     ]
 
 
