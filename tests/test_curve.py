@@ -151,6 +151,26 @@ def test_outlooks_of_a_study(grid, place, tmp_path):
         assert record.outcomes["eval_area"] > 0
 
 
+def test_an_outlook_of_other_rows_than_were_trained_is_refused(grid, tmp_path, capsys):
+    cells = read_grid(grid)[:1]
+    alone = tmp_path / "grid.yaml"
+    content = yaml.safe_load(grid.read_text(encoding="utf-8"))
+    one = {"datasets": content["datasets"][:1], "placements": content["placements"][:1], "ranks": [2]}
+    alone.write_text(yaml.safe_dump({**content, **one}), encoding="utf-8")
+    store = tmp_path / "study"
+    assert make_outlooks(cells, store, OutlookSettings(20, 10)) == 1
+    assert run(["study", str(alone), "--output", str(store)]) == 0
+    path = store / "outlooks" / f"{cell_key(cells[0])}.json"
+    held = json.loads(path.read_text(encoding="utf-8"))
+    assert read_records(store)[0].quantities["simulated_accuracy"] is not None
+    path.write_text(json.dumps({**held, "schema": 1, "train_rows": 24}), encoding="utf-8")
+    capsys.readouterr()
+    assert run(["study", "report", str(store)]) == 2
+    assert "was trained on 30 rows and its outlook simulated on 24" in capsys.readouterr().err
+    assert make_outlooks(cells, store, OutlookSettings(20, 10)) == 1  # an earlier version's is made again
+    assert read_records(store)[0].quantities["simulated_accuracy"] is not None
+
+
 def test_outlooks_with_comparisons(grid, tmp_path):
     store = tmp_path / "study"
     assert make_outlooks(read_grid(grid)[:2], store, OutlookSettings(20, 10, True)) == 2
