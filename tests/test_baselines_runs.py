@@ -99,6 +99,10 @@ def test_plop_leaves_padding_out_where_it_is_told():
     whole = plop_scores(modules, lambda: (layers(x[0]), layers(x[1, :2])))
     assert plop_scores(modules, lambda: layers(x), kept=lambda: mask) == pytest.approx(whole, rel=1e-6)
     assert plop_scores(modules, lambda: layers(x)) != pytest.approx(whole, rel=1e-3)
+    for other in (x.transpose(0, 1), x.flatten(0, 1)):  # positions first; in one row
+        assert plop_scores(modules, lambda other=other: layers(other), kept=lambda: mask) == pytest.approx(
+            whole, rel=1e-6
+        )
     pooled = plop_scores(modules, lambda: layers(x[:, 0]), kept=lambda: mask)  # one vector for each text
     assert pooled == pytest.approx(plop_scores(modules, lambda: layers(x[:, 0])), rel=1e-12)
 
