@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from foretune.study.forecast_tables import (
 )
 from foretune.study.foresight import OUTPUTS, cases_of, foresee, level_error, outlook_of, qualities
 from foretune.study.quantities import HELD, OUTLOOK, QUANTITIES
-from foretune.study.records import FACTS, MEASURED, SECONDS, Record
+from foretune.study.records import FACTS, MEASURED, SECONDS, Record, read_records
 from foretune.study.summary import summarise
 from foretune.tuning.curves import Step
 
@@ -206,6 +207,18 @@ def test_each_quantity_costs_what_it_needs(quantities, two, six):
         untimed = [dataclasses.replace(records[0], seconds={**records[0].seconds, **dict.fromkeys(CLOCK)})]
         for name in quantities:
             assert cost_in_words([*records, *untimed], chosen[name]) == cost, name
+
+
+def test_the_committed_costs_are_those_of_the_committed_cells():
+    folder = Path(__file__).parent.parent / "studies" / "minilm-forecast"
+    chosen = {held.label: held for held in QUANTITIES}
+    records = read_records(folder)
+    with (folder / "report" / "rivals.csv").open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    assert len(rows) > 40
+    for row in rows:
+        if row[0] in chosen:
+            assert row[-1] == cost_in_words(records, chosen[row[0]]), row[0]
 
 
 def test_nothing_is_written_without_forecasts(tmp_path):
