@@ -279,7 +279,7 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
     kinds = None if wanted.target_modules is None else [wanted.target_modules]
     candidates = enumerate_candidates(sites, kinds=kinds, layers=wanted.layers, ranks=wanted.ranks)
     if wanted.budget is not None:
-        fitting(candidates, sites, parse_budget(wanted.budget))
+        fitting(candidates, sites, parse_budget(wanted.budget))  # a budget that nothing fits is refused before the pass
     used = sorted({position for candidate in candidates for position in candidate.sites})
     adapters = tuple(plan.adapted.adapters[position] for position in used)
     own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
