@@ -12,15 +12,12 @@ from scipy.stats import multivariate_normal, rankdata
 from sklearn.covariance import LedoitWolf
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 
-from foretune.baselines.probe import probe_accuracy
 from foretune.baselines.transferability import gbc, h_score, leep, log_me, nleep, parc, trans_rate
 from foretune.errors import ConfigError
-from foretune.head import probe_folds
 
-METRICS = [log_me, h_score, nleep, trans_rate, gbc, parc, probe_accuracy]
+METRICS = [log_me, h_score, nleep, trans_rate, gbc, parc]
 ROTATION_FREE = [log_me, h_score, nleep, trans_rate, gbc]
 SHAPES = [(40, 6, 3), (24, 60, 2), (8, 20, 2), (12, 5, 4)]
 
@@ -281,24 +278,6 @@ def test_parc_by_its_pairs(n, width, n_classes):
     assert parc(features, labels, n_classes + 2) == parc(features, labels, n_classes)
 
 
-def test_probe_accuracy_by_scikit_learn():
-    features, labels, _ = problem(60, 5, 3, signal=0.6)
-    right = []
-    for held in probe_folds(60, seed=3, folds=4):
-        rest = np.setdiff1d(np.arange(60), held)
-        mean, spread = features[rest].mean(axis=0), features[rest].std(axis=0) * np.sqrt(5)
-        fit = LogisticRegression(C=1.0, max_iter=1000).fit((features[rest] - mean) / spread, labels[rest])
-        right += list(fit.predict((features[held] - mean) / spread) == labels[held])
-    assert probe_accuracy(features, labels, 3, seed=3, folds=4) == pytest.approx(np.mean(right), rel=1e-12)
-
-
-def test_probe_accuracy_where_a_fold_leaves_one_class():
-    # the only example of class 1 is missing from the fit that judges it
-    assert probe_accuracy(np.arange(8.0)[:, None], np.array([0, 0, 0, 1, 0, 0, 0, 0]), 2, folds=8) == 7 / 8
-    with pytest.raises(ConfigError, match="1 folds"):
-        probe_accuracy(np.arange(8.0)[:, None], np.arange(8) % 2, 2, folds=1)
-
-
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.__name__)
 def test_every_metric_knows_digits_from_shuffled_labels(metric):
     digits = load_digits(n_class=4)
@@ -368,7 +347,6 @@ def test_small_and_degenerate_samples_have_a_finite_value(metric, n, width, rare
         (trans_rate, 0.0),
         (gbc, -2.0),
         (parc, 0.0),
-        (probe_accuracy, 0.75),
     ],
 )
 def test_constant_features_tell_nothing(metric, expected):

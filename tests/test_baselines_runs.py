@@ -1,4 +1,4 @@
-"""Baselines of placements, weights and early stop."""
+"""Baselines of placements, weights and first steps."""
 
 import math
 
@@ -12,11 +12,10 @@ from scipy.optimize import least_squares
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from foretune.baselines.early import early_stop, extrapolate
-from foretune.baselines.placements import gradient_norm, page, trace
+from foretune.baselines.early import extrapolate
+from foretune.baselines.placements import gradient_norm, page
 from foretune.baselines.weights import kappa_tune_scores, plop_scores
 from foretune.errors import ConfigError, KernelError
-from foretune.tuning.curves import Epoch, History, Step
 
 
 def gradients(n=7, outputs=1, seed=0):
@@ -31,7 +30,6 @@ def test_placement_baselines_by_their_gradients():
     losses = [chi[i, 0] * jacobian[i, 0] for i in range(7)]
     assert gradient_norm(kernel, chi[:, 0]) == pytest.approx(np.linalg.norm(np.mean(losses, axis=0)), rel=1e-12)
     assert page(kernel, chi[:, 0]) == pytest.approx(np.mean([loss @ loss for loss in losses]), rel=1e-12)
-    assert trace(kernel) == pytest.approx(np.sum(jacobian**2), rel=1e-12)
     assert gradient_norm(kernel, chi) == gradient_norm(kernel, chi[:, 0])
     assert page(kernel, chi) == page(kernel, chi[:, 0])
 
@@ -99,6 +97,10 @@ def test_plop_leaves_padding_out_where_it_is_told():
     whole = plop_scores(modules, lambda: (layers(x[0]), layers(x[1, :2])))
     assert plop_scores(modules, lambda: layers(x), kept=lambda: mask) == pytest.approx(whole, rel=1e-6)
     assert plop_scores(modules, lambda: layers(x)) != pytest.approx(whole, rel=1e-3)
+    for other in (x.transpose(0, 1), x.flatten(0, 1)):  # positions first; in one row
+        assert plop_scores(modules, lambda other=other: layers(other), kept=lambda: mask) == pytest.approx(
+            whole, rel=1e-6
+        )
     pooled = plop_scores(modules, lambda: layers(x[:, 0]), kept=lambda: mask)  # one vector for each text
     assert pooled == pytest.approx(plop_scores(modules, lambda: layers(x[:, 0])), rel=1e-12)
 
@@ -194,63 +196,3 @@ def test_three_points_are_fitted_and_two_are_not():
 
 def test_flat_values_stay():
     assert extrapolate([1, 2, 3, 4], [0.7, 0.7, 0.7, 0.7], 100) == 0.7
-
-
-def run(losses, evaluations, *, window=1, per_epoch=10):
-    """A history with a record of each window of steps and (loss, accuracy) before training and after each epoch."""
-    steps = tuple(Step(window * (i + 1), loss, 0.1, None, 0.0) for i, loss in enumerate(losses))
-    epochs = tuple(
-        Epoch(i, per_epoch * i, None, 0.9 - i / 10, 0.5, loss, accuracy, 0.0, 0.0, 0.0)
-        for i, (loss, accuracy) in enumerate(evaluations)
-    )
-    return History(steps, epochs, 0.0, 0.0)
-
-
-def test_early_stop_reads_the_first_steps_alone():
-    losses = [0.2 + (t + 0.5) ** -0.5 for t in range(1, 100, 2)]  # windows of 2 steps, at their middle
-    evaluations = [(0.7, 0.5), (0.6, 0.6), (0.55, 0.65), *[(0.5, 0.7)] * 8]
-    found = early_stop(run(losses, evaluations, window=2), 0.2)
-    assert (found.steps, found.records, found.evaluations) == (20, 10, 3)
-    assert found.train_loss == pytest.approx(0.2 + 95.5**-0.5, abs=1e-4)  # middle of steps 91 to 100
-    assert (found.eval_loss, found.eval_accuracy) == (0.55, 0.65)  # two after training began: too few to fit
-    changed = run([*losses[:10], *[9.0] * 40], [*evaluations[:3], *[(9.0, 0.0)] * 8], window=2)
-    assert early_stop(changed, 0.2) == found
-
-
-def test_early_stop_before_the_first_epoch_ends():
-    found = early_stop(run([0.7] * 100, [(0.71, 0.48), *[(0.5, 0.7)] * 10]), 0.05)
-    assert (found.steps, found.records, found.evaluations) == (5, 5, 1)
-    assert (found.train_loss, found.eval_loss, found.eval_accuracy) == (0.7, 0.71, 0.48)
-
-
-def test_early_stop_continues_evaluations_and_keeps_them_in_range():
-    accuracies = [0.5, *(1.2 - 0.6 * epoch**-0.5 for epoch in range(1, 11))]
-    found = early_stop(run([1.0] * 100, [(1.5 - accuracy, accuracy) for accuracy in accuracies]), 0.4)
-    assert found.evaluations == 5
-    assert found.eval_accuracy == 1.0
-    assert found.eval_loss == pytest.approx(0.3 + 0.6 * 10**-0.5, abs=1e-4)
-    falling = run([3.0 - 0.5 * t for t in range(1, 6)] + [0.0] * 95, [(0.7, 0.5)] * 11)
-    assert early_stop(falling, 0.05).train_loss == 0.0
-
-
-def test_early_stop_without_a_record_in_its_part():
-    history = run([0.5, 0.4], [(0.7, 0.5), (0.6, 0.6), (0.5, 0.7)], window=10)
-    found = early_stop(history, 0.05)
-    assert (found.records, found.train_loss) == (0, 0.9)  # training rows in eval mode, before training
-    later = early_stop(run([], [(0.7, 0.5), (0.6, 0.6), (0.5, 0.7)]), 0.5)
-    assert (later.evaluations, later.train_loss) == (2, 0.8)  # the last of them
-    silent = early_stop(History(history.steps, (), 0.0, 0.0), 0.05)
-    assert (silent.train_loss, silent.eval_loss, silent.eval_accuracy) == (None, None, None)
-    lost = early_stop(run([math.nan] * 20, [(math.nan, 0.5)]), 0.2)
-    assert (lost.train_loss, lost.eval_loss) == (0.9, None)
-
-
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, math.nan])
-def test_early_stop_refuses_a_share_out_of_range(share):
-    with pytest.raises(ConfigError, match="share"):
-        early_stop(run([0.5] * 10, [(0.7, 0.5)]), share)
-
-
-def test_early_stop_refuses_a_history_without_records():
-    with pytest.raises(ConfigError, match="without records"):
-        early_stop(History((), (), 0.0, 0.0), 0.2)

@@ -3,13 +3,17 @@
 import csv
 import json
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import OUTCOMES, scale
 from foretune.forecasting.curve import read_curve
+from foretune.forecasting.outlook import outlooks
+from foretune.forecasting.survey import survey
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
 from foretune.study.outlooks import OutlookSettings, make_outlooks
@@ -154,15 +158,75 @@ def test_outlooks_of_a_study(grid, place, tmp_path):
         assert record.outcomes["eval_area"] > 0
 
 
-def test_outlooks_with_comparisons(grid, tmp_path):
+def test_an_outlook_of_other_rows_than_were_trained_is_refused(grid, tmp_path, capsys):
+    cells = read_grid(grid)[:1]
+    alone = tmp_path / "grid.yaml"
+    content = yaml.safe_load(grid.read_text(encoding="utf-8"))
+    one = {"datasets": content["datasets"][:1], "placements": content["placements"][:1], "ranks": [2]}
+    alone.write_text(yaml.safe_dump({**content, **one}), encoding="utf-8")
     store = tmp_path / "study"
-    assert make_outlooks(read_grid(grid)[:2], store, OutlookSettings(20, 10, True)) == 2
-    for path in (store / "outlooks").iterdir():
+    assert make_outlooks(cells, store, OutlookSettings(20, 10)) == 1
+    assert run(["study", str(alone), "--output", str(store)]) == 0
+    path = store / "outlooks" / f"{cell_key(cells[0])}.json"
+    held = json.loads(path.read_text(encoding="utf-8"))
+    assert read_records(store)[0].quantities["simulated_accuracy"] is not None
+    path.write_text(json.dumps({**held, "schema": 1, "train_rows": 24}), encoding="utf-8")
+    capsys.readouterr()
+    assert run(["study", "report", str(store)]) == 2
+    assert "was trained on 30 rows and its outlook simulated on 24" in capsys.readouterr().err
+    assert make_outlooks(cells, store, OutlookSettings(20, 10)) == 1  # an earlier version's is made again
+    assert read_records(store)[0].quantities["simulated_accuracy"] is not None
+
+
+def test_comparisons_change_one_thing_each(grid, tmp_path, monkeypatch):
+    """The controls are controls: which labels, which backbone and which head every pass and every simulation has."""
+    passes, simulations = [], []
+
+    def spied_survey(plan, *, probe=True, autocast=None):
+        held = survey(plan, probe=probe, autocast=autocast)
+        weights = {name: p.detach().clone() for name, p in plan.placed.named_parameters() if "lora_" not in name}
+        passes.append((plan.task, plan.sample, held, probe, weights))
+        return held
+
+    def spied_outlooks(held, starts, recipe, **options):
+        found = outlooks(held, starts, recipe, **options)
+        at = [seen[2] is held for seen in passes].index(True)
+        simulations.append((at, options.get("train_a", True), recipe, [outlook.end for outlook in found]))
+        return found
+
+    monkeypatch.setattr("foretune.study.outlooks.survey", spied_survey)
+    monkeypatch.setattr("foretune.study.outlooks.outlooks", spied_outlooks)
+    store, cells = tmp_path / "study", read_grid(grid)[:2]
+    assert make_outlooks(cells, store, OutlookSettings(20, 10, True)) == 2
+    own, random_head, permuted, backbone = passes
+    assert [at for at, *_ in simulations] == [0, 0, 1, 2, 3]
+    assert [train_a for _, train_a, *_ in simulations] == [True, False, True, True, True]
+    assert len({recipe for *_, recipe, _ in simulations}) == 1
+    assert [seen[3] for seen in passes] == [True, False, True, True]
+    for task, sample, held, _, _ in passes:  # the same rows in all
+        assert np.array_equal(sample.train_indices, own[1].train_indices)
+        assert np.array_equal(held.evaluation.labels, own[2].evaluation.labels)
+        assert np.array_equal(held.train.labels, task.train.labels[sample.train_indices])
+    for other in (random_head, backbone):
+        assert np.array_equal(other[2].train.labels, own[2].train.labels)
+    before, after = own[0].train.labels, permuted[0].train.labels
+    assert np.array_equal(np.bincount(before), np.bincount(after))
+    assert 0.2 < np.mean(permuted[2].train.labels == own[2].train.labels) < 0.8
+    for name, weight in own[4].items():
+        assert torch.equal(weight, random_head[4][name])
+        assert torch.equal(weight, permuted[4][name])
+        if weight.ndim == 2:  # every matrix of the backbone and the head
+            assert not torch.equal(weight, backbone[4][name]), name
+    ends = dict(zip(("simulated", "lazy", "random_head", "permuted", "random_backbone"), simulations, strict=True))
+    for place, cell in enumerate(cells):
+        path = store / "outlooks" / f"{cell_key(cell)}.json"
         found = json.loads(path.read_text(encoding="utf-8"))["quantities"]
-        for name in ("lazy_accuracy", "random_head_accuracy", "permuted_accuracy", "random_backbone_accuracy"):
-            assert 0.0 <= found[name] <= 1.0
-        for name in ("regression_accuracy", "logistic_accuracy", "sign_accuracy", "asymmetric_accuracy"):
-            assert 0.0 <= found[name] <= 1.0
+        for name, (*_, held) in ends.items():
+            assert (
+                found[f"{name}_accuracy"] == held[-len(cells) :][place].eval_accuracy
+            )  # the head alone is before them
+        assert found["lazy_eval_loss"] == ends["lazy"][3][place].eval_loss != found["simulated_eval_loss"]
+    assert len({held[-1].eval_loss for *_, held in simulations}) == 5  # each changes what it says
 
 
 def test_too_few_samples_for_outlooks(grid, tmp_path, capsys):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +13,17 @@ from scipy.stats import spearmanr
 from foretune.forecasting.calibration import apply_calibration, calibration_from
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.study.early import early_quantities
-from foretune.study.forecast_tables import area_table, forecast_figure, quality_table, rivals_table, save_forecasts
+from foretune.study.forecast_tables import (
+    area_table,
+    cost_in_words,
+    forecast_figure,
+    quality_table,
+    rivals_table,
+    save_forecasts,
+)
 from foretune.study.foresight import OUTPUTS, cases_of, foresee, level_error, outlook_of, qualities
-from foretune.study.quantities import HELD, OUTLOOK
-from foretune.study.records import FACTS, MEASURED, SECONDS, Record
+from foretune.study.quantities import HELD, OUTLOOK, QUANTITIES
+from foretune.study.records import FACTS, MEASURED, SECONDS, Record, read_records
 from foretune.study.summary import summarise
 from foretune.tuning.curves import Step
 
@@ -149,7 +157,6 @@ def test_tables_and_files(seen, tmp_path):
     assert "random placement" in rows
     own = next(quality for quality in qualities(seen) if quality.outcome == "accuracy")
     assert rows["foretune: accuracy"][3] == f"{100 * own.error:.1f}"  # its own error, not that of a line in it
-    assert rows["KappaTune"][-1] == "0"
     assert rows["first 20% of the steps: accuracy"][-1] == "20%"
     assert rows["foretune: accuracy"][-1] == "200.0%"  # a second each for pass and simulation, a second to fine-tune
     assert len(quality_table(seen).rows) == 3
@@ -165,6 +172,54 @@ def test_tables_and_files(seen, tmp_path):
     assert calibration.groups == tuple("abcde")
     assert calibration.lines["accuracy"].runs == 100
     assert len(forecast_figure(seen).axes) == 2
+
+
+CLOCK = {"kernel": 2.0, "spectrum": 1.0, "forecast": 1.0, "survey": 12.0, "simulate": 8.0, "baselines": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("quantities", "two", "six"),
+    [
+        (["foretune: accuracy", "simulated run: eval loss"], "20.0%", "20.0%"),
+        (["gradient norm", "PAGE", "quick score"], "≤ 15.0%", "≤ 15.0%"),
+        # a third of the pass, or a seventh of one that goes back five times, and the time of all such metrics
+        (["LogME", "H-score", "NLEEP", "TransRate", "GBC", "PARC"], "≤ 7.0%", "≤ 4.7%"),
+        (["linear probe: accuracy", "linear probe: loss"], "≤ 6.0%", "≤ 2.0%"),
+        (["PLoP", "KappaTune"], "≤ 3.0%", "≤ 3.0%"),
+        (["κ", "alignment", "forecast accuracy"], "4.0%", "4.0%"),
+        (["adapter parameters"], "0", "0"),
+        (["first 5% of the steps: train loss"], "5%", "5%"),
+        (["simulated with A fixed: accuracy", "kernel of sign descent: accuracy"], "–", "–"),  # timed by nothing
+        (["control, permuted labels: accuracy"], "–", "–"),
+    ],
+)
+def test_each_quantity_costs_what_it_needs(quantities, two, six):
+    chosen = {held.label: held for held in QUANTITIES}
+    for classes, cost in ((2, two), (6, six)):
+        records = [
+            dataclasses.replace(
+                held, seconds={**held.seconds, **CLOCK, "fine_tune": 100.0}, facts={**held.facts, "classes": classes}
+            )
+            for held in study()
+        ]
+        for name in quantities:
+            assert cost_in_words(records, chosen[name]) == cost, name
+        # cells that were not timed do not make it look cheaper
+        untimed = [dataclasses.replace(records[0], seconds={**records[0].seconds, **dict.fromkeys(CLOCK)})]
+        for name in quantities:
+            assert cost_in_words([*records, *untimed], chosen[name]) == cost, name
+
+
+def test_the_committed_costs_are_those_of_the_committed_cells():
+    folder = Path(__file__).parent.parent / "studies" / "minilm-forecast"
+    chosen = {held.label: held for held in QUANTITIES}
+    records = read_records(folder)
+    with (folder / "report" / "rivals.csv").open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    assert len(rows) > 40
+    for row in rows:
+        if row[0] in chosen:
+            assert row[-1] == cost_in_words(records, chosen[row[0]]), row[0]
 
 
 def test_nothing_is_written_without_forecasts(tmp_path):

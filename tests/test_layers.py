@@ -19,7 +19,7 @@ LAYERS = [
     ["ranking.finalists"],
     ["tangent", "bounds", "regression", "demo", "sampling", "forecasting.trained"],
     ["kernel", "head", "placement", "models", "forecasts", "tokens", "baselines.transferability", "baselines.early"],
-    ["plan", "baselines.probe", "baselines.regressions", "forecasting.simulation"],
+    ["plan", "baselines.regressions", "forecasting.simulation"],
     ["measure", "tuning.course", "forecasting.survey"],
     ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks"],
     ["tuning.outcome", "terminal", "forecasting.calibration"],

@@ -16,7 +16,7 @@ from foretune.errors import DataError, ModelError, PlacementError
 from foretune.paper.claims import CLAIMED, verdict
 from foretune.paper.experiment import PROJECTIONS, _placement, plan_experiment
 from foretune.paper.items import needed_cells
-from foretune.paper.published import DATASETS, TABLE1, TABLE2
+from foretune.paper.published import TABLE1, TABLE2
 from foretune.placement import linear_names
 from foretune.study.grid import Cell
 from foretune.study.summary import Finding
@@ -151,7 +151,7 @@ def test_stars_as_the_hub_has_them(monkeypatch):
 
 
 def test_binary_data_stay_as_they_are(model, tmp_path):
-    for name in DATASETS:
+    for name in TABLE1:
         cases.write_reviews(tmp_path / name)
     cells = plan_experiment(PaperSettings(model=model, data_dir=tmp_path)).cells
     assert {cell.data.positive_from for cell in cells} == {None}

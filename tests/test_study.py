@@ -15,6 +15,7 @@ import yaml
 import foretune.study.work as work
 from foretune.cli import run
 from foretune.errors import ConfigError, StoreError
+from foretune.provenance import usable_cores
 from foretune.study.engines import Job, do, engine
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
@@ -233,8 +234,16 @@ def test_a_fault_is_written_down_and_gives_exit_code_1(grid, tmp_path, monkeypat
     assert "Traceback" in traces[0].read_text(encoding="utf-8")
 
 
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == 64
+
+
 def test_several_processes_give_the_same_table(undisturbed, grid, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread each, as here
+    monkeypatch.setattr("foretune.study.engines.usable_cores", lambda: 2)  # one thread each, as here
     assert run(["study", grid, "--output", str(tmp_path / "store"), "--workers", "2"]) == 0
     assert table(tmp_path / "store", tmp_path / "a") == table(undisturbed, tmp_path / "b")
 

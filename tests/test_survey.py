@@ -1,10 +1,14 @@
 """The pass over the samples: what it finds out about the head that a run starts from."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
 import foretune as ft
 from foretune.forecasting.survey import survey
+from foretune.head import probe_folds
 from foretune.placement import lora_config
 from foretune.plan import prepare
 
@@ -34,3 +38,42 @@ def test_the_hidden_layer_of_the_head_is_found(name, activation, tmp_path):
     h = held.train.factors.hidden[0].h.float()
     phi = function(h @ layer.weight.T + layer.bias)
     assert torch.allclose(phi, held.train.factors.inputs, atol=0.02)  # h is kept in bfloat16
+
+
+def test_each_example_is_seen_by_a_probe_fitted_without_it(tmp_path):
+    """Change one label: nothing of that example changes, in the other folds something does."""
+    task = ft.load_task(ft.DataConfig(cases.write_reviews(tmp_path / "reviews")))
+    given = ft.load_classifier(cases.save(tmp_path / "model"), label_names=task.label_names, seed=0)
+    config = lora_config(given.model, ft.AdapterConfig(("query",), None, 2))
+    settings = ft.ScoreSettings(samples=20, eval_samples=6, draws=1, reduction="margin")
+    plan = prepare(given, task, config, settings)
+    before = survey(plan).train
+    folds = probe_folds(20, seed=settings.seed)
+    for index, fold in enumerate(folds):
+        assert set(np.flatnonzero(before.fold.numpy() == index)) == set(fold)
+    changed = int(folds[2][0])
+    labels = task.train.labels.copy()
+    labels[plan.sample.train_indices[changed]] ^= 1
+    other = dataclasses.replace(task, train=dataclasses.replace(task.train, labels=labels))
+    after = survey(dataclasses.replace(plan, task=other)).train
+    assert after.labels[changed] != before.labels[changed]
+    inside = set(folds[2])
+    moved = (before.factors.logits != after.factors.logits).any(dim=1).numpy()
+    for example in range(20):
+        assert moved[example] == (example not in inside)
+    assert torch.equal(before.lifts[2], after.lifts[2])
+    assert not any(torch.equal(before.lifts[fold], after.lifts[fold]) for fold in (0, 1, 3, 4))
+
+
+@pytest.mark.parametrize("probe", [True, False])
+def test_gradients_are_those_under_the_head_of_the_fold(probe, tmp_path):
+    """At the model's own head without a probe: the logits are then the model's."""
+    task = ft.load_task(ft.DataConfig(cases.write_reviews(tmp_path / "reviews")))
+    given = ft.load_classifier(cases.save(tmp_path / "model"), label_names=task.label_names, seed=0)
+    config = lora_config(given.model, ft.AdapterConfig(("query",), None, 2))
+    plan = prepare(given, task, config, ft.ScoreSettings(samples=20, eval_samples=6, draws=1, reduction="margin"))
+    held = survey(plan, probe=probe)
+    for sample in (held.train, held.evaluation):
+        own = sample.factors.inputs.float() @ held.head.weight.T + held.head.bias
+        assert torch.allclose(sample.factors.logits.float(), own, atol=1e-5) != probe
+    assert len(held.train.lifts) == (5 if probe else 1)

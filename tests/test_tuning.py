@@ -20,10 +20,10 @@ import foretune as ft
 from foretune.cli import run
 from foretune.config import AdapterConfig, DataConfig, TuneSettings
 from foretune.data import load_task
-from foretune.errors import ConfigError, DataError, ModelError, StoreError
+from foretune.errors import ConfigError, ModelError, StoreError
 from foretune.models import load_classifier, resolve_device
 from foretune.placement import lora_config, place
-from foretune.sampling import draw
+from foretune.sampling import split
 from foretune.terminal import console
 from foretune.tuning.course import prepare_tune, trainable
 from foretune.tuning.fit import Hooks, fit
@@ -335,11 +335,13 @@ def test_rows_held_out_do_not_train(model, tmp_path):
     assert not set(plan.train.indices) & set(plan.evaluation.indices)
     assert len(plan.train.labels) == 40
     some = plan_of(model, str(tmp_path / "one"), dataclasses.replace(SETTINGS, eval_samples=7))
-    score = draw(some.task, samples=8, eval_samples=7, seed=0)
-    assert set(score.eval_indices) == set(some.evaluation.indices)
+    assert set(some.train.indices) == set(plan.train.indices)  # fewer rows to evaluate on are no more to train on
+    assert len(some.evaluation.labels) == 7
+    score = split(some.task, samples=8, eval_samples=7, seed=0)
+    assert set(score.eval_indices) == set(some.evaluation.indices) <= set(plan.evaluation.indices)
     assert set(score.train_indices) <= set(some.train.indices)
-    with pytest.raises(DataError, match="leaves none"):
-        plan_of(model, str(tmp_path / "one"), dataclasses.replace(SETTINGS, eval_samples=50))
+    every = plan_of(model, str(tmp_path / "one"), dataclasses.replace(SETTINGS, eval_samples=50))
+    assert set(every.evaluation.indices) == set(plan.evaluation.indices)
 
 
 def test_divergence_is_said(model, dataset, tmp_path, capsys):

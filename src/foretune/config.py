@@ -47,7 +47,7 @@ class DataConfig:
         text_column: Text column, or two for pairs of texts; found by the usual names if not given.
         label_column: Label column; found by the usual names if not given.
         train_split: Split that the samples come from.
-        eval_split: Split that the forecast is for; without it validation, dev or test, else rows are held
+        eval_split: Split that the forecast is for; without it validation, dev or test, else a fifth is held
             out of the training split.
         max_train: Random training rows to keep, the same for every seed; without it all.
         positive_from: Make two classes of numbered ones, such as stars: this number and above is class 1.
@@ -100,7 +100,8 @@ class ScoreSettings:
 
     Attributes:
         samples: Random training samples n of the kernel.
-        eval_samples: Random rows of the evaluation split to predict; 0 for no forecast of evaluation.
+        eval_samples: Random rows to predict, at most, of the evaluation split or, where there is none, of the fifth of
+            the rows that is held out; 0 for no forecast of evaluation.
         repeats: Redraws of the n samples.
         draws: Draws of the random A, all from the same pass.
         reduction: Output reduction: margin, trace, full or class:k; by default margin for two classes, else trace.
@@ -162,7 +163,8 @@ class TuneSettings:
         scheduler: Learning rate schedule after that, in transformers' words.
         max_length: Longest sequence in tokens.
         batch_size: Texts in a batch of evaluation, on each device.
-        eval_samples: Random rows of the evaluation split to evaluate on, as `score` draws them; without it all.
+        eval_samples: Random rows to evaluate on, at most, as `score` draws them, of the evaluation split or, where
+            there is none, of the fifth of the rows that is held out; without it all. It never changes what trains.
         train_eval_samples: Random training rows on which the training loss is taken again in eval mode after
             each epoch; 0 for none.
         bf16: Mixed precision in bfloat16, where the device has it.

@@ -14,7 +14,7 @@ from foretune.errors import ConfigError
 from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
 from foretune.placement import is_base, place, read_adapters
-from foretune.sampling import Draw, draw
+from foretune.sampling import Split, split
 from foretune.tangent import AdaptedModel
 
 
@@ -29,7 +29,7 @@ class Plan:
         task: Data.
         reduction: Output reduction.
         settings: Settings.
-        sample: Training and evaluation rows of the first repeat.
+        sample: Rows of the run, and of them the samples of the first repeat; rows to predict.
         train: Tokens of the first repeat's training rows.
         evaluation: Tokens of the evaluation rows, None without.
     """
@@ -40,7 +40,7 @@ class Plan:
     task: Task
     reduction: OutputReduction
     settings: ScoreSettings
-    sample: Draw
+    sample: Split
     train: Encoded
     evaluation: Encoded | None
 
@@ -54,7 +54,7 @@ class Plan:
         """Split that the evaluation rows come from: the training split where rows are held out of it."""
         return _evaluation_split(self.task)
 
-    def redraw(self, repeat: int) -> tuple[Draw, Encoded]:
+    def redraw(self, repeat: int) -> tuple[Split, Encoded]:
         """Draw and tokenise the training samples of a repeat.
 
         Args:
@@ -70,8 +70,8 @@ class Plan:
 
     @property
     def train_rows(self) -> int:
-        """Rows that a run trains on: all but those that are held out."""
-        return len(self.task.train.labels) - (len(self.sample.eval_indices) if self.sample.held_out else 0)
+        """Rows that the run trains on: all but those that are held out."""
+        return len(self.sample.training)
 
     @property
     def n_passes(self) -> int:
@@ -154,8 +154,8 @@ def prepare(
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
 
 
-def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Draw:
-    return draw(task, samples=settings.samples, eval_samples=settings.eval_samples, seed=settings.seed, repeat=repeat)
+def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Split:
+    return split(task, samples=settings.samples, eval_samples=settings.eval_samples, seed=settings.seed, repeat=repeat)
 
 
 def expected_bytes(plan: Plan) -> dict[str, int]:

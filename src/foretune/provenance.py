@@ -1,6 +1,7 @@
-"""Which versions made a result."""
+"""Which versions made a result, and on how many cores."""
 
 import importlib.metadata
+import os
 import platform
 
 PACKAGES = ("foretune", "torch", "transformers", "peft", "datasets", "accelerate", "numpy", "scipy", "scikit-learn")
@@ -13,3 +14,13 @@ def versions() -> dict[str, str]:
         Version of Python and of each package by name.
     """
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on, fewer than the machine has under taskset or a scheduler.
+
+    Returns:
+        1 at least.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

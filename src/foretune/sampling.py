@@ -1,4 +1,4 @@
-"""Random samples of a task: rows for the kernel, rows to predict."""
+"""The rows of a task: those that a run trains on, those of them that are known before it, those to predict."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,22 @@ from numpy.typing import NDArray
 from foretune.data import Task
 from foretune.errors import DataError
 
+HELD_OUT = 5  # one row in so many, where there is no evaluation split
+
 
 @dataclass(frozen=True)
-class Draw:
-    """Rows drawn for one score.
+class Split:
+    """The rows of a score, a forecast and the run that both are of, the same for every command with the same seed.
 
     Attributes:
-        train_indices: Rows of the training split for the kernel.
-        eval_indices: Rows to predict: of the evaluation split, or of the training split where `held_out`.
+        training: Rows of the training split that a run trains on, in order.
+        train_indices: Those of them that are known before the run, in random order.
+        eval_indices: Rows to predict: of the evaluation split, or of the training split where `held_out`; none of
+            them is among `training`.
         held_out: Whether the task has no evaluation split, so that rows are held out of training.
     """
 
+    training: NDArray[np.int64]
     train_indices: NDArray[np.int64]
     eval_indices: NDArray[np.int64]
     held_out: bool
@@ -29,62 +34,78 @@ def draw_indices(n_rows: int, n: int, *, seed: int, repeat: int = 0) -> NDArray[
 
     Args:
         n_rows: Rows to draw from.
-        n: Rows to draw.
+        n: Rows to draw, at most all of them.
         seed: Seed.
         repeat: Number of the draw; each gives other rows.
 
     Returns:
         n distinct integers below `n_rows`, in random order.
-
-    Raises:
-        DataError: If there are fewer rows than that.
     """
-    _check_enough(n_rows, n)
     return np.random.default_rng([seed, repeat]).choice(n_rows, n, replace=False).astype(np.int64)
 
 
-def _check_enough(n_rows: int, n: int) -> None:
-    if n > n_rows:
-        raise DataError(f"{n} samples asked for, but there are {n_rows} rows: lower --samples")
-
-
-def draw(task: Task, *, samples: int, eval_samples: int | None, seed: int, repeat: int = 0) -> Draw:
-    """Draw the samples of the kernel and the rows to predict; the latter are the same for every repeat.
+def n_training(task: Task) -> int:
+    """Count the rows that a run trains on.
 
     Args:
         task: Data.
-        samples: Training rows.
-        eval_samples: Rows to predict, at most: fewer where there are fewer; None for all there are.
-        seed: Seed.
-        repeat: Number of the draw.
 
     Returns:
-        Rows.
+        All rows of the training split; without an evaluation split, those that are not held out.
 
     Raises:
-        DataError: If there are too few rows, or the samples are all of one class.
+        DataError: If holding rows out leaves none.
     """
     n_rows = len(task.train.labels)
     if task.evaluation is not None:
-        n_eval = len(task.evaluation.labels)
-        eval_indices = draw_indices(n_eval, n_eval if eval_samples is None else min(eval_samples, n_eval), seed=seed)
-        train_indices = draw_indices(n_rows, samples, seed=seed, repeat=repeat)
-    else:
-        # No evaluation split: hold rows out, but never more than the samples leave.
-        _check_enough(n_rows, samples)
+        return n_rows
+    if n_rows < 2:
+        raise DataError(f"holding rows out of {n_rows} leaves none to train on: add rows, or an evaluation split")
+    return n_rows - max(1, round(n_rows / HELD_OUT))
+
+
+def split(task: Task, *, samples: int, eval_samples: int | None, seed: int, repeat: int = 0) -> Split:
+    """Choose the rows: what trains does not depend on how many rows are known or predicted.
+
+    With an evaluation split all rows of the training split train, and the rows to predict are drawn from the
+    evaluation split. Without one a fifth of the training split, drawn by the seed, is held out, and the rows to predict
+    are the first of that fifth. The known rows are always drawn from those that train.
+
+    Args:
+        task: Data.
+        samples: Known rows; 0 for a run, which asks for none.
+        eval_samples: Rows to predict, at most: fewer where there are fewer; None for all there are.
+        seed: Seed.
+        repeat: Number of the draw of the known rows; the others are the same for all.
+
+    Returns:
+        The rows.
+
+    Raises:
+        DataError: If there are too few rows, or those that train, or the samples, are all of one class.
+    """
+    n_rows, n_train = len(task.train.labels), n_training(task)
+    if samples > n_train:
+        which = f" of which {n_train} train and the others are held out" if n_train < n_rows else ""
+        raise DataError(f"{samples} samples asked for, but there are {n_rows} rows{which}: lower --samples")
+    if task.evaluation is None:
         order = draw_indices(n_rows, n_rows, seed=seed)
-        spare = n_rows - samples
-        held = spare if eval_samples is None else min(eval_samples, spare)
-        if held == 0 and eval_samples != 0:
-            raise DataError(
-                f"{samples} samples leave none of {n_rows} rows to evaluate: lower --samples or set --eval-samples 0"
-            )
-        eval_indices, rest = order[:held], order[held:]
-        train_indices = rest[draw_indices(len(rest), samples, seed=seed, repeat=repeat)]
-    present = np.unique(task.train.labels[train_indices])
+        held = n_rows - n_train
+        training = np.sort(order[held:])
+        eval_indices = order[: held if eval_samples is None else min(eval_samples, held)]
+    else:
+        n_eval = len(task.evaluation.labels)
+        training = np.arange(n_rows, dtype=np.int64)
+        eval_indices = draw_indices(n_eval, n_eval if eval_samples is None else min(eval_samples, n_eval), seed=seed)
+    trains = f"all {n_train} rows that train are" if n_train > 1 else "the 1 row that trains is"
+    _check_classes(task, training, trains, "add rows of another class, or change --seed")
+    train_indices = training[draw_indices(n_train, samples, seed=seed, repeat=repeat)]
+    if samples:
+        _check_classes(task, train_indices, f"all {samples} samples drawn are", "raise --samples or change --seed")
+    return Split(training, train_indices, eval_indices, task.evaluation is None)
+
+
+def _check_classes(task: Task, rows: NDArray[np.int64], which: str, remedy: str) -> None:
+    present = np.unique(task.train.labels[rows])
     if len(present) < 2:
-        raise DataError(
-            f"all {samples} samples drawn are of class {task.label_names[present[0]]!r}: "
-            "raise --samples or change --seed"
-        )
-    return Draw(train_indices, eval_indices, task.evaluation is None)
+        raise DataError(f"{which} of class {task.label_names[present[0]]!r}: {remedy}")

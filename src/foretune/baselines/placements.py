@@ -1,4 +1,4 @@
-"""Gradient norm, PAGE and trace of a placement, from its tangent kernel on n examples.
+"""Gradient norm and PAGE of a placement, from its tangent kernel on n examples.
 
 χ_i = ∂ℓ_i/∂z_i is the slope of the loss of example i in its outputs z_i: for the cross-entropy, softmax less one-hot.
 Functions take χ as n or n × t numbers, with a kernel of n rows, which the t columns share (exact for t = 1; for the
@@ -59,18 +59,6 @@ def page(kernel: Array, chi: Array) -> float:
     slopes, k = columns.reshape(n, -1), len(columns) // n
     own = kernel.reshape(n, k, n, k)[np.arange(n), :, np.arange(n)]
     return float(np.einsum("ia,iab,ib->", slopes, own, slopes)) / n
-
-
-def trace(kernel: Array) -> float:
-    """Trace of the kernel, Σ_i K(i, i): the squared norm of all gradients of the outputs. Larger is preferred.
-
-    Args:
-        kernel: N × N kernel K of the placement.
-
-    Returns:
-        Squared outputs per squared unit of the adapters' parameters; it grows with N.
-    """
-    return float(np.trace(kernel))
 
 
 def _fitting(kernel: Array, chi: Array) -> tuple[int, Array]:

@@ -13,7 +13,10 @@ from foretune.errors import ConfigError
 
 
 def plop_scores(
-    adapted_modules: Mapping[str, nn.Module], run: Callable[[], object], *, kept: Callable[[], Tensor] | None = None
+    adapted_modules: Mapping[str, nn.Module],
+    run: Callable[[], object],
+    *,
+    kept: Callable[[], Tensor | None] = lambda: None,
 ) -> dict[str, float]:
     """PLoP's normalised feature norm: how much longer a module's outputs are than those of random inputs.
 
@@ -27,8 +30,9 @@ def plop_scores(
         adapted_modules: Linear modules by name (peft's base layer, or transformers' Conv1D, will do). W x is read off
             as the module's output less its bias.
         run: Does the forward passes; what it returns is not looked at.
-        kept: Asked in each pass for the mask of positions that count, e.g. the attention mask as booleans; it applies
-            to modules with as many input vectors as it has entries, of others all count. None counts padding too.
+        kept: Asked in each pass for the mask of positions that count, the attention mask, texts first; it applies to
+            modules with as many input vectors as it has entries (also if these have the positions first), of others
+            all count. Where there is none, padding counts too.
 
     Returns:
         Score by name; NaN for a module whose weights or inputs are all 0.
@@ -45,9 +49,11 @@ def plop_scores(
         x = inputs[0].detach().flatten(0, -2)
         bias = getattr(module, "bias", None)
         y = (output.detach() if bias is None else output.detach() - bias.detach()).flatten(0, -2)
-        mask = None if kept is None else kept().flatten().bool().to(x.device)
-        if mask is not None and len(mask) == len(x):
-            x, y = x[mask], y[mask]
+        mask = kept()
+        if mask is not None and mask.numel() == len(x):
+            swapped = inputs[0].shape[:-1] == mask.T.shape != mask.shape
+            counted = (mask.T if swapped else mask).flatten().bool().to(x.device)
+            x, y = x[counted], y[counted]
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
         seen = norms > 0
         ratios = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)[seen] / norms[seen]

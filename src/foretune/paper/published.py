@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-DATASETS = ("cola", "sst2", "yelp", "imdb")
 NAMES = {"cola": "CoLA", "sst2": "SST-2", "yelp": "Yelp", "imdb": "IMDb"}
 
 

@@ -39,6 +39,7 @@ from foretune.ranking.candidates import (
 from foretune.ranking.finalists import Quick, choose_finalists, price
 from foretune.ranking.screen import Blocks, quick_scores
 from foretune.ranking.settings import RankConfig, RankSample, RankSettings
+from foretune.sampling import n_training
 from foretune.sites import Site
 from foretune.spectra import spectrum
 
@@ -88,7 +89,7 @@ class Ranking:
         sites: Every module that can be adapted.
         rows: Finalists, the best first.
         quick: All candidates, by quick score.
-        single: Quick score of every module alone, at the largest rank that fits.
+        single: Quick score of every module alone, at the largest of the ranks, whether it fits the budget or not.
         head_alone: Forecast of the head without an adapter.
         majority: Share of the most frequent class among the evaluation samples.
         samples: Labelled training samples.
@@ -272,7 +273,7 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
     adapter = AdapterConfig(("all-linear",), None, max(wanted.ranks), wanted.alpha, wanted.rslora, wanted.init)
     template = lora_config(classifier.model, adapter)
     score = ScoreSettings(
-        samples=_n_samples(task, sample),
+        samples=min(sample.samples, n_training(task)),
         eval_samples=sample.eval_samples,
         draws=sample.draws,
         reduction="margin" if task.n_classes == 2 else "full",
@@ -286,20 +287,12 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
     kinds = None if wanted.target_modules is None else [wanted.target_modules]
     candidates = enumerate_candidates(sites, kinds=kinds, layers=wanted.layers, ranks=wanted.ranks)
     if wanted.budget is not None:
-        fitting(candidates, sites, parse_budget(wanted.budget))
+        fitting(candidates, sites, parse_budget(wanted.budget))  # a budget that nothing fits is refused before the pass
     used = sorted({position for candidate in candidates for position in candidate.sites})
     adapters = tuple(plan.adapted.adapters[position] for position in used)
     own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
     plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
     return _Prepared(plan, template, own, sites, tuple(used))
-
-
-def _n_samples(task: Task, sample: RankSample) -> int:
-    """At most as many as there are; without an evaluation split a fifth of the rows stays to be predicted."""
-    n_rows = len(task.train.labels)
-    if task.evaluation is None:
-        n_rows -= min(sample.eval_samples, max(1, n_rows // 5))
-    return min(sample.samples, n_rows)
 
 
 def _check_rows(task: Task, sample: RankSample) -> None:

@@ -1,6 +1,5 @@
 """The quick score of many candidates from the blocks of their modules alone: no candidate costs a pass or a run."""
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from foretune.errors import KernelError
+from foretune.provenance import usable_cores
 from foretune.ranking.candidates import Candidate
 from foretune.sites import Site
 
@@ -26,7 +26,7 @@ class Blocks:
         sites: Every module that can be adapted, at the largest rank.
         ranks: Increasing ranks that can be priced; the last is the largest.
         steps: M × P × n × n: module, and the part that the rows of A between one rank and the next add.
-        residual: n × t targets less the cross-fitted probe's outputs.
+        residual: n × C one-hot labels less the cross-fitted probe's softmax.
     """
 
     sites: tuple[Site, ...]
@@ -98,7 +98,7 @@ def quick_scores(blocks: Blocks, candidates: Sequence[Candidate]) -> Array:
         error = (inverse @ blocks.residual) / np.diagonal(inverse, axis1=1, axis2=2)[..., None]
         return np.asarray(1.0 - np.sum(error**2, axis=(1, 2)) / total)
 
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     size = max(1, CHUNK // (3 * n * n * threads))
     parts = [slice(start, start + size) for start in range(0, len(candidates), size)]
     # One matrix to a thread: threads that share so small an inverse wait for each other far longer than they work,

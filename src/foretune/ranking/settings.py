@@ -36,7 +36,7 @@ class RankData:
         text_column: Text column, or two for pairs of texts; found by the usual names if not given.
         label_column: Label column; found by the usual names if not given.
         train_split: Split that trains.
-        eval_split: Split that the forecast is for; without it validation, dev or test, else rows are held out.
+        eval_split: Split that the forecast is for; without it validation, dev or test, else a fifth is held out.
         max_train: Random training rows to keep; without it all.
         positive_from: Make two classes of numbered ones: this number and above is class 1.
     """
@@ -98,8 +98,8 @@ class RankSample:
     """What is known of the data.
 
     Attributes:
-        samples: Random labelled training samples n, at most: fewer where there are fewer.
-        eval_samples: Random labelled rows of the evaluation split to predict, at most.
+        samples: Random labelled training samples n, at most: all rows that train where these are fewer.
+        eval_samples: Random labelled rows to predict, at most, of the evaluation split or of the rows held out.
         draws: Draws of the random A in the quick score and κ, all from the same pass.
         sigma: Regularisation σ of κ.
         max_length: Longest sequence in tokens.

@@ -67,7 +67,7 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
     rules: dict[str, Callable[[Group], Array]] = {}
     for quantity in QUANTITIES:
         if all(np.isfinite(held.quantities[quantity.name]).all() for held in groups.values()):
-            rules[_words(quantity)] = _by_quantity(groups, quantity)
+            rules[rule_of(quantity)] = _by_quantity(groups, quantity)
     rules["random placement"] = lambda key: np.ones(len(groups[key].units))
     if len({held.family for held in groups.values()}) > 1:
         rules["best on the other data sets"] = _elsewhere(groups)
@@ -94,7 +94,15 @@ def _interval(values: Array, kin: Sequence[Group], seed: int, resamples: int) ->
     return float(low), float(high)
 
 
-def _words(quantity: Quantity) -> str:
+def rule_of(quantity: Quantity) -> str:
+    """Name the rule that chooses the placement by a quantity.
+
+    Args:
+        quantity: Quantity.
+
+    Returns:
+        Which end of it is chosen, in words.
+    """
     return f"{'largest' if quantity.prefers > 0 else 'smallest'} {quantity.label}"
 
 

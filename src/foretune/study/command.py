@@ -68,8 +68,8 @@ def outlook_study(
     Args:
         grid: YAML file of the study.
         output: Folder of the study; its cells need not be finished.
-        samples: Labelled training samples, at most.
-        eval_samples: Labelled evaluation samples, at most.
+        samples: Labelled training samples, at most: all rows that train where these are fewer.
+        eval_samples: Labelled rows to predict, at most, of the evaluation split or of the rows held out.
         comparisons: Also simulate with A fixed, at the random head, with permuted labels and with a random backbone.
 
     Raises:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from foretune.config import EngineName
 from foretune.errors import ConfigError, ForetuneError, StoreError
+from foretune.provenance import usable_cores
 from foretune.study.grid import Cell
 from foretune.study.work import OnNews, work
 
@@ -140,7 +141,7 @@ class Processes:
         Raises:
             StoreError: If a process died, as for lack of memory.
         """
-        threads = max(1, (os.cpu_count() or 1) // self.workers)
+        threads = max(1, usable_cores() // self.workers)
         executor = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (threads,))
         try:
             futures = [executor.submit(do, job) for job in jobs]

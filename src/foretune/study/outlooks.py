@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from foretune.config import ScoreSettings
+from foretune.config import AdapterConfig, ScoreSettings
 from foretune.data import Task, load_task
 from foretune.forecasting.calibration import case_values
 from foretune.forecasting.outlook import Outlook, kind_of, outlooks, runs_of
@@ -26,12 +26,14 @@ from foretune.forecasting.survey import Survey, survey
 from foretune.models import Classifier, load_model
 from foretune.placement import adapted_names, lora_config
 from foretune.plan import Plan, prepare
+from foretune.sampling import n_training, split
 from foretune.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
 from foretune.study.rivals import data_quantities, lazy_quantities, placement_quantities
 from foretune.study.work import OUTLOOKS
 
+# 1: without an evaluation split samples and run were of other rows than were trained, and no kind of run was said
 SCHEMA = 2
 POINTS = 6
 OnNews = Callable[[str, int, int], None]
@@ -42,8 +44,8 @@ class OutlookSettings:
     """How outlooks are made.
 
     Attributes:
-        samples: Labelled training examples, at most: fewer where there are fewer.
-        eval_samples: Labelled evaluation examples, at most.
+        samples: Labelled training examples, at most: all rows that train where these are fewer.
+        eval_samples: Labelled rows to predict, at most, of the evaluation split or of the rows held out.
         comparisons: Whether to simulate with A fixed and at the random head, and the controls: with permuted labels
             and with a random backbone. Costs three more passes.
     """
@@ -118,8 +120,9 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     classifier = _load(group)
     plan, held = _survey(group, classifier)
     seconds = {"survey": time.perf_counter() - clock}
-    starts = _starts(group, classifier, held)
-    recipe = recipe_of(group.first.train, len(group.task.train.labels))
+    names = _module_names(group, classifier)
+    starts = _starts(group, names, held)
+    recipe = recipe_of(group.first.train, plan.train_rows)
     clock = time.perf_counter()
     alone, *found = outlooks(held, [held.start([]), *starts], recipe, points=POINTS)
     seconds["simulate"] = time.perf_counter() - clock
@@ -129,7 +132,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     own = placement_quantities(plan, held, starts)
     seconds["baselines"] = time.perf_counter() - clock
     if group.settings.comparisons:
-        for values, more in zip(own, _comparisons(group, classifier, held, starts), strict=True):
+        for values, more in zip(own, _comparisons(group, classifier, held, names), strict=True):
             values.update(more)
     each = {name: value / len(starts) for name, value in seconds.items()}
     return [
@@ -169,7 +172,7 @@ def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tup
         first.adapter, target_modules=("all-linear",), layers=None, r=max(cell.adapter.r for cell in group.cells)
     )
     score = ScoreSettings(
-        samples=min(group.settings.samples, len(task.train.labels)),
+        samples=min(group.settings.samples, n_training(task)),
         eval_samples=group.settings.eval_samples,
         draws=1,
         reduction="margin" if task.n_classes == 2 else "full",
@@ -181,27 +184,35 @@ def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tup
     return plan, survey(plan, probe=probe, autocast=torch.bfloat16 if first.train.bf16 else None)
 
 
-def _starts(group: _Group, classifier: Classifier, held: Survey) -> list[Start]:
+def _module_names(group: _Group, classifier: Classifier) -> list[tuple[str, ...]]:
+    """Modules of each cell; peft names them on a copy of the model, so once for all ranks of a placement."""
+    found: dict[AdapterConfig, tuple[str, ...]] = {}
+    for adapter in (replace(cell.adapter, r=1) for cell in group.cells):
+        if adapter not in found:
+            found[adapter] = adapted_names(classifier.model, lora_config(classifier.model, adapter))
+    return [found[replace(cell.adapter, r=1)] for cell in group.cells]
+
+
+def _starts(group: _Group, names: Sequence[Sequence[str]], held: Survey) -> list[Start]:
     places = {site.name: index for index, site in enumerate(held.sites)}
-    starts = []
-    for cell in group.cells:
-        names = adapted_names(classifier.model, lora_config(classifier.model, cell.adapter))
-        starts.append(held.start([places[name] for name in names], cell.adapter.r))
-    return starts
+    return [
+        held.start([places[name] for name in own], cell.adapter.r) for cell, own in zip(group.cells, names, strict=True)
+    ]
 
 
-def _comparisons(group: _Group, classifier: Classifier, held: Survey, starts: list[Start]) -> list[dict[str, Any]]:
+def _comparisons(
+    group: _Group, classifier: Classifier, held: Survey, names: Sequence[Sequence[str]]
+) -> list[dict[str, Any]]:
     """The same simulation with one thing changed at a time."""
-    recipe = recipe_of(group.first.train, len(group.task.train.labels))
+    starts = _starts(group, names, held)
+    recipe = recipe_of(group.first.train, n_training(group.task))
     lazy = outlooks(held, starts, recipe, train_a=False)
     kernels = lazy_quantities(held, starts)
     _, at_random_head = _survey(group, classifier, probe=False)
-    random_head = outlooks(at_random_head, _starts(group, classifier, at_random_head), recipe)
+    random_head = outlooks(at_random_head, _starts(group, names, at_random_head), recipe)
     del at_random_head
-    labels = np.random.default_rng([group.first.train.seed, 1]).permutation(group.task.train.labels)
-    task = replace(group.task, train=replace(group.task.train, labels=labels))
-    permuted = _simulated(replace(group, task=task), classifier)
-    random = _simulated(group, _load(group, backbone=group.first.train.seed))
+    permuted = _simulated(replace(group, task=permuted_task(group.task, group.first.train.seed)), classifier, names)
+    random = _simulated(group, _load(group, backbone=group.first.train.seed), names)
     return [
         {
             "lazy_accuracy": a.end.eval_accuracy,
@@ -215,10 +226,26 @@ def _comparisons(group: _Group, classifier: Classifier, held: Survey, starts: li
     ]
 
 
-def _simulated(group: _Group, classifier: Classifier) -> tuple[Outlook, ...]:
-    _, held = _survey(group, classifier)
-    recipe = recipe_of(group.first.train, len(group.task.train.labels))
-    return outlooks(held, _starts(group, classifier, held), recipe)
+def permuted_task(task: Task, seed: int) -> Task:
+    """Permute the labels of the rows that train, and of no others: those to predict keep theirs.
+
+    Args:
+        task: Data.
+        seed: Seed of the run, which chooses the rows too.
+
+    Returns:
+        Data.
+    """
+    rows = split(task, samples=0, eval_samples=None, seed=seed).training
+    labels = task.train.labels.copy()
+    labels[rows] = np.random.default_rng([seed, 1]).permutation(labels[rows])
+    return replace(task, train=replace(task.train, labels=labels))
+
+
+def _simulated(group: _Group, classifier: Classifier, names: Sequence[Sequence[str]]) -> tuple[Outlook, ...]:
+    plan, held = _survey(group, classifier)
+    recipe = recipe_of(group.first.train, plan.train_rows)
+    return outlooks(held, _starts(group, names, held), recipe)
 
 
 def _areas(outlook: Outlook) -> dict[str, float]:

@@ -130,6 +130,12 @@ def _from_folder(path: Path, cell: Cell | None = None) -> Record:
     epochs = _read_rows(path / "tune" / "history.csv", _epoch)
     outlook = path.parent.parent / OUTLOOKS / f"{held['key']}.json"
     seen = read_json(outlook) if outlook.is_file() else {"quantities": {}, "seconds": {}}
+    trained, simulated = int(facts["train_rows"]), seen.get("train_rows")
+    if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
+        raise StoreError(
+            f"cell {held['key']} was trained on {trained} rows and its outlook simulated on {simulated}: make the "
+            f"outlook anew with foretune study outlook; if they still differ, delete {str(path)!r} and run the study"
+        )
     quantities = {**held["quantities"], **seen["quantities"], **early_quantities(steps, epochs, int(facts["steps"]))}
     return Record(
         **{name: names[name] for name in NAMES},

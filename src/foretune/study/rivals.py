@@ -1,12 +1,12 @@
 """Metrics of others for the cells of a study, from the same samples: of the data set, and of each placement."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foretune.baselines.placements import gradient_norm, page
 from foretune.baselines.regressions import asymmetric_scores, lazy_scores
@@ -77,7 +77,7 @@ def placement_quantities(plan: Plan, survey: Survey, starts: Sequence[Start]) ->
     kernels = blocks.kernels(candidates)
     quick = quick_scores(blocks, candidates)
     modules = {a.site.name: _linear(a.module) for a in plan.adapted.adapters}
-    plop, kappa = plop_scores(modules, lambda: _run(plan)), kappa_tune_scores(modules)
+    plop, kappa = _plop(plan, modules), kappa_tune_scores(modules)
     names = [site.name for site in survey.sites]
     slopes = -blocks.residual[:, 1:] if blocks.residual.shape[1] == 2 else -blocks.residual
     return [
@@ -147,8 +147,15 @@ def _linear(module: Any) -> nn.Linear:
     return base
 
 
-def _run(plan: Plan) -> None:
+def _plop(plan: Plan, modules: Mapping[str, nn.Module]) -> dict[str, float]:
+    """PLoP on the first texts, without the positions that pad the shorter ones of a batch."""
     rows = list(range(min(TEXTS, len(plan.train.features))))
-    with torch.no_grad(), plan.adapted.forward():
-        for batch in batches(plan.train, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
-            plan.adapted.model(**batch.inputs)
+    inputs: dict[str, Tensor] = {}
+
+    def run() -> None:
+        with plan.adapted.forward():
+            for batch in batches(plan.train, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
+                inputs.update(batch.inputs)
+                plan.adapted.model(**batch.inputs)
+
+    return plop_scores(modules, run, kept=lambda: inputs.get("attention_mask"))

@@ -11,14 +11,11 @@ from peft import LoraConfig, PeftModel
 
 from foretune.config import TuneSettings
 from foretune.data import Task, TextSplit
-from foretune.errors import DataError
 from foretune.models import Classifier, Encoded, encode
 from foretune.placement import is_base, read_adapters
 from foretune.plan import place_for
-from foretune.sampling import draw_indices
+from foretune.sampling import draw_indices, split
 from foretune.sites import Site
-
-HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,9 @@ def prepare_tune(
 ) -> TunePlan:
     """Place the adapters as for a score, choose and tokenise the rows: all that can go wrong before the work starts.
 
-    With an evaluation split all rows of the training split train; without one, rows are held out of it, the same
-    that a score with this seed and `eval_samples` holds out (a fifth of them where `eval_samples` is not given).
+    With an evaluation split all rows of the training split train; without one, a fifth of them is held out, the same
+    that every score and forecast with this seed holds out. `eval_samples` chooses among the rows to evaluate on, and
+    never changes what trains.
 
     Args:
         classifier: Model and tokenizer.
@@ -108,30 +106,17 @@ def prepare_tune(
 
     Returns:
         The plan.
-
-    Raises:
-        DataError: If the training split is too small to hold rows out of it.
     """
     placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
-    n_rows = len(task.train.labels)
-    if task.evaluation is None:
-        held = max(1, round(HELD_OUT_SHARE * n_rows)) if settings.eval_samples is None else settings.eval_samples
-        if held >= n_rows:
-            raise DataError(f"holding {held} of {n_rows} rows out leaves none to train on: lower --eval-samples")
-        order = draw_indices(n_rows, n_rows, seed=settings.seed)
-        split, eval_indices, train_indices = task.train, order[:held], np.sort(order[held:])
-    else:
-        split, train_indices = task.evaluation, np.arange(n_rows)
-        n_eval = len(split.labels)
-        eval_indices = draw_indices(n_eval, min(settings.eval_samples or n_eval, n_eval), seed=settings.seed)
-    train = _rows(task.train, train_indices, classifier, settings.max_length)
-    evaluation = _rows(split, eval_indices, classifier, settings.max_length)
+    rows = split(task, samples=0, eval_samples=settings.eval_samples, seed=settings.seed)
+    train = _rows(task.train, rows.training, classifier, settings.max_length)
+    evaluation = _rows(task.evaluation or task.train, rows.eval_indices, classifier, settings.max_length)
     train_eval = None
     if settings.train_eval_samples:
-        chosen = draw_indices(len(train_indices), min(settings.train_eval_samples, len(train_indices)), seed=0)
+        chosen = draw_indices(len(rows.training), min(settings.train_eval_samples, len(rows.training)), seed=0)
         train_eval = _select(train, np.sort(chosen))
-    return TunePlan(classifier, placed, sites, task, settings, train, train_eval, evaluation, task.evaluation is None)
+    return TunePlan(classifier, placed, sites, task, settings, train, train_eval, evaluation, rows.held_out)
 
 
 def _rows(split: TextSplit, indices: NDArray[np.int64], classifier: Classifier, max_length: int) -> Rows:

@@ -199,7 +199,8 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
     predicted, labels = np.argmax(logits, axis=-1), prediction.label_ids
     return {
         "accuracy": float(np.mean(predicted == labels)),
-        "matthews": float(matthews_corrcoef(labels, predicted)),
+        # 0 by definition where all is one class, of which sklearn warns
+        "matthews": float(matthews_corrcoef(labels, predicted)) if len(np.union1d(labels, predicted)) > 1 else 0.0,
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
     }
 

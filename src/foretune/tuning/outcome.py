@@ -49,7 +49,7 @@ class TuneResult:
         return self.history.epochs[-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Lay the result out as in `result.json` (docs/result.md).
+        """Lay the result out as in `result.json` (docs/study.md).
 
         Returns:
             JSON-ready values; what is not finite is None.
