@@ -6,6 +6,7 @@ until the input has been parsed.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -141,17 +142,12 @@ def demo(
         json: Print result.json to stdout instead of the table.
     """
     import shlex
-    import tempfile
 
-    from foretune.demo import export_bbc_news, model_folder
-    from foretune.store import check_free
+    from foretune.demo import data_of_demo, model_folder
     from foretune.terminal import console
 
-    if output is not None:
-        check_free(output)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if output is None else output.with_name(f"{output.name}-data")
-        tokens = ["score", "--model", str(model_folder()), "--dataset", str(export_bbc_news(folder))]
+    with data_of_demo(output) as folder:
+        tokens = ["score", "--model", str(model_folder()), "--dataset", str(folder)]
         tokens += ["--target-modules", "query", "value", "--layers", "0", "2", "5"]
         tokens += ["--samples", str(samples), "--max-length", "128"]
         tokens += [] if output is None else ["--output", str(output)]
@@ -170,17 +166,28 @@ def score_command(config: ScoreConfig, output: Path | None, *, training: Trainin
         training: The run whose course is forecast, None for no such forecast.
         as_json: Whether to print JSON instead of the table.
     """
-    from foretune.store import check_free, to_json
+    from foretune.folders import hold
+    from foretune.store import check_free
+
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(hold(output))
+            check_free(output)
+        _score(config, output, training, as_json=as_json)
+
+
+def _score(config: ScoreConfig, output: Path | None, training: Training | None, *, as_json: bool) -> None:
+    """Score, save to a free folder that no other run writes to, and print."""
+    from foretune.store import to_json
     from foretune.terminal import console, placement_in_words, progress
 
-    if output is not None:
-        check_free(output)
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
         from foretune.forecasting.calibration import shipped_calibration
         from foretune.forecasting.curve import forecast_run
+        from foretune.forecasting.survey import check_survey
         from foretune.models import load_model
         from foretune.placement import lora_config
         from foretune.plan import describe, prepare
@@ -194,6 +201,8 @@ def score_command(config: ScoreConfig, output: Path | None, *, training: Trainin
         classifier = load_model(config.model, task.label_names, config.settings.seed)
         lora = lora_config(classifier.model, config.adapter) if given is None else given
         plan = prepare(classifier, task, lora, config.settings, inplace=True)
+        if training is not None:
+            check_survey(plan)
     seconds_load = time.perf_counter() - start
     print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
     with progress(log, "texts through the model", plan.n_passes) as update:
@@ -256,9 +265,9 @@ class _ConfigFile(Yaml):
         if not isinstance(content, dict):
             raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
         named = {_canonical_name(str(name)): value for name, value in content.items() if value not in (None, [])}
-        if "adapter-config" in named:  # a run folder holds this file too, wherever the folder lies by now
-            beside = path.parent / str(named["adapter-config"])
-            named["adapter-config"] = str(beside if beside.exists() else named["adapter-config"])
+        for name in {"adapter-config", "calibration"} & named.keys():  # a run folder holds this file, wherever it lies
+            beside = path.parent / str(named[name])
+            named[name] = str(beside if beside.exists() else named[name])
         passed = self.foreign if named.get("curve") else self.foreign | self.without_curve
         return {name: value for name, value in named.items() if name not in passed}
 
@@ -290,6 +299,7 @@ def _foreign(command: str) -> frozenset[str]:
     for name in ("score", "tune"):
         names[name].add("adapter-config")
     names["score"].add("curve")
+    names["rank"] |= {"calibration", "choose"}
     return frozenset(set().union(*names.values()) - names.get(command, names["score"]))
 
 

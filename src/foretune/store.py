@@ -203,7 +203,7 @@ def plain_text(path: Path, text: str) -> None:
         path: File.
         text: UTF-8 text.
     """
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def finite(value: Any) -> Any:
