@@ -6,6 +6,7 @@ until the input has been parsed.
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,7 @@ from foretune.config import (
     one_adapter,
 )
 from foretune.errors import ConfigError, ForetuneError
-from foretune.forecasting.training import Training
+from foretune.forecasting.training import CurveWanted, Training
 from foretune.paper.command import paper
 from foretune.ranking.command import rank
 from foretune.ranking.settings import Candidates, RankSample
@@ -127,8 +128,8 @@ def score(
         )
     described = one_adapter(adapter, adapter_config)
     run_config = ScoreConfig(model, data, described, settings or ScoreSettings(), adapter_config)
-    run_forecast = training or Training() if curve else None
-    score_command(run_config, output, training=run_forecast, calibration=calibration, as_json=json)
+    wanted = CurveWanted(training or Training(), calibration) if curve else None
+    score_command(run_config, output, curve=wanted, as_json=json)
 
 
 @app.command
@@ -146,17 +147,12 @@ def demo(
         json: Print result.json to stdout instead of the table.
     """
     import shlex
-    import tempfile
 
-    from foretune.demo import export_bbc_news, model_folder
-    from foretune.store import check_free
+    from foretune.demo import data_of_demo, model_folder
     from foretune.terminal import console
 
-    if output is not None:
-        check_free(output)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if output is None else output.with_name(f"{output.name}-data")
-        tokens = ["score", "--model", str(model_folder()), "--dataset", str(export_bbc_news(folder))]
+    with data_of_demo(output) as folder:
+        tokens = ["score", "--model", str(model_folder()), "--dataset", str(folder)]
         tokens += ["--target-modules", "query", "value", "--layers", "0", "2", "5"]
         tokens += ["--samples", str(samples), "--max-length", "128"]
         tokens += [] if output is None else ["--output", str(output)]
@@ -166,34 +162,37 @@ def demo(
         app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
 
 
-def score_command(
-    config: ScoreConfig,
-    output: Path | None,
-    *,
-    training: Training | None = None,
-    calibration: Path | None = None,
-    as_json: bool,
-) -> None:
+def score_command(config: ScoreConfig, output: Path | None, *, curve: CurveWanted | None = None, as_json: bool) -> None:
     """Load, plan, run, save and print one score.
 
     Args:
         config: All settings.
         output: Folder of the run, or None to save nothing.
-        training: The run whose course is forecast, None for no such forecast.
-        calibration: Calibration of that forecast, None for the one that comes with foretune.
+        curve: The run whose course is forecast, None for no such forecast.
         as_json: Whether to print JSON instead of the table.
     """
-    from foretune.store import check_free, to_json
+    from foretune.folders import hold
+    from foretune.store import check_free
+
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(hold(output))
+            check_free(output)
+        _score(config, output, curve, as_json=as_json)
+
+
+def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None, *, as_json: bool) -> None:
+    """Score, save to a free folder that no other run writes to, and print."""
+    from foretune.store import to_json
     from foretune.terminal import console, placement_in_words, progress
 
-    if output is not None:
-        check_free(output)
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.data import load_task
         from foretune.forecasting.calibration import read_calibration
-        from foretune.forecasting.curve import forecast_run
+        from foretune.forecasting.curve import RunCurve, forecast_run
+        from foretune.forecasting.survey import check_survey
         from foretune.models import load_model
         from foretune.placement import lora_config
         from foretune.plan import describe, prepare
@@ -202,23 +201,26 @@ def score_command(
         from foretune.save import save_score
         from foretune.scores import run as run_plan
 
-        calibrated = None if training is None else read_calibration(calibration)
+        calibration = None if wanted is None else read_calibration(wanted.calibration)
         given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
         task = load_task(config.data)
         classifier = load_model(config.model, task.label_names, config.settings.seed)
         lora = lora_config(classifier.model, config.adapter) if given is None else given
         plan = prepare(classifier, task, lora, config.settings, inplace=True)
+        if wanted is not None:
+            check_survey(plan)
     seconds_load = time.perf_counter() - start
     print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     content, curve = result.to_dict(), None
-    if training is not None and calibrated is not None:
+    if wanted is not None and calibration is not None:
         with progress(log, "steps of the simulated run", None) as update:
             course = forecast_run(
-                plan, training, calibrated, on_step=lambda done, total: update(completed=done, total=total)
+                plan, wanted.training, calibration, on_step=lambda done, total: update(completed=done, total=total)
             )
-        curve, content["curve"] = (training, course), course.to_dict()
+        content["curve"] = course.to_dict()
+        curve = RunCurve(wanted.training, course, None if wanted.calibration is None else calibration)
     if output is not None:
         save_score(result, output, config, given, curve)
         log.print(f"saved to {output}", highlight=False)
@@ -270,9 +272,9 @@ class _ConfigFile(Yaml):
         if not isinstance(content, dict):
             raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
         named = {_canonical_name(str(name)): value for name, value in content.items() if value not in (None, [])}
-        if "adapter-config" in named:  # a run folder holds this file too, wherever the folder lies by now
-            beside = path.parent / str(named["adapter-config"])
-            named["adapter-config"] = str(beside if beside.exists() else named["adapter-config"])
+        for name in {"adapter-config", "calibration"} & named.keys():  # a run folder holds this file, wherever it lies
+            beside = path.parent / str(named[name])
+            named[name] = str(beside if beside.exists() else named[name])
         passed = self.foreign if named.get("curve") else self.foreign | self.without_curve
         return {name: value for name, value in named.items() if name not in passed}
 
@@ -291,7 +293,7 @@ def _use_config(tokens: Sequence[str]) -> None:
     for file in files:
         file.foreign = passed
         if tokens[0] == "score" and "--curve" not in tokens:  # a fine-tune's file describes a run, a score need not
-            file.without_curve = frozenset(_canonical_name(field.name) for field in fields(Training))
+            file.without_curve = frozenset(_canonical_name(field.name) for field in fields(Training)) | {"calibration"}
     app.config = tuple(files)
 
 
@@ -304,7 +306,7 @@ def _foreign(command: str) -> frozenset[str]:
     for name in ("score", "tune"):
         names[name].add("adapter-config")
     names["score"] |= {"curve", "calibration"}
-    names["rank"].add("calibration")
+    names["rank"] |= {"calibration", "choose"}
     return frozenset(set().union(*names.values()) - names.get(command, names["score"]))
 
 

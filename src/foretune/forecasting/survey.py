@@ -93,20 +93,13 @@ def survey(
 
     Returns:
         What it gave.
-
-    Raises:
-        DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
-        ConfigError: If the token factors would not fit into the memory that is free.
     """
     start = time.perf_counter()
-    _check_memory(plan)
+    y_train = check_survey(plan, probe=probe)
     if autocast is not None:
         mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
         plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
-    y_train = plan.task.train.labels[plan.sample.train_indices]
-    check_classes(y_train, plan.task.label_names)
-    if plan.evaluation is None:
-        raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
+    assert plan.evaluation is not None
     y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
     modules = head_modules(plan.placed)
     *below, (name, layer) = modules.items()
@@ -121,8 +114,6 @@ def survey(
         plan.adapted, {name: layer}, _tracked(plan, plan.train, None, on_batch), n=n, n_classes=plan.task.n_classes
     )
     folds = probe_folds(n, seed=plan.settings.seed)
-    if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
-        raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
     nobody = np.array([], dtype=np.int64)
     *heads, last = probe_weights(name, layer, inputs, y_train, left_out=[*folds, nobody])
 
@@ -140,6 +131,32 @@ def survey(
         fold[held] = index
     samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
     return _survey(plan, *samples, own, start)
+
+
+def check_survey(plan: Plan, *, probe: bool = True) -> NDArray[np.int64]:
+    """Refuse what a survey cannot be made of, before any work.
+
+    Args:
+        plan: Plan of the pass; that of a score may have any reduction.
+        probe: As in `survey`.
+
+    Returns:
+        Classes of the training samples.
+
+    Raises:
+        DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
+        ConfigError: If the token factors would not fit into the memory that is free.
+    """
+    if plan.evaluation is None:
+        raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
+    y_train = plan.task.train.labels[plan.sample.train_indices]
+    check_classes(y_train, plan.task.label_names)
+    folds = probe_folds(len(y_train), seed=plan.settings.seed) if probe else ()
+    if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
+        raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
+    head_modules(plan.placed)
+    _check_memory(plan)
+    return y_train
 
 
 def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head:
@@ -170,10 +187,11 @@ def factor_bytes(plan: Plan) -> int:
         plan: Plan of the pass.
 
     Returns:
-        Σ over tokens and modules of (d_in + k·d_out) numbers in bfloat16.
+        Σ over tokens and modules of (d_in + (C − 1)·d_out) numbers in bfloat16.
     """
+    n_outputs = plan.task.n_classes - 1  # of margin and full, whatever the plan's own reduction is
     tokens = int(plan.train.lengths.sum()) + (0 if plan.evaluation is None else int(plan.evaluation.lengths.sum()))
-    return 2 * tokens * sum(site.d_in + plan.reduction.n_outputs * site.d_out for site in plan.adapted.sites)
+    return 2 * tokens * sum(site.d_in + n_outputs * site.d_out for site in plan.adapted.sites)
 
 
 def _check_memory(plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """Settings of the run that is forecast. Imports nothing heavy: the command line builds its help from these."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from foretune.config import Scheduler, TuneSettings
 
@@ -49,3 +50,16 @@ class Training:
             max_length=max_length,
             seed=seed,
         )
+
+
+@dataclass(frozen=True)
+class CurveWanted:
+    """A forecast of a run's course that was asked for.
+
+    Attributes:
+        training: The run.
+        calibration: Calibration of the forecast; None for the one that comes with foretune.
+    """
+
+    training: Training
+    calibration: Path | None = None

@@ -25,7 +25,12 @@ _TASK = "SEQ_CLS"
 
 
 def candidate_config(
-    candidate: Candidate, sites: Sequence[Site], template: LoraConfig, model: nn.Module, *, alpha: float | None = None
+    candidate: Candidate,
+    sites: Sequence[Site],
+    template: LoraConfig,
+    model: nn.Module | Sequence[str],
+    *,
+    alpha: float | None = None,
 ) -> LoraConfig:
     """Make peft's configuration of a candidate.
 
@@ -38,7 +43,7 @@ def candidate_config(
         candidate: Placement.
         sites: Every module that can be adapted, as the candidate counts them.
         template: What else the adapters have: α, initialisation, rank stabilisation, dropout, …; not changed.
-        model: The model that it is for, with adapters or without; not changed.
+        model: The model that it is for, with adapters or without, not changed; or the names of its modules.
         alpha: α instead of the template's, which stays whatever the rank.
 
     Returns:
@@ -47,8 +52,7 @@ def candidate_config(
     Raises:
         PlacementError: If the model lacks one of the modules.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    modules = [name for name, _ in base.named_modules() if name]
+    modules = module_names(model) if isinstance(model, nn.Module) else model
     members = [sites[position] for position in candidate.sites]
     names = {site.name for site in members}
     missing = sorted(names.difference(modules))
@@ -67,6 +71,19 @@ def candidate_config(
     else:  # a path that another one ends in
         config.target_modules, config.layers_to_transform = "|".join(map(re.escape, sorted(names))), None
     return config
+
+
+def module_names(model: nn.Module) -> tuple[str, ...]:
+    """List the modules of a model, all that a candidate's configuration depends on.
+
+    Args:
+        model: The model, with adapters or without.
+
+    Returns:
+        Paths in the model without adapters.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return tuple(name for name, _ in base.named_modules() if name)
 
 
 def _spellings(members: Sequence[Site], sites: Sequence[Site]) -> list[tuple[list[str], list[int] | None]]:
@@ -101,7 +118,7 @@ def write_adapter_config(
     candidate: Candidate,
     sites: Sequence[Site],
     template: LoraConfig,
-    model: nn.Module,
+    model: nn.Module | Sequence[str],
     folder: Path,
     *,
     alpha: float | None = None,
@@ -114,7 +131,7 @@ def write_adapter_config(
         candidate: Placement.
         sites: Every module that can be adapted, as the candidate counts them.
         template: What else the adapters have.
-        model: The model that it is for.
+        model: The model that it is for, or the names of its modules.
         folder: Folder, made unless it is there.
         alpha: α instead of the template's.
 

@@ -1,13 +1,19 @@
 """`foretune rank`."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from foretune.config import ADAPTER_FILE
 from foretune.errors import ConfigError
 from foretune.forecasting.training import Training
 from foretune.ranking.settings import Candidates, RankConfig, RankData, RankModels, RankSample
+
+if TYPE_CHECKING:
+    from foretune.ranking.ranks import Ranking
 
 
 def rank(
@@ -60,19 +66,29 @@ def rank_command(
     Raises:
         ConfigError: If the chosen row does not exist.
     """
-    from foretune.store import check_free, finite, make_folder, to_json
-    from foretune.terminal import console, progress
+    from foretune.folders import hold
+    from foretune.store import check_free
 
     most = config.candidates.finalists * len(config.models.model) * len(config.data.dataset)
     if not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
-    if output is not None:
-        check_free(output)
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(hold(output))
+            check_free(output)
+        _rank(config, output, calibration, choose=choose, as_json=as_json)
+
+
+def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, choose: int, as_json: bool) -> None:
+    """Rank, save to a free folder that no other run writes to, and print."""
+    from foretune.store import finite, to_json
+    from foretune.terminal import console, progress
+
     log = console(stderr=True)
     with log.status("loading"):
         from foretune.forecasting.calibration import read_calibration
         from foretune.ranking.ranks import rank_one
-        from foretune.ranking.report import percent, ranking_content, ranking_table, save_rankings
+        from foretune.ranking.report import Wanted, ranking_content, save_rankings
 
         calibrated = read_calibration(calibration)
     rankings = []
@@ -84,9 +100,6 @@ def rank_command(
                     update(completed=done, total=total, note=what)
 
                 rankings.append(rank_one(config, model, dataset, calibrated, on_news=news))
-    n_rows = sum(len(ranking.rows) for ranking in rankings)
-    if choose > n_rows:
-        raise ConfigError(f"choose = {choose}: the table has {n_rows} rows")
     for ranking in rankings:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items())
         log.print(
@@ -95,15 +108,26 @@ def rank_command(
             f"{ranking.train_rows:,} rows; {seconds}",
             highlight=False,
         )
+    n_rows = sum(len(ranking.rows) for ranking in rankings)
     if output is not None:
-        make_folder(output)
-        written = save_rankings(rankings, config, calibrated, output, choose=choose)
-        log.print(f"saved to {output}; adapter of row {choose} in {written}", highlight=False)
+        save_rankings(rankings, config, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
+        chosen = f"; adapter of row {choose} in {output / ADAPTER_FILE}" if choose <= n_rows else ""
+        log.print(f"saved to {output}{chosen}", highlight=False)
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
     if as_json:
         print(to_json(finite(ranking_content(rankings, config, calibrated))))  # noqa: T201  # the result goes to stdout
-        return
+    else:
+        _print(rankings)
+    if choose > n_rows:
+        kept = "nothing was saved" if output is None else f"all but {ADAPTER_FILE} is saved to {str(output)!r}"
+        raise ConfigError(f"choose = {choose}: the table has {n_rows} rows; {kept}")
+
+
+def _print(rankings: "Sequence[Ranking]") -> None:
+    from foretune.ranking.report import percent, ranking_table
+    from foretune.terminal import console
+
     screen = console()
     ranking_table(rankings).show(screen)
     for ranking in rankings:

@@ -27,6 +27,7 @@ from foretune.forecasting.survey import survey
 from foretune.models import Classifier, load_model
 from foretune.placement import lora_config
 from foretune.plan import Plan, prepare
+from foretune.ranking.adapter_file import module_names
 from foretune.ranking.blocks import blocks_of
 from foretune.ranking.candidates import (
     BYTES_PER_PARAMETER,
@@ -84,7 +85,7 @@ class Ranking:
     Attributes:
         model: Model as given.
         dataset: Data set as given.
-        classifier: The loaded model.
+        modules: Names of all modules of the model, which itself is not kept.
         template: peft's configuration of all modules, from which a candidate's is made.
         sites: Every module that can be adapted.
         rows: Finalists, the best first.
@@ -102,7 +103,7 @@ class Ranking:
 
     model: str
     dataset: str
-    classifier: Classifier
+    modules: tuple[str, ...]
     template: LoraConfig
     sites: tuple[Site, ...]
     rows: tuple[Row, ...]
@@ -231,7 +232,7 @@ def _rank(
     return Ranking(
         model=classifier.source,
         dataset=task.source,
-        classifier=plan.classifier,
+        modules=module_names(classifier.model),
         template=ready.template,
         sites=held.sites,
         rows=_ordered(rows, calibration),

@@ -1,23 +1,40 @@
 """Tables and files of a ranking."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from peft import LoraConfig
 
-from foretune.forecasting.calibration import Calibration, Interval
+from foretune.config import ADAPTER_FILE
+from foretune.forecasting.calibration import CALIBRATION, Calibration, Interval
 from foretune.provenance import versions
-from foretune.ranking.adapter_file import write_adapter_config
+from foretune.ranking.adapter_file import candidate_config, write_adapter_config
+from foretune.ranking.adapter_file import save_adapter as save_config
 from foretune.ranking.figure import heat_map
 from foretune.ranking.finalists import Quick
 from foretune.ranking.ranks import Ranking, Row
 from foretune.ranking.settings import RankConfig
-from foretune.store import finite, write_json, write_text, write_whole
+from foretune.store import finite, plain_text, write_json, write_run
 from foretune.study.tables import Table
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a ranking's folder holds beside the ranking.
+
+    Attributes:
+        choose: Row of the table, from 1, whose `adapter_config.json` is written.
+        own_calibration: Whether the calibration was given, so that a replay needs it.
+    """
+
+    choose: int = 1
+    own_calibration: bool = False
 
 
 def best_first(rankings: Sequence[Ranking]) -> list[tuple[Ranking, Row]]:
@@ -224,31 +241,55 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
 
 
 def save_rankings(
-    rankings: Sequence[Ranking], config: RankConfig, calibration: Calibration, folder: Path, *, choose: int = 1
-) -> Path:
-    """Write a run folder: tables, figures, numbers and the chosen row's adapter configuration.
+    rankings: Sequence[Ranking], config: RankConfig, calibration: Calibration, folder: Path, wanted: Wanted
+) -> None:
+    """Write a run folder, whole or not at all: tables, figures, numbers and the chosen row's adapter configuration.
 
     Args:
         rankings: Rankings.
         config: All settings.
         calibration: What the forecasts were calibrated with.
-        folder: Existing folder.
-        choose: Row of the table, from 1, whose `adapter_config.json` is written.
-
-    Returns:
-        The adapter's configuration.
+        folder: New or empty folder.
+        wanted: What else was asked for. Where the table has no such row, no `adapter_config.json` is written.
     """
-    ranking_table(rankings).save(folder, "ranking")
-    write_whole(folder / "ranking.csv", numbers_table(rankings).write_csv)
-    write_whole(folder / "candidates.csv", quick_table(rankings).write_csv)
+    table = ranking_table(rankings)
+    content = finite(ranking_content(rankings, config, calibration))
+    flags = {**_flags(config), "choose": wanted.choose}
+    writers: dict[str, Callable[[Path], None]] = {
+        "ranking.csv": numbers_table(rankings).write_csv,
+        "ranking.md": lambda path: plain_text(path, table.markdown()),
+        "ranking.tex": lambda path: plain_text(path, table.latex()),
+        "candidates.csv": quick_table(rankings).write_csv,
+        "result.json": lambda path: write_json(path, content),
+    }
     for index, ranking in enumerate(rankings):
         name = "heatmap.png" if len(rankings) == 1 else f"heatmap-{index + 1}.png"
-        write_whole(folder / name, lambda path, ranking=ranking: heat_map(ranking, path))  # type: ignore[misc]
-    content = finite(ranking_content(rankings, config, calibration))
-    write_whole(folder / "result.json", lambda path: write_json(path, content))
-    write_text(folder / "config.yaml", yaml.safe_dump(_flags(config), sort_keys=False, allow_unicode=True))
-    ranking, row = best_first(rankings)[choose - 1]
-    return save_adapter(ranking, row.quick, folder)
+        writers[name] = partial(heat_map, ranking)
+    if wanted.own_calibration:
+        flags["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
+        writers[CALIBRATION] = lambda path: write_json(path, calibration.to_dict())
+    header = f"# foretune {versions()['foretune']}. Replay: foretune rank --config config.yaml --output NEW_FOLDER\n"
+    text = header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
+    writers["config.yaml"] = lambda path: plain_text(path, text)
+    ordered = best_first(rankings)
+    if wanted.choose <= len(ordered):
+        ranking, row = ordered[wanted.choose - 1]
+        adapter = adapter_of(ranking, row.quick)
+        writers[ADAPTER_FILE] = lambda path: save_config(adapter, path)
+    write_run(folder, writers)
+
+
+def adapter_of(ranking: Ranking, entry: Quick) -> LoraConfig:
+    """Make peft's configuration of a candidate.
+
+    Args:
+        ranking: Its ranking.
+        entry: Candidate.
+
+    Returns:
+        The configuration.
+    """
+    return candidate_config(entry.candidate, ranking.sites, ranking.template, ranking.modules)
 
 
 def save_adapter(ranking: Ranking, entry: Quick, folder: Path | str) -> Path:
@@ -262,10 +303,9 @@ def save_adapter(ranking: Ranking, entry: Quick, folder: Path | str) -> Path:
     Returns:
         The file.
     """
-    model = ranking.classifier.model
-    return write_adapter_config(entry.candidate, ranking.sites, ranking.template, model, Path(folder))
+    return write_adapter_config(entry.candidate, ranking.sites, ranking.template, ranking.modules, Path(folder))
 
 
-def _flags(config: RankConfig) -> Mapping[str, Any]:
+def _flags(config: RankConfig) -> dict[str, Any]:
     joined = {name: value for group in vars(config).values() for name, value in vars(group).items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}

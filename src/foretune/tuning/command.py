@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter
+from rich.text import Text
 
 from foretune.config import AdapterConfig, DataConfig, ModelConfig, TuneConfig, TuneSettings, one_adapter
 from foretune.errors import ConfigError
@@ -58,12 +59,28 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
 
     Raises:
         ConfigError: If a curve is to be drawn and nothing is saved.
-        KeyboardInterrupt: With what became of the work.
     """
+    from foretune.folders import disk, hold, place_of
+    from foretune.terminal import is_first_process
+
+    if output is None:
+        if forecast is not None:
+            raise ConfigError(f"--forecast {str(forecast)!r} is drawn into loss.png: name a folder with --output")
+        with ExitStack() as stack:
+            with disk("cannot make a temporary folder"):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            _tune(config, folder, None, None, as_json=as_json)
+    elif is_first_process():  # it alone writes, and holds the folder for all processes of the run
+        with hold(output) as folder:
+            _tune(config, folder, output, forecast, as_json=as_json)
+    else:
+        _tune(config, place_of(output), output, forecast, as_json=as_json)
+
+
+def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path | None, *, as_json: bool) -> None:
+    """Tune in a folder that no other run writes to, `output` if that is given."""
     from foretune.terminal import console, is_first_process, placement_in_words, progress
 
-    if forecast is not None and output is None:
-        raise ConfigError(f"--forecast {str(forecast)!r} is drawn into loss.png: name a folder for it with --output")
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
@@ -74,13 +91,15 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
         from foretune.store import to_json
         from foretune.tuning.course import describe_tune, prepare_tune
         from foretune.tuning.fit import Hooks
-        from foretune.tuning.folder import claim, close_folder, keep_forecast, open_folder, write_history
+        from foretune.tuning.folder import begun, claim, close_folder, read_forecast, write_history
         from foretune.tuning.outcome import run_tune
         from foretune.tuning.report import print_tune, print_tune_plan
 
         flags = config.to_dict()
         given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
-        goes_on = output is not None and claim(output, flags, given)
+        writes = output is not None and is_first_process()
+        goes_on = writes and claim(folder, flags, given)
+        drawn = read_forecast(folder, forecast)
         task = load_task(config.data)
         classifier = load_model(config.model, task.label_names, config.settings.seed)
         lora = lora_config(classifier.model, config.adapter) if given is None else given
@@ -91,17 +110,18 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
     if goes_on:
         log.print(f"going on with the run in {output}", style="yellow", highlight=False)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if output is None else output
-        if output is not None and is_first_process():
-            open_folder(output, flags, given)
-            if forecast is not None:
-                keep_forecast(forecast, output)
+        if writes:
+            stack.enter_context(begun(folder, flags, given, forecast=drawn))
         update = stack.enter_context(progress(log, "steps", None))
 
         def on_step(done: int, total: int, loss: float | None) -> None:
             update(completed=done, total=total, note="" if loss is None else f"loss {loss:.4f}")
 
-        hooks = Hooks(on_step, None if output is None else lambda history: write_history(history, folder))
+        def on_note(note: str) -> None:
+            log.print(Text(note), style="yellow", soft_wrap=True)
+
+        on_record = None if output is None else lambda history: write_history(history, folder)
+        hooks = Hooks(on_step, on_record, on_note)
         try:
             result = run_tune(plan, folder, seconds_load=seconds_load, hooks=hooks)
         except KeyboardInterrupt as error:
@@ -112,7 +132,7 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
     if output is None:
         log.print("nothing saved: name a folder with --output", style="dim")
     else:
-        close_folder(result, output)
+        close_folder(result, folder, forecast=drawn)
         log.print(f"saved to {output}", highlight=False)
     content = result.to_dict()
     if as_json:

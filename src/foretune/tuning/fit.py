@@ -1,7 +1,5 @@
 """Train a plan on the Hugging Face Trainer, so that a killed run goes on from its last epoch."""
 
-import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,11 +23,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from foretune.errors import ConfigError
+from foretune.folders import disk
+from foretune.tuning.checkpoints import OnNote, last_whole, seal
 from foretune.tuning.course import TunePlan
 from foretune.tuning.curves import History, read_log
 
 RECORDS_PER_EPOCH = 50
-CHECKPOINTS = "checkpoint-*"  # as the Trainer calls them
 OnStep = Callable[[int, int, float | None], None]
 OnRecord = Callable[[History], None]
 
@@ -41,10 +40,12 @@ class Hooks:
     Attributes:
         on_step: With the steps done, the steps in all and the latest training loss, None before the first.
         on_record: With the course so far, after each record of the log.
+        on_note: With a sentence on a checkpoint that cannot be used.
     """
 
     on_step: OnStep | None = None
     on_record: OnRecord | None = None
+    on_note: OnNote | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
         if self._hooks.on_record is not None and state.is_world_process_zero:
             self._hooks.on_record(read_log(state.log_history))
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if state.is_world_process_zero:
+            seal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self._hooks.on_step is not None and state.is_world_process_zero:
             loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
@@ -95,7 +100,7 @@ def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
     """Train adapter and head with AdamW on cross-entropy; go on from the last whole checkpoint if there is one.
 
     The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. The model is
-    evaluated before training and after each epoch, and the last checkpoint is kept in the folder.
+    evaluated before training and after each epoch, and the last two checkpoints are kept in the folder.
 
     Args:
         plan: From `prepare_tune`; its model is trained in place.
@@ -107,14 +112,22 @@ def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
 
     Raises:
         ConfigError: If bfloat16, a tracker or a GPU other than the first is asked for and cannot be had.
+        StoreError: If the disk refuses; the checkpoints that are whole are kept.
     """
+    hooks = hooks or Hooks()
+    with disk(f"the run in {str(folder)!r} stopped", "make room: the same command goes on from the last whole epoch"):
+        return _fit(plan, folder, hooks)
+
+
+def _fit(plan: TunePlan, folder: Path, hooks: Hooks) -> Fitted:
     arguments = _arguments(plan, folder)
-    last = _last_checkpoint(folder, clean=arguments.process_index == 0)
+    first = arguments.process_index == 0
+    last = last_whole(folder, clean=first, on_note=hooks.on_note if first else None)
     arguments.eval_on_start = last is None  # on resuming, the log has it already
     steps_per_epoch = plan.steps_per_epoch(arguments.world_size)
     arguments.logging_steps = max(1, steps_per_epoch // RECORDS_PER_EPOCH)
     with _quiet():
-        trainer = _trainer(plan, arguments, hooks or Hooks())
+        trainer = _trainer(plan, arguments, hooks)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     plan.placed.eval()
     return Fitted(
@@ -173,7 +186,7 @@ def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
             use_cpu=plan.classifier.device.type == "cpu",
             eval_strategy="epoch",
             save_strategy="epoch",
-            save_total_limit=1,
+            save_total_limit=2,  # the one before counts until the last is sealed
             logging_nan_inf_filter=False,  # a run that diverges says so
             remove_unused_columns=False,
             label_names=["labels"],
@@ -203,19 +216,6 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
         "matthews": float(matthews_corrcoef(labels, predicted)) if len(np.union1d(labels, predicted)) > 1 else 0.0,
         "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
     }
-
-
-def _last_checkpoint(folder: Path, *, clean: bool) -> Path | None:
-    """The last checkpoint that was written to its end: the Trainer writes its own state last."""
-    whole: list[tuple[int, Path]] = []
-    for path in folder.glob(CHECKPOINTS):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append((int(state["global_step"]), path))
-        except (OSError, ValueError, KeyError):
-            if clean:
-                shutil.rmtree(path, ignore_errors=True)
-    return max(whole)[1] if whole else None
 
 
 @contextmanager
