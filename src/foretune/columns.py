@@ -49,7 +49,6 @@ LABELS = (
     "rating",
 )
 _NO_TEXT = (bool, list, tuple, dict, bytes)
-_LONGEST_NAME = 40  # a name beyond that is a text
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,7 @@ def find_columns(
 
 
 def _not_found(kind: str, names: Sequence[str]) -> str:
-    hint = ""
-    if any(is_number(name) or len(name) > _LONGEST_NAME for name in names):
-        hint = "; is it a row? The first line (header) must name the columns, such as text,label"
-    elif len(names) == 1:
-        hint = "; it is the only one: separate columns by commas in .csv, by tabs in .tsv"
+    hint = "; it is the only one: separate columns by commas in .csv, by tabs in .tsv" if len(names) == 1 else ""
     return f"no {kind} column found among {few(names)}: name it with --{kind}-column{hint}"
 
 

@@ -200,7 +200,10 @@ def _task(splits: Splits, config: DataConfig) -> Task:
     train = _open(splits, config.train_split)
     table = train.table
     strings = (name for name in table.names if holds_text(table.values(name, _LOOKED_AT)))
-    columns = find_columns(table.names, strings, text=config.text_column, label=config.label_column)
+    try:
+        columns = find_columns(table.names, strings, text=config.text_column, label=config.label_column)
+    except DataError as error:
+        raise DataError(f"{error}{table.where_names_stand}") from None
     place, stated = train.place(columns.label), table.class_names(columns.label)
     classes = label_map(train.values(columns.label), place=place, names=stated)
     train_split = _split(train, columns, classes)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 LONGEST_REASON = 300
 _LONGEST_NAME = 40
 _MOST_NAMES = 8
+_LONGEST_LIST = 80
 
 
 class ForetuneError(Exception):
@@ -82,10 +83,10 @@ def shown(value: object, longest: int = _LONGEST_NAME) -> str:
         >>> shown("x" * 99, 5)
         "'xxxxx…'"
     """
-    if isinstance(value, str):
-        return repr(value) if len(value) <= longest else repr(value[:longest] + "…")
-    words = str(value)
-    return words if len(words) <= longest else words[:longest] + "…"
+    words = repr(value[: longest + 1])[1:-1] if isinstance(value, str) else str(value)
+    if len(words) > longest:
+        words = words[:longest] + "…"
+    return f"'{words}'" if isinstance(value, str) else words
 
 
 def few(names: Iterable[str], most: int = _MOST_NAMES) -> str:
@@ -105,8 +106,13 @@ def few(names: Iterable[str], most: int = _MOST_NAMES) -> str:
         'c0, c1 and 2,998 more'
     """
     held = list(names)
-    written = ", ".join(shown(name)[1:-1] for name in held[:most])
-    return written + (f" and {len(held) - most:,} more" if len(held) > most else "")
+    written: list[str] = []
+    for name in held[:most]:
+        written.append(shown(name)[1:-1])
+        if sum(map(len, written)) > _LONGEST_LIST:
+            break
+    rest = len(held) - len(written)
+    return ", ".join(written) + (f" and {rest:,} more" if rest else "")
 
 
 @contextmanager

@@ -110,5 +110,5 @@ def _encoding(path: Path, raw: bytes, error: UnicodeDecodeError) -> str:
         return (
             f"{named(path)} is not UTF-8 ({where}): save it as UTF-8 from its own encoding (such as GB18030 or cp1251)"
         )
-    guess = "cp1252" if _C1.search(raw) else "latin-1"
-    return f"{named(path)} is not UTF-8 ({where}), it looks like {guess}: save it as UTF-8 (iconv -f {guess} -t UTF-8)"
+    guess = "cp1252" if _C1.search(raw) else "latin-1 or cp1252"
+    return f"{named(path)} is not UTF-8 ({where}), it looks like {guess}: save it as UTF-8 (iconv -f cp1252 -t UTF-8)"

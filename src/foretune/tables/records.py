@@ -158,6 +158,8 @@ def _table(path: Path, records: Sequence[Any]) -> RecordTable:
     if not records:
         raise DataError(f"file {named(path)} has no rows: its list is empty")
     table = RecordTable(path, records)
+    if not table.names:
+        raise DataError(f"file {named(path)} has no columns: its records are empty")
     odd = next((name for name in table.names if not isinstance(name, str)), None)
     if odd is not None:
         raise DataError(f"{named(path)} names a column {shown(odd)}: column names are strings")

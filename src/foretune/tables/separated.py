@@ -7,6 +7,7 @@ quotes is read both ways, with quotes and with every line for itself, and what t
 import csv
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,10 +167,9 @@ def _tabbed(path: Path, text: str, dialect: _Dialect) -> Rows:
     if len(rows) == len(lines):
         return rows if _quotes_count(path, lines) else lines
     swallowed = _swallowed(rows, dialect.separator)
-    broken = [index for index, row in enumerate(rows[1:]) if any(_LINE_ENDS.search(cell) for cell in row)]
     if not swallowed:
         return rows
-    if len(swallowed) < len(broken):
+    if len(swallowed) < sum(map(_is_broken, rows[1:])):
         raise DataError(_opened(path, swallowed[0]))
     return lines
 
@@ -243,29 +243,38 @@ def _bad_quote(path: Path, text: str, dialect: _Dialect) -> str:
 
 
 def _swallowed(rows: Rows, separator: str) -> list[int]:
-    """Rows of several lines that each look like a row: as many cells, one of which other rows have too."""
-    found, known = [], None
-    width = len(rows[0])
+    """Rows of several lines that each look like a row: as many cells, one of which comes back in other lines."""
+    found, labels = [], None
     for index, row in enumerate(rows[1:]):
-        if not any("\n" in cell or "\r" in cell for cell in row):
+        if not _is_broken(row):
             continue
-        pieces = [line.split(separator) for line in _LINE_ENDS.split(separator.join(row))]
-        if any(len(piece) != width for piece in pieces):
+        lines = _lines(row, separator)
+        if any(len(line) != len(row) for line in lines):
             continue
-        known = _labels(rows) if known is None else known
-        if known and all(any(piece[at].strip() in values for at, values in known.items()) for piece in pieces):
+        labels = _labels(rows, separator) if labels is None else labels
+        if labels and all(any(line[at].strip() in values for at, values in labels.items()) for line in lines):
             found.append(index)
     return found
 
 
-def _labels(rows: Rows) -> dict[int, set[str]]:
-    """Values of the columns in which they come back, as labels do, in rows of one line."""
-    plain = [row for row in rows[1:] if not any("\n" in cell or "\r" in cell for cell in row)]
+def _is_broken(row: Sequence[str]) -> bool:
+    return any("\n" in cell or "\r" in cell for cell in row)
+
+
+def _lines(row: Sequence[str], separator: str) -> Rows:
+    """A row as if every line were one."""
+    return [line.split(separator) for line in _LINE_ENDS.split(separator.join(row))] if _is_broken(row) else [list(row)]
+
+
+def _labels(rows: Rows, separator: str) -> dict[int, set[str]]:
+    """Values that come back, in the columns that have few, as labels are."""
+    width = len(rows[0])
+    lines = [line for row in rows[1:] for line in _lines(row, separator) if len(line) == width]
     found = {}
-    for at in range(len(rows[0])):
-        values = {row[at].strip() for row in plain} - {""}
-        if 0 < len(values) <= len(plain) / 2:
-            found[at] = values
+    for at in range(width):
+        counts = Counter(line[at].strip() for line in lines)
+        if len(counts) <= len(lines) / 2:
+            found[at] = {value for value, count in counts.items() if value and count > 1}
     return found
 
 

@@ -144,8 +144,10 @@ class Table(ABC):
         names: Column names.
         n_rows: Number of rows.
         files: Name and number of rows of each file; empty for data from memory.
+        where_names_stand: What to say where a column is not found.
     """
 
+    where_names_stand = ""
     names: tuple[str, ...]
     n_rows: int
     files: tuple[tuple[str, int], ...] = ()
@@ -176,6 +178,8 @@ class Table(ABC):
 
 class RowTable(Table):
     """Rows of cells, as in csv files."""
+
+    where_names_stand = "; the first line (header) must name the columns"
 
     def __init__(self, path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.names, self.n_rows, self.files = tuple(names), len(rows), ((path.name, len(rows)),)
@@ -213,6 +217,7 @@ class JoinedTable(Table):
         self.names = tuple(dict.fromkeys(name for table in tables for name in table.names))
         self.n_rows = sum(table.n_rows for table in tables)
         self.files = tuple(file for table in tables for file in table.files)
+        self.where_names_stand = first.where_names_stand
         self._tables = tables
 
     def values(self, name: str, first: int | None = None) -> list[Any]:
