@@ -53,6 +53,11 @@ def test_draws_that_cannot_be():
     task = Task("memory", one_sided, None, ("text",), "label", ("a", "b"), "")
     with pytest.raises(DataError, match="all 4 samples drawn are of class 'a': raise --samples or change --seed"):
         draw(task, samples=4, eval_samples=0, seed=0)
+    few = TextSplit("train", ["t"] * 10, None, np.r_[np.zeros(9, dtype=np.int64), 1])
+    task = Task("memory", few, None, ("text",), "label", ("a", "b"), "")
+    rare_held_out = next(seed for seed in range(99) if 9 in draw_indices(10, 10, seed=seed)[:4])
+    with pytest.raises(DataError, match="all 6 samples drawn are of class 'a': lower --eval-samples or change --seed"):
+        draw(task, samples=6, eval_samples=4, seed=rare_held_out)
 
 
 @pytest.mark.parametrize("n_eval", [0, 50])

@@ -145,7 +145,7 @@ def _check_label(value: Any, row: int, place: Place) -> None:
     elif not isinstance(value, int | float):
         kind = type(value).__name__
         raise DataError(
-            f"{place} holds {kind} values, no labels (first in row {row}): name another with --label-column"
+            f"{place} holds {kind} values, no labels, first in {place.cell(row)}: name another with --label-column"
         )
     elif isinstance(value, float) and not value.is_integer():
         raise DataError(f"label {value!r} in {place.row(row)} is no class: regression is not supported")

@@ -83,8 +83,9 @@ def draw(task: Task, *, samples: int, eval_samples: int | None, seed: int, repea
         train_indices = rest[draw_indices(len(rest), samples, seed=seed, repeat=repeat)]
     present = np.unique(task.train.labels[train_indices])
     if len(present) < 2:
+        all_drawn = samples == n_rows - (0 if task.evaluation is not None else len(eval_indices))
         raise DataError(
             f"all {samples} samples drawn are of class {task.label_names[present[0]]!r}: "
-            "raise --samples or change --seed"
+            f"{'lower --eval-samples' if all_drawn else 'raise --samples'} or change --seed"
         )
     return Draw(train_indices, eval_indices, task.evaluation is None)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foretune.errors import ConfigError, DataError
+from foretune.errors import ConfigError, DataError, few, shown
 from foretune.forecasting.head_layer import HeadLayer, find_activation
 from foretune.forecasting.simulation import Head, Sample, Start, lift
 from foretune.head import head_inputs, installed, probe_folds, probe_weights
@@ -104,7 +104,11 @@ def survey(
         mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
         plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
     y_train = plan.task.train.labels[plan.sample.train_indices]
-    check_classes(y_train, plan.task.label_names)
+    rows = plan.task.train.labels
+    check_rare(plan.task.label_names, plan.task.class_counts(plan.task.train))
+    if plan.sample.held_out:
+        rows = np.delete(rows, plan.sample.eval_indices)
+    check_classes(y_train, plan.task.label_names, np.bincount(rows, minlength=plan.task.n_classes))
     if plan.evaluation is None:
         raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
     y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
@@ -225,22 +229,43 @@ def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch:
             on_batch(len(batch.rows))
 
 
-def check_classes(labels: NDArray[np.integer], names: Sequence[str]) -> None:
+def check_classes(labels: NDArray[np.integer], names: Sequence[str], rows: NDArray[np.integer]) -> None:
     """Refuse samples that do not show every class twice.
 
     Args:
         labels: Classes of the samples.
         names: Names of the C classes.
+        rows: C counts of the training rows that samples can be drawn from.
 
     Raises:
-        DataError: Naming the classes that lack.
+        DataError: Naming the classes that lack and what shows them.
     """
     counts = np.bincount(labels, minlength=len(names))
-    lacking = [f"{name!r} has {count}" for name, count in zip(names, counts, strict=True) if count < 2]
+    table = zip(names, counts, rows, strict=True)
+    lacking = [f"{shown(name, 15)} has {count} (of {held} rows)" for name, count, held in table if count < 2]
     if lacking:
+        enough = bool((np.asarray(rows) >= 2).all())
+        remedy = "raise --samples" if enough else "lower --eval-samples, give a validation split"
         raise DataError(
-            f"each class needs 2 of the {len(labels)} samples, but {', '.join(lacking)}: raise --samples, "
-            "or change --seed"
+            f"each class needs 2 of the {len(labels)} samples, but {few(lacking, most=3)}: {remedy}, or change --seed"
+        )
+
+
+def check_rare(names: Sequence[str], rows: NDArray[np.integer]) -> None:
+    """Refuse classes that no sample can show twice.
+
+    Args:
+        names: Names of the C classes.
+        rows: C counts of all training rows.
+
+    Raises:
+        DataError: Naming the classes and how many rows they have.
+    """
+    rare = [f"{shown(name, 20)} has {count}" for name, count in zip(names, rows, strict=True) if count < 2]
+    if rare:
+        raise DataError(
+            f"each class needs 2 training rows, but {few(rare, most=3)} in all: "
+            "add rows, merge the class into another, or drop it"
         )
 
 
