@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -126,20 +127,19 @@ def load_task(config: DataConfig) -> Task:
             state = "is a link to nothing" if path.is_symlink() else "does not exist"
             raise DataError(f"data set {shown(source, 120)} {state}: give a folder, a file or a hub id")
         else:
-            splits = _open_hub(source, config.config_name)
+            splits = splits_of(_load_hub(source, config.config_name))
         return _task(splits, config)
 
 
-def _open_hub(source: str, config_name: str | None) -> Splits:
+def _load_hub(source: str, config_name: str | None) -> Any:
     try:
-        loaded = datasets.load_dataset(source, config_name)
+        return datasets.load_dataset(source, config_name)
     except Exception as error:
         remedy = "unset HF_HUB_OFFLINE" if datasets.config.HF_HUB_OFFLINE else "check the id"
         raise DataError(
             f"data set {shown(source, 120)} is no local path and cannot be loaded from the hub: {reason(error)}; "
             f"{remedy} or give a local folder"
         ) from error
-    return splits_of(loaded)
 
 
 def task_from_datasets(

@@ -75,7 +75,8 @@ def open_path(path: Path) -> Splits:
 
 
 def _in_folder(folder: Path) -> Splits:
-    files = sorted(file for file in folder.iterdir() if is_table(file)) if folder.is_dir() else []
+    inside = folder.iterdir() if folder.is_dir() else ()
+    files = sorted(file for file in inside if is_table(file) and not file.name.startswith("."))  # as macOS leaves them
     by_split: dict[str, list[Path]] = {}
     whole = set()
     for file in files:

@@ -34,6 +34,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_CONTENT = re.compile(rb"[^ \t\r\n\0]")
 _C1 = re.compile(rb"[\x80-\x9f]")
 
 
@@ -73,7 +74,7 @@ def read_plain(path: Path) -> str:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{named(path)} is cut or damaged (gzip): fetch it again") from error
-    if not raw.strip(b" \t\r\n\0"):
+    if _CONTENT.search(raw) is None:
         state = "only blanks" if raw else "empty"
         raise DataError(f"file {named(path)} has no rows: it is {state}")
     mark, encoding = next(((mark, name) for mark, name in _MARKS if raw.startswith(mark)), (b"", "utf-8"))
@@ -84,7 +85,7 @@ def read_plain(path: Path) -> str:
         text = raw[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         raise DataError(_encoding(path, raw[len(mark) :], error)) from error
-    if not text.strip():
+    if not text or text.isspace():
         raise DataError(f"file {named(path)} has no rows: it is only blanks")
     return text
 
