@@ -230,7 +230,7 @@ def test_as_a_module():
 BAD_ROWS = [
     ("good film,positive\nbad film,positive\n", "single class, 'positive'"),
     ("good film,positive\n ,negative\n", "1 empty texts? in column 'text', first in row 1"),
-    ("good film,1\nbad film,-1\n", r"label -1(\.0)? in row 1 .* no class"),
+    ("good film,1\nbad film,-1\na film,0\nthe film,2\n", "label -1 in row 1 .* no class"),
     ("good film,0.5\nbad film,1\n", "label 0.5 in row 0 .* regression"),
     ("good film,positive\nbad film,negative\n", "12 samples asked for, but there are 2 rows"),
 ]

@@ -11,10 +11,11 @@ SOURCE = Path(foretune.__file__).parent
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
     ["errors", "sites"],
-    ["config", "folders", "outputs", "provenance", "tuning.curves", "ranking.candidates"],
-    ["columns", "store", "baselines.placements", "baselines.weights"],
+    ["config", "folders", "outputs", "provenance", "tuning.curves", "ranking.candidates", "tables.table"],
+    ["columns", "labels", "tables.plain", "store", "baselines.placements", "baselines.weights"],
     ["ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.training", "forecasting.head_layer"],
-    ["forecasting.reach", "forecasting.identity"],
+    ["forecasting.reach", "forecasting.identity", "tables.arrow", "tables.records", "tables.separated"],
+    ["tables.folder"],
     ["data", "features", "spectra", "ranking.adapter_file", "ranking.settings"],
     ["ranking.finalists"],
     ["tangent", "bounds", "regression", "demo", "sampling", "forecasting.trained"],
@@ -59,6 +60,7 @@ LAYERS = [
         "ranking.__init__",
         "forecasting.__init__",
         "baselines.__init__",
+        "tables.__init__",
     ],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

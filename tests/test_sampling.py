@@ -11,8 +11,8 @@ import foretune as ft
 from foretune.cli import run
 from foretune.data import Task, TextSplit
 from foretune.errors import DataError
-from foretune.forecasting.calibration import shipped_calibration
 from foretune.forecasting.curve import forecast_run
+from foretune.forecasting.identity import fingerprint
 from foretune.forecasting.training import Training
 from foretune.placement import lora_config
 from foretune.plan import prepare
@@ -25,6 +25,7 @@ from foretune.study.outlooks import OutlookSettings, make_outlooks, permuted_tas
 from foretune.tuning.course import prepare_tune
 
 import cases
+import domains
 
 
 def memory(n_train, n_eval=0, labels=None):
@@ -192,7 +193,7 @@ def test_every_command_forecasts_the_run_that_a_fine_tune_does(saved, tmp_path, 
         known, _ = plan.redraw(repeat)
         assert set(known.train_indices) <= set(tuned.train.indices)
         assert not set(known.train_indices) & set(all_of_it.evaluation.indices)
-    curve = forecast_run(plan, TRAINING, shipped_calibration())
+    curve = forecast_run(plan, TRAINING, domains.by_hand(domains.everywhere(fingerprint(classifier.model))))
     assert curve.points[-1].step == steps
 
 

@@ -1,19 +1,14 @@
-"""Columns of a classification data set: which hold the texts and the labels, and what the labels mean."""
+"""Columns of a classification data set: which hold the texts and the labels."""
 
-import csv
 import logging
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from foretune.errors import DataError
+from foretune.errors import DataError, few, shown
+from foretune.tables.table import Place, is_missing, is_number, is_unicode
 
 _LOG = logging.getLogger(__name__)
 PAIRS = (
@@ -53,11 +48,7 @@ LABELS = (
     "stars",
     "rating",
 )
-# A number as csv files have it; 007 is a code.
-_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
-_LEADING_NUMBER = re.compile(r"\s*-?\d+")
-# More classes than this, on more than half of the rows, is a column of something else.
-_MANY = 50
+_NO_TEXT = (bool, list, tuple, dict, bytes)
 
 
 @dataclass(frozen=True)
@@ -74,13 +65,13 @@ class Columns:
 
 
 def find_columns(
-    names: Sequence[str], strings: Sequence[str], *, text: Sequence[str] | None = None, label: str | None = None
+    names: Sequence[str], strings: Iterable[str], *, text: Sequence[str] | None = None, label: str | None = None
 ) -> Columns:
     """Find text and label columns by the usual names, unless they are given.
 
     Args:
         names: All columns.
-        strings: Those that hold strings.
+        strings: Those that hold texts; asked for only if no name is a usual one.
         text: One or two text columns, None to find them.
         label: Label column, None to find it.
 
@@ -104,7 +95,7 @@ def find_columns(
         (lower[name] for name in LABELS if name in lower and lower[name] not in (text or ())), None
     )
     if found_label is None:
-        raise DataError(f"no label column found among {', '.join(names)}: name it with --label-column")
+        raise DataError(_not_found("label", names))
     if text is not None:
         return Columns(tuple(text), found_label)
     lower.pop(found_label.lower(), None)
@@ -118,213 +109,65 @@ def find_columns(
     if len(rest) == 1:
         _LOG.info("text column %r: the only one that holds text", rest[0])
         return Columns((rest[0],), found_label)
-    raise DataError(f"no text column found among {', '.join(names)}: name it with --text-column")
+    raise DataError(_not_found("text", names))
+
+
+def _not_found(kind: str, names: Sequence[str]) -> str:
+    hint = "; it is the only one: separate columns by commas in .csv, by tabs in .tsv" if len(names) == 1 else ""
+    return f"no {kind} column found among {few(names)}: name it with --{kind}-column{hint}"
 
 
 def _missing(name: str, names: Sequence[str], flag: str) -> str:
     near = get_close_matches(name, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"column {name!r} does not exist{hint}: the data set has {', '.join(names)}; set {flag}"
+    hint = f" (did you mean {shown(near[0])}?)" if near else ""
+    return f"column {shown(name)} does not exist{hint}: the data set has {few(names)}; set {flag}"
 
 
-def csv_header(paths: Sequence[Path], *, separator: str) -> list[str]:
-    """Read the column names of csv files that belong together.
-
-    Args:
-        paths: Files.
-        separator: What stands between columns.
-
-    Returns:
-        Column names; those without are called as pandas does.
-
-    Raises:
-        DataError: If a file has no rows or names a column twice, or the files' columns differ.
-    """
-    first: list[str] = []
-    for path in paths:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            row = next(filter(None, csv.reader(file, delimiter=separator)), [])
-            if not any(line.strip() for line in file):
-                raise DataError(f"file {str(path)!r} has no rows")
-        header = [name or f"Unnamed: {index}" for index, name in enumerate(row)]
-        twice = next((name for name in header if header.count(name) > 1), None)
-        if twice is not None:
-            raise DataError(f"file {str(path)!r} has two columns {twice!r}: rename one")
-        first = first or header
-        if set(header) != set(first):
-            held = f"{', '.join(first)} in {paths[0].name}, {', '.join(header)} in {path.name}"
-            raise DataError(f"the files of one split have different columns: {held}")
-    return first
-
-
-def read_texts(values: Sequence[Any], *, split: str, column: str) -> list[str]:
-    """Read a text column.
-
-    Args:
-        values: Its values; what is no string is written out.
-        split: Name of the split, for messages.
-        column: Name of the column, for messages.
-
-    Returns:
-        Texts.
-
-    Raises:
-        DataError: If texts are missing or blank.
-    """
-    other = next((value for value in values if isinstance(value, list | dict | bytes)), None)
-    if other is not None:
-        raise DataError(f"column {column!r} of split {split!r} holds {type(other).__name__} values: set --text-column")
-    texts = ["" if value is None else str(value) for value in values]
-    empty = [row for row, text in enumerate(texts) if not text or text.isspace()]
-    if empty:
-        count = "1 empty text" if len(empty) == 1 else f"{len(empty)} empty texts"
-        raise DataError(f"split {split!r} has {count} in column {column!r}, first in row {empty[0]}: drop these rows")
-    return texts
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """The classes of a label column.
-
-    Attributes:
-        values: Value of each class in the column, in the order of the classes.
-        names: Name of each class.
-    """
-
-    values: tuple[Any, ...]
-    names: tuple[str, ...]
-
-
-def label_map(values: Sequence[Any], *, split: str, column: str, names: Sequence[str] | None = None) -> LabelMap:
-    """Find the classes of a label column: class labels of `datasets`, integers from 0, booleans or strings.
-
-    Integers need not be consecutive; classes are in the order of their values. Strings that all spell numbers are
-    numbers, since csv files have nothing else. More than 50 classes on more than half of the rows are refused.
-
-    Args:
-        values: The column in the training split.
-        split: Name of the split, for messages.
-        column: Name of the column, for messages.
-        names: Class names that the data set states; None reads them off the values.
-
-    Returns:
-        The classes.
-
-    Raises:
-        DataError: If a value is no class, or all rows are of one.
-    """
-    where = f"column {column!r} of split {split!r}"
-    if all(value is None or (isinstance(value, str) and _is_number(value)) for value in values):
-        values = [None if value is None else _number(value) for value in values]
-    for row, value in enumerate(values):
-        _check_label(value, row, where)
-    distinct = set(map(_plain, values))
-    if len({type(value) for value in distinct}) > 1:
-        raise DataError(f"{where} mixes numbers and strings: make all labels of one kind")
-    if len(distinct) < 2:
-        raise DataError(f"{where} holds a single class, {next(iter(distinct), None)!r}: a classifier needs two")
-    if names is not None:
-        return LabelMap(tuple(range(len(names))), tuple(names))
-    if len(distinct) > _MANY and len(distinct) > len(values) / 2:
-        raise DataError(f"{where} has {len(distinct)} distinct values in {len(values)} rows: name a label column")
-    ordered = tuple(sorted(distinct))
-    if all(isinstance(value, bool) for value in values):
-        return LabelMap(ordered, tuple(str(bool(value)) for value in ordered))
-    return LabelMap(ordered, tuple(map(str, ordered)))
-
-
-def two_classes(classes: LabelMap, positive_from: int) -> tuple[tuple[str, str], NDArray[np.int64]]:
-    """Make two classes of numbered ones: `positive_from` and above is class 1, below it class 0.
-
-    The numbers are those that the class names begin with: `1 star` … `5 stars`, or 1 … 5. With 3 that is how the
-    paper makes Yelp's reviews binary.
-
-    Args:
-        classes: From `label_map`.
-        positive_from: Least number of class 1.
-
-    Returns:
-        Names of the two classes, and the new class of each old one.
-
-    Raises:
-        DataError: If a name begins with no number, or one of the two classes would be empty.
-    """
-    numbers = []
-    for name in classes.names:
-        match = _LEADING_NUMBER.match(name)
-        if match is None:
-            raise DataError(f"positive_from = {positive_from}: class {name!r} does not begin with a number")
-        numbers.append(int(match[0]))
-    merged = (np.array(numbers) >= positive_from).astype(np.int64)
-    if len(set(merged.tolist())) < 2:
-        raise DataError(f"positive_from = {positive_from} leaves one class of {', '.join(classes.names)}: move it")
-    return (f"below {positive_from}", f"{positive_from} and above"), merged
-
-
-def holds_text(values: Sequence[str | None]) -> bool:
-    """Tell a column of texts from one of numbers written as strings.
+def holds_text(values: Sequence[Any]) -> bool:
+    """Tell a column of texts from one of numbers, also written as strings, or of anything else.
 
     Args:
         values: Some of its values.
 
     Returns:
-        Whether one of them is no number.
+        Whether one of them is a string that spells no number.
     """
-    return not all(value is None or _is_number(value) for value in values)
+    return any(isinstance(value, str) and value and not is_number(value) for value in values)
 
 
-def _is_number(value: str) -> bool:
-    return _NUMBER.fullmatch(value.strip()) is not None
-
-
-def _number(value: str) -> int | float:
-    number = float(value)
-    return int(number) if number.is_integer() else number
-
-
-def _plain(value: Any) -> int | str:
-    return value.strip() if isinstance(value, str) else int(value)
-
-
-def _check_label(value: Any, row: int, where: str) -> None:
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"label in row {row} of {where} is empty: drop the row")
-    elif value is None or (isinstance(value, float) and math.isnan(value)):
-        raise DataError(f"label in row {row} of {where} is missing: drop the row")
-    elif not isinstance(value, int | float):
-        raise DataError(f"{where} holds {type(value).__name__} values, no labels: name another with --label-column")
-    elif isinstance(value, float) and not value.is_integer():
-        raise DataError(f"label {value!r} in row {row} of {where} is no class: regression is not supported")
-    elif value < 0:
-        raise DataError(f"label {value!r} in row {row} of {where} is no class: hidden labels? use another split")
-
-
-def read_labels(values: Sequence[Any], classes: LabelMap, *, split: str, column: str) -> NDArray[np.int64]:
-    """Number the labels by class.
+def read_texts(values: Sequence[Any], *, place: Place) -> list[str]:
+    """Read a text column.
 
     Args:
-        values: Label column.
-        classes: From the training split.
-        split: Name of the split, for messages.
-        column: Name of the column, for messages.
+        values: Its values; numbers and dates are written out.
+        place: Where it stands, for messages.
 
     Returns:
-        Integers from 0 to C - 1.
+        Texts.
 
     Raises:
-        DataError: If a value is none of the classes.
+        DataError: If texts are missing or blank, or a value is none.
     """
-    where = f"column {column!r} of split {split!r}"
-    number = {value: index for index, value in enumerate(classes.values)}
-    labels = np.empty(len(values), dtype=np.int64)
-    numeric = isinstance(classes.values[0], int)
-    for row, value in enumerate(values):
-        if numeric and isinstance(value, str) and _is_number(value):
-            value = _number(value)
-        _check_label(value, row, where)
-        index = number.get(_plain(value))
-        if index is None:
-            raise DataError(f"label {value!r} in row {row} of {where} is no class: they are {', '.join(classes.names)}")
-        labels[row] = index
-    return labels
+    kinds = {type(value) for value in values}
+    if any(issubclass(kind, _NO_TEXT) for kind in kinds) or (float in kinds and any(map(_is_infinite, values))):
+        row, value = next(
+            (row, value) for row, value in enumerate(values) if isinstance(value, _NO_TEXT) or _is_infinite(value)
+        )
+        raise DataError(
+            f"{place} holds {type(value).__name__} values, no text, first in {place.cell(row)} ({shown(value)}): "
+            "write it as a text, drop the row, or set --text-column"
+        )
+    texts = ["" if is_missing(value) else str(value) for value in values]
+    empty = [row for row, text in enumerate(texts) if not text or text.isspace()]
+    if empty:
+        count = "1 empty text" if len(empty) == 1 else f"{len(empty)} empty texts"
+        where = f"split {shown(place.split)} has {count} in column {shown(place.column)}"
+        raise DataError(f"{where}, first in {place.cell(empty[0])}: drop these rows")
+    broken = next((row for row, text in enumerate(texts) if not text.isascii() and not is_unicode(text)), None)
+    if broken is not None:
+        raise DataError(f"text in {place.row(broken)} holds half of a surrogate pair: mend it, or drop the row")
+    return texts
+
+
+def _is_infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)

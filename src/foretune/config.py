@@ -47,8 +47,8 @@ class DataConfig:
         text_column: Text column, or two for pairs of texts; found by the usual names if not given.
         label_column: Label column; found by the usual names if not given.
         train_split: Split that the samples come from.
-        eval_split: Split that the forecast is for; without it validation, dev or test, else a fifth is held
-            out of the training split.
+        eval_split: Split that the forecast is for; without it validation, dev or test, the first that has
+            labels, else a fifth is held out of the training split.
         max_train: Random training rows to keep, the same for every seed; without it all.
         positive_from: Make two classes of numbered ones, such as stars: this number and above is class 1.
     """

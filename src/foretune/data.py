@@ -1,11 +1,8 @@
-"""Data sets: load through `datasets`, find columns and classes."""
+"""Data sets: a local path or a hub id, their splits, and the task of telling texts apart that they pose."""
 
-import glob
 import hashlib
-import re
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,33 +12,16 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.columns import (
-    Columns,
-    LabelMap,
-    csv_header,
-    find_columns,
-    holds_text,
-    label_map,
-    read_labels,
-    read_texts,
-    two_classes,
-)
+from foretune.columns import Columns, find_columns, holds_text, read_texts
 from foretune.config import DataConfig
-from foretune.errors import DataError
+from foretune.errors import DataError, border, few, reason, shown
+from foretune.labels import LabelMap, label_map, read_labels, two_classes, without_labels
+from foretune.tables.arrow import splits_of
+from foretune.tables.folder import EVAL_SPLITS, Splits, is_table, open_path
+from foretune.tables.table import Split
 
-# Loader of `datasets` and its options for each suffix. The text "NA" or "null" is a text; without `index_col` pandas
-# takes the first column of rows longer than the header for an index and shifts the others.
-_TEXT_TABLE = {"keep_default_na": False, "index_col": False}
-FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    ".csv": ("csv", _TEXT_TABLE),
-    ".tsv": ("csv", {**_TEXT_TABLE, "sep": "\t"}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "validation_matched", "test")
-# `train`, or a shard of it: `train-00000-of-00002`, with a hash behind in some exports, `train_1`.
-_SPLIT_FILE = re.compile(rf"(?P<split>train|{'|'.join(EVAL_SPLITS)})(?P<shard>[-_]\d+(-of-\d+)?(-[0-9a-f]+)?)?")
+_LOG = logging.getLogger(__name__)
+_LOOKED_AT = 1000  # rows that tell whether a column holds texts
 
 
 @dataclass(frozen=True)
@@ -104,11 +84,14 @@ class Task:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    disabled = datasets.are_progress_bars_disabled()
+    """No progress bars, and no log of what is raised anyway."""
+    disabled, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(verbosity)
         if not disabled:
             datasets.enable_progress_bars()
 
@@ -130,101 +113,33 @@ def load_task(config: DataConfig) -> Task:
         DataError: If it cannot be found or read, or is no classification data set.
     """
     source = config.dataset
-    path = Path(source).expanduser()
+    if not source.strip():
+        raise DataError("the data set has no name: give a folder, a file or a hub id")
     with _quiet():
-        if path.exists():
+        with border(DataError, f"data set {shown(source, 120)} cannot be a path"):
+            path = Path(source).expanduser()
+            exists = path.exists()
+        if exists:
             if config.config_name is not None:
                 raise DataError(f"config_name {config.config_name!r} is for the hub, but {source!r} is a local path")
-            splits = _load_path(path, config)
-        elif path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in FORMATS:
-            raise DataError(f"data set {source!r} does not exist: give a folder, a file or a hub id")
+            splits = open_path(path)
+        elif path.is_absolute() or source.startswith((".", "~")) or is_table(path):
+            state = "is a link to nothing" if path.is_symlink() else "does not exist"
+            raise DataError(f"data set {shown(source, 120)} {state}: give a folder, a file or a hub id")
         else:
-            splits = _load_hub(source, config.config_name)
-    return _task(splits, config)
+            splits = splits_of(_load_hub(source, config.config_name))
+        return _task(splits, config)
 
 
-def _load_path(path: Path, config: DataConfig) -> Mapping[str, datasets.Dataset]:
-    if path.is_file():
-        return _load_files({"train": [path]}, config)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        try:
-            loaded = datasets.load_from_disk(str(path))
-        except Exception as error:
-            raise DataError(f"cannot read data set {str(path)!r}: {_reason(error)}") from error
-        return loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    for folder in (path, path / "data"):
-        files = sorted(file for file in folder.glob("*") if file.suffix.lower() in FORMATS)
-        by_split: dict[str, list[Path]] = {}
-        whole = set()
-        for file in files:
-            match = _SPLIT_FILE.fullmatch(file.stem.lower())
-            if match:
-                by_split.setdefault(match["split"], []).append(file)
-                if match["shard"] is None:
-                    whole.add(match["split"])
-        for split, paths in by_split.items():
-            if len(paths) > 1 and (split in whole or len({path.suffix.lower() for path in paths}) > 1):
-                held = ", ".join(path.name for path in paths)
-                raise DataError(f"folder {str(folder)!r} holds split {split!r} more than once ({held}): keep one")
-        if by_split:
-            return _load_files(by_split, config)
-        if len(files) == 1:
-            return _load_files({"train": files}, config)
-    held = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-    raise DataError(f"folder {str(path)!r} holds no train.csv, .tsv, .jsonl, .json or .parquet (it holds {held})")
-
-
-def _load_files(files: Mapping[str, Sequence[Path]], config: DataConfig) -> Mapping[str, datasets.Dataset]:
-    splits = {}
-    for split in filter(None, _split_names(files, config)):  # no others: they may be large, or broken
-        paths = files[split]
-        suffix = paths[0].suffix.lower()
-        if suffix not in FORMATS:
-            raise DataError(f"file {str(paths[0])!r} has no known format: use {', '.join(FORMATS)}")
-        try:
-            splits[split] = _read_files(paths, *FORMATS[suffix])
-        except DataError:
-            raise
-        except Exception as error:  # each reader fails in its own way
-            raise DataError(f"cannot read {str(paths[0])!r}: {_reason(error)}") from error
-    return splits
-
-
-def _read_files(paths: Sequence[Path], loader: str, options: Mapping[str, Any]) -> datasets.Dataset:
-    if loader == "csv":
-        # Types that are guessed turn the text 007 into 7.0, and differ from chunk to chunk.
-        header = csv_header(paths, separator=options.get("sep", ","))
-        options = {**options, "features": datasets.Features({name: datasets.Value("string") for name in header})}
-    files = [glob.escape(str(path.resolve())) for path in paths]
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log what is raised
+def _load_hub(source: str, config_name: str | None) -> Any:
     try:
-        # A cache of its own: the common one is keyed by modification time, which a changed file may share.
-        with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Length of header")  # pandas, of rows longer than that
-            return datasets.load_dataset(
-                loader, data_files={"train": files}, split="train", cache_dir=cache, keep_in_memory=True, **options
-            )
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-
-
-def _load_hub(source: str, config_name: str | None) -> Mapping[str, datasets.Dataset]:
-    try:
-        loaded = datasets.load_dataset(source, config_name)
+        return datasets.load_dataset(source, config_name)
     except Exception as error:
         remedy = "unset HF_HUB_OFFLINE" if datasets.config.HF_HUB_OFFLINE else "check the id"
         raise DataError(
-            f"data set {source!r} is no local path and cannot be loaded from the hub: {_reason(error)}; "
+            f"data set {shown(source, 120)} is no local path and cannot be loaded from the hub: {reason(error)}; "
             f"{remedy} or give a local folder"
         ) from error
-    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
-
-
-def _reason(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def task_from_datasets(
@@ -259,36 +174,41 @@ def task_from_datasets(
             raise DataError(f"split {name!r} is a {type(split).__name__}: give a datasets.Dataset")
     text = (text_column,) if isinstance(text_column, str) else text_column
     text = None if text is None else tuple(text)
-    return _task(splits, DataConfig("memory", text_column=text, label_column=label_column))
+    eval_split = None if evaluation is None else "validation"  # given by hand, it must have labels
+    return _task(
+        splits_of(splits), DataConfig("memory", text_column=text, label_column=label_column, eval_split=eval_split)
+    )
 
 
-def _split_names(splits: Mapping[str, Any], config: DataConfig) -> tuple[str, str | None]:
-    names = ", ".join(splits)
+def _open(splits: Splits, name: str) -> Split:
+    split = Split(name, splits[name]())
+    if split.table.n_rows == 0:
+        raise DataError(f"split {shown(name)} has no rows")
+    return split
+
+
+def _check_names(splits: Splits, config: DataConfig) -> None:
     for split, flag in ((config.train_split, "--train-split"), (config.eval_split, "--eval-split")):
         if split is not None and split not in splits:
-            raise DataError(f"split {split!r} does not exist: the data set has {names}; set {flag}")
-    rest = (name for name in EVAL_SPLITS if name in splits and name != config.train_split)
-    eval_name = config.eval_split or next(rest, None)
-    if eval_name == config.train_split:
-        raise DataError(f"split {eval_name!r} cannot serve for training and evaluation: name two splits")
-    return config.train_split, eval_name
+            raise DataError(f"split {shown(split)} does not exist: the data set has {few(splits)}; set {flag}")
+    if config.eval_split == config.train_split:
+        raise DataError(f"split {config.eval_split!r} cannot serve for training and evaluation: name two splits")
 
 
-def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
-    train_name, eval_name = _split_names(splits, config)
-    train = splits[train_name]
-    for name in filter(None, (train_name, eval_name)):
-        if len(splits[name]) == 0:
-            raise DataError(f"split {name!r} has no rows")
-    typed = [name for name, held in train.features.items() if getattr(held, "dtype", "") in ("string", "large_string")]
-    first = train.select(range(min(len(train), 1000)))
-    strings = [name for name in typed if holds_text(_column(first, name, train_name))]
-    columns = find_columns(train.column_names, strings, text=config.text_column, label=config.label_column)
-    held = _column(train, columns.label, train_name)
-    stated = getattr(train.features[columns.label], "names", None)
-    classes = label_map(held, split=train_name, column=columns.label, names=stated)
-    train_split = _split(train, train_name, columns, classes)
-    evaluation = None if eval_name is None else _split(splits[eval_name], eval_name, columns, classes)
+def _task(splits: Splits, config: DataConfig) -> Task:
+    _check_names(splits, config)
+    train = _open(splits, config.train_split)
+    table = train.table
+    strings = (name for name in table.names if holds_text(table.values(name, _LOOKED_AT)))
+    try:
+        columns = find_columns(table.names, strings, text=config.text_column, label=config.label_column)
+    except DataError as error:
+        raise DataError(f"{error}{table.where_names_stand}") from None
+    place, stated = train.place(columns.label), table.class_names(columns.label)
+    classes = label_map(train.values(columns.label), place=place, names=stated)
+    train_split = _split(train, columns, classes)
+    held = _evaluation(splits, config, columns, table.names)
+    evaluation = None if held is None else _split(held, columns, classes)
     names = classes.names
     if config.positive_from is not None:
         names, merged = two_classes(classes, config.positive_from)
@@ -308,17 +228,41 @@ def _task(splits: Mapping[str, datasets.Dataset], config: DataConfig) -> Task:
     )
 
 
-def _column(split: datasets.Dataset, column: str, name: str) -> list[Any]:
-    if column not in split.column_names:
-        raise DataError(f"column {column!r} does not exist in split {name!r}: it has {', '.join(split.column_names)}")
-    values: list[Any] = split.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
-    return values
+def _evaluation(splits: Splits, config: DataConfig, columns: Columns, trained: Sequence[str]) -> Split | None:
+    """The first split with labels, of those that may serve; they are read one at a time, for others may be broken."""
+    if config.eval_split is not None:
+        split = _open(splits, config.eval_split)
+        lacks = _lacks_labels(split, columns, trained)
+        if lacks:
+            raise DataError(
+                f"split {shown(split.name)} {lacks}: name another with --eval-split, or none to hold rows out"
+            )
+        return split
+    for name in EVAL_SPLITS:
+        if name in splits and name != config.train_split:
+            split = _open(splits, name)
+            lacks = _lacks_labels(split, columns, trained)
+            if not lacks:
+                return split
+            _LOG.warning("split %r is left out: it %s; without another, rows are held out of training", name, lacks)
+    return None
 
 
-def _split(split: datasets.Dataset, name: str, columns: Columns, classes: LabelMap) -> TextSplit:
-    texts, *pairs = (read_texts(_column(split, text, name), split=name, column=text) for text in columns.text)
-    labels = read_labels(_column(split, columns.label, name), classes, split=name, column=columns.label)
-    return TextSplit(name, texts, pairs[0] if pairs else None, labels)
+def _lacks_labels(split: Split, columns: Columns, trained: Sequence[str]) -> str:
+    """Say how a split hides its labels, as those of competitions do; nothing if it has some."""
+    if not split.has(columns.label):
+        # beside a column that training lacks it may only have another name
+        return f"has no column {shown(columns.label)}" if set(split.table.names) <= set(trained) else ""
+    if without_labels(split.values(columns.label)):
+        return f"has no labels (column {shown(columns.label)} is -1 or empty in every row)"
+    return ""
+
+
+def _split(split: Split, columns: Columns, classes: LabelMap) -> TextSplit:
+    texts, *pairs = (read_texts(split.values(text), place=split.place(text)) for text in columns.text)
+    values, place = split.values(columns.label), split.place(columns.label)
+    labels = read_labels(values, classes, place=place, names=split.table.class_names(columns.label))
+    return TextSplit(split.name, texts, pairs[0] if pairs else None, labels)
 
 
 def _take(split: TextSplit, n: int) -> TextSplit:

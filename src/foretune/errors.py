@@ -4,10 +4,13 @@ Every message names the value that was wrong and what to do about it, on one lin
 prints it without a traceback and exits with code 2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST_REASON = 300
+_LONGEST_NAME = 40
+_MOST_NAMES = 8
+_LONGEST_LIST = 80
 
 
 class ForetuneError(Exception):
@@ -62,6 +65,54 @@ def reason(error: BaseException) -> str:
     if len(words) > LONGEST_REASON:
         words = words[: LONGEST_REASON - 1] + "…"
     return words or type(error).__name__
+
+
+def shown(value: object, longest: int = _LONGEST_NAME) -> str:
+    r"""Write a value of the user's for a message: on one line, cut where it is long, control characters spelled out.
+
+    Args:
+        value: A name, or a cell of a table.
+        longest: Characters to show.
+
+    Returns:
+        Strings in quotes, everything else as Python writes it.
+
+    Example:
+        >>> shown("a\nb")
+        "'a\\nb'"
+        >>> shown("x" * 99, 5)
+        "'xxxxx…'"
+    """
+    words = repr(value[: longest + 1])[1:-1] if isinstance(value, str) else str(value)
+    if len(words) > longest:
+        words = words[:longest] + "…"
+    return f"'{words}'" if isinstance(value, str) else words
+
+
+def few(names: Iterable[str], most: int = _MOST_NAMES) -> str:
+    r"""List names for a message: the first of them where there are many, each on one line and cut where it is long.
+
+    Args:
+        names: Such as those of columns, classes or files.
+        most: How many to write out.
+
+    Returns:
+        The names without quotes.
+
+    Example:
+        >>> few(["text", "label"])
+        'text, label'
+        >>> few((f"c{i}" for i in range(3000)), most=2)
+        'c0, c1 and 2,998 more'
+    """
+    held = list(names)
+    written: list[str] = []
+    for name in held[:most]:
+        written.append(shown(name)[1:-1])
+        if sum(map(len, written)) > _LONGEST_LIST:
+            break
+    rest = len(held) - len(written)
+    return ", ".join(written) + (f" and {rest:,} more" if rest else "")
 
 
 @contextmanager

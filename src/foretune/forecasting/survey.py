@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foretune.errors import ConfigError, DataError
+from foretune.errors import ConfigError, DataError, few, shown
 from foretune.forecasting.head_layer import HeadLayer, find_activation
 from foretune.forecasting.simulation import Head, Sample, Start, lift
 from foretune.head import head_inputs, installed, probe_folds, probe_weights
@@ -150,7 +150,9 @@ def check_survey(plan: Plan, *, probe: bool = True) -> NDArray[np.int64]:
     if plan.evaluation is None:
         raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
     y_train = plan.task.train.labels[plan.sample.train_indices]
-    check_classes(y_train, plan.task.label_names)
+    check_rare(plan.task.label_names, plan.task.class_counts(plan.task.train))
+    trains = plan.task.train.labels[plan.sample.training]
+    check_classes(y_train, plan.task.label_names, np.bincount(trains, minlength=plan.task.n_classes))
     folds = probe_folds(len(y_train), seed=plan.settings.seed) if probe else ()
     if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
         raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
@@ -243,22 +245,43 @@ def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch:
             on_batch(len(batch.rows))
 
 
-def check_classes(labels: NDArray[np.integer], names: Sequence[str]) -> None:
+def check_classes(labels: NDArray[np.integer], names: Sequence[str], rows: NDArray[np.integer]) -> None:
     """Refuse samples that do not show every class twice.
 
     Args:
         labels: Classes of the samples.
         names: Names of the C classes.
+        rows: C counts of the training rows that samples can be drawn from.
 
     Raises:
-        DataError: Naming the classes that lack.
+        DataError: Naming the classes that lack and what shows them.
     """
     counts = np.bincount(labels, minlength=len(names))
-    lacking = [f"{name!r} has {count}" for name, count in zip(names, counts, strict=True) if count < 2]
+    table = zip(names, counts, rows, strict=True)
+    lacking = [f"{shown(name, 15)} has {count} (of {held} rows)" for name, count, held in table if count < 2]
     if lacking:
+        enough = bool((np.asarray(rows) >= 2).all())
+        remedy = "raise --samples" if enough else "give a validation split"
         raise DataError(
-            f"each class needs 2 of the {len(labels)} samples, but {', '.join(lacking)}: raise --samples, "
-            "or change --seed"
+            f"each class needs 2 of the {len(labels)} samples, but {few(lacking, most=3)}: {remedy}, or change --seed"
+        )
+
+
+def check_rare(names: Sequence[str], rows: NDArray[np.integer]) -> None:
+    """Refuse classes that no sample can show twice.
+
+    Args:
+        names: Names of the C classes.
+        rows: C counts of all training rows.
+
+    Raises:
+        DataError: Naming the classes and how many rows they have.
+    """
+    rare = [f"{shown(name, 20)} has {count}" for name, count in zip(names, rows, strict=True) if count < 2]
+    if rare:
+        raise DataError(
+            f"each class needs 2 training rows, but {few(rare, most=3)} in all: "
+            "add rows, merge the class into another, or drop it"
         )
 
 

@@ -23,7 +23,7 @@ from foretune.forecasting.calibration import (
 )
 from foretune.forecasting.outlook import Outlook, kind_of, n_steps, outlooks, runs_of
 from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.survey import survey
+from foretune.forecasting.survey import check_rare, survey
 from foretune.models import Classifier, load_model
 from foretune.placement import lora_config
 from foretune.plan import Plan, prepare
@@ -301,6 +301,7 @@ def _check_rows(task: Task, sample: RankSample) -> None:
         raise ConfigError(
             f"samples = {sample.samples}: {task.n_classes} classes need 2 samples each, {2 * task.n_classes} at least"
         )
+    check_rare(task.label_names, task.class_counts(task.train))
 
 
 def _row(
