@@ -10,9 +10,10 @@ import foretune
 SOURCE = Path(foretune.__file__).parent
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
-    ["errors", "sites"],
+    ["errors", "sites", "texts"],
+    ["faults", "ranges"],
     ["config", "outputs", "provenance", "tuning.curves", "ranking.candidates"],
-    ["columns", "store", "baselines.placements", "baselines.weights"],
+    ["columns", "drawing", "store", "baselines.placements", "baselines.weights"],
     ["ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.training", "forecasting.head_layer"],
     ["data", "features", "spectra", "ranking.adapter_file", "ranking.settings"],
     ["ranking.finalists"],

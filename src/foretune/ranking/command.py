@@ -61,7 +61,7 @@ def rank_command(
         ConfigError: If the chosen row does not exist.
     """
     from foretune.store import check_free, finite, make_folder, to_json
-    from foretune.terminal import console, progress
+    from foretune.terminal import console, print_json, progress
 
     most = config.candidates.finalists * len(config.models.model) * len(config.data.dataset)
     if not 1 <= choose <= most:
@@ -93,16 +93,15 @@ def rank_command(
             f"{Path(ranking.model).name} on {Path(ranking.dataset).name}: {len(ranking.quick):,} candidates over "
             f"{len(ranking.sites)} modules from {ranking.samples} samples; forecast of {ranking.steps} steps on "
             f"{ranking.train_rows:,} rows; {seconds}",
-            highlight=False,
         )
     if output is not None:
         make_folder(output)
         written = save_rankings(rankings, config, calibrated, output, choose=choose)
-        log.print(f"saved to {output}; adapter of row {choose} in {written}", highlight=False)
+        log.print(f"saved to {output}; adapter of row {choose} in {written}")
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
     if as_json:
-        print(to_json(finite(ranking_content(rankings, config, calibrated))))  # noqa: T201  # the result goes to stdout
+        print_json(to_json(finite(ranking_content(rankings, config, calibrated))))
         return
     screen = console()
     ranking_table(rankings).show(screen)
@@ -112,7 +111,6 @@ def rank_command(
         screen.print(
             f"{where}head without adapter: {alone.value:.1%} [{alone.low:.1%}, {alone.high:.1%}]; "
             f"majority class: {ranking.majority:.1%}",
-            highlight=False,
         )
     for note in dict.fromkeys(note for ranking in rankings for note in ranking.notes):
-        screen.print(f"• {note}", style="yellow", highlight=False)
+        screen.print(f"• {note}", style="yellow")

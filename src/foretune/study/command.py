@@ -1,6 +1,7 @@
 """`foretune study` and `foretune study report`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -47,7 +48,7 @@ def run_study(
     code = run_cells(cells, output, workers=workers, engine_name=engine, log=log).settle(log)
     if code:
         return code
-    log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {output}", highlight=False)
+    log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {quote(str(output))}")
     return 0
 
 
@@ -92,9 +93,7 @@ def outlook_study(
             OutlookSettings(samples, eval_samples, comparisons),
             on_news=lambda what, done, total: update(completed=done, total=total, note=what),
         )
-    log.print(
-        f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {output}", highlight=False
-    )
+    log.print(f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {quote(str(output))}")
 
 
 @study.command(name="report")
@@ -151,4 +150,4 @@ def report_study(
             table.show(screen)
     for note in notes(report):
         screen.print(Text(f"• {note}"), style="yellow")
-    log.print(f"saved to {out}", highlight=False)
+    log.print(f"saved to {out}")

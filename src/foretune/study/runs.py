@@ -81,7 +81,7 @@ def run_cells(
         by_key = {cell_key(cell): _absolute(cell) for cell in cells}
     jobs = [Job(cell, key, store) for key, cell in by_key.items() if not cell_folder(store, key).is_dir()]
     done = len(by_key) - len(jobs)
-    log.print(f"{len(by_key)} cells, {done} of them finished", highlight=False)
+    log.print(f"{len(by_key)} cells, {done} of them finished")
     failed = faults = 0
     try:
         with Board(log, list(by_key.values()), waiting=len(jobs), workers=workers) as board:

@@ -60,7 +60,7 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
         ConfigError: If a curve is to be drawn and nothing is saved.
         KeyboardInterrupt: With what became of the work.
     """
-    from foretune.terminal import console, is_first_process, placement_in_words, progress
+    from foretune.terminal import console, is_first_process, placement_in_words, print_json, progress
 
     if forecast is not None and output is None:
         raise ConfigError(f"--forecast {str(forecast)!r} is drawn into loss.png: name a folder for it with --output")
@@ -89,7 +89,7 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
     words = placement_in_words(config.adapter) if given is None else adapter_in_words(given)
     print_tune_plan(log, describe_tune(plan), words)
     if goes_on:
-        log.print(f"going on with the run in {output}", style="yellow", highlight=False)
+        log.print(f"going on with the run in {output}", style="yellow")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) if output is None else output
         if output is not None and is_first_process():
@@ -113,9 +113,9 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
         log.print("nothing saved: name a folder with --output", style="dim")
     else:
         close_folder(result, output)
-        log.print(f"saved to {output}", highlight=False)
+        log.print(f"saved to {output}")
     content = result.to_dict()
     if as_json:
-        print(to_json(content))  # noqa: T201  # the result itself goes to stdout
+        print_json(to_json(content))
     else:
         print_tune(console(), content)
