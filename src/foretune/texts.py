@@ -13,7 +13,7 @@ _NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?%?|[-+]?(?:inf|nan)"
 # a number, alone or with its interval or spread, as the tables here write it
 _NUMERIC = re.compile(rf"(?:{_NUMBER})(?: \[(?:no interval|(?:{_NUMBER}), (?:{_NUMBER}))\]| (?:…|±) (?:{_NUMBER}))?")
 _FORMULA = re.compile(r"[\s']*[=+\-@＝＋－＠]|[\t\r\n]")
-_MARKDOWN = re.compile(r"[\\`*<>|~&$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
+_MARKDOWN = re.compile(r"[\\`*<>|~$]|&(?=#?\w+;)|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
