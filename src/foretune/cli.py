@@ -340,8 +340,8 @@ def run(tokens: Sequence[str]) -> int:
         _say(str(interrupt) or "interrupted: nothing was saved")
         return 130
     except (ForetuneError, CycloptsError) as error:
-        ours = isinstance(error.__cause__, ForetuneError)  # of a --config file: cyclopts wraps it
-        _say(f"error: {error.__cause__ if ours else error}")
+        wrapped = isinstance(error, CycloptsError) and isinstance(error.__cause__, ForetuneError)  # of a --config file
+        _say(f"error: {error.__cause__ if wrapped else error}")
         return 2
     except Exception as error:  # nothing may end in a traceback alone
         outside = fault_of_outside(error)

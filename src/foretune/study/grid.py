@@ -224,7 +224,8 @@ def _read(kind: type[Config], settings: Mapping[str, Any], where: str) -> Config
         if isinstance(settings.get(field.name), bool) and field.type is not bool:
             raise ConfigError(f"{where}: {field.name} = {settings[field.name]}: true and false fit no such setting")
     try:
-        config: Config = _reader(kind).validate_python(dict(settings))
+        reader: Any = kind
+        config: Config = _reader(reader).validate_python(dict(settings))
         return config
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
