@@ -17,6 +17,7 @@ import torch
 
 from foretune.config import ScoreSettings
 from foretune.data import Task, load_task
+from foretune.errors import StoreError
 from foretune.forecasting.calibration import case_values
 from foretune.forecasting.outlook import Outlook, outlooks
 from foretune.forecasting.recipe import recipe_of
@@ -108,7 +109,10 @@ def _is_made(store: Path, key: str, settings: OutlookSettings) -> bool:
     path = store / OUTLOOKS / f"{key}.json"
     if not path.is_file():
         return False
-    held = read_json(path)
+    try:
+        held = read_json(path)
+    except (StoreError, RecursionError):  # damaged: it is made again
+        return False
     return held.get("schema") == SCHEMA and held.get("settings") == asdict(settings)
 
 

@@ -138,12 +138,13 @@ def _whole_records(named: Sequence[tuple[Path, Cell | None]]) -> list[Record]:
     return records
 
 
-def read_cell(path: Path, cell: Cell | None = None) -> Record:
+def read_cell(path: Path, cell: Cell | None = None, *, outlook: bool = True) -> Record:
     """Read a finished cell.
 
     Args:
         path: Its folder.
         cell: The cell, whose names are taken; None takes those in the folder.
+        outlook: Whether to take the numbers of its outlook too, where there is one.
 
     Returns:
         The record, without `steps_to_loss`.
@@ -166,7 +167,7 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
         epochs = read_rows(path / "tune" / "history.csv", _epoch, ("step", "eval_loss", "eval_accuracy"))
         check_course([(step.step, step.loss) for step in steps], total, diverged, "steps.csv")
         check_course([(step, loss) for step, loss, _ in epochs], total, diverged, "history.csv")
-    seen_quantities, seen_seconds = _read_outlook(store / OUTLOOKS / f"{path.name}.json")
+    seen_quantities, seen_seconds = _read_outlook(store / OUTLOOKS / f"{path.name}.json") if outlook else ({}, {})
     quantities = {**quantities, **seen_quantities, **early_quantities(steps, epochs, int(facts["steps"] or 0))}
     return Record(
         **(own if cell is None else cell.names),  # type: ignore[arg-type]

@@ -111,9 +111,9 @@ def _damage(store: Path, key: str) -> str | None:
     if not folder.is_dir():
         return None
     try:
-        read_cell(folder)
+        read_cell(folder, outlook=False)
     except StoreError as error:
-        return None if str(error).startswith("outlook") else str(error)
+        return str(error)
     return None
 
 

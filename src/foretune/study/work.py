@@ -124,7 +124,7 @@ def _finished(folder: Path) -> bool:
         return False
     try:
         read_json(folder / RESULT)
-    except StoreError:
+    except (StoreError, RecursionError):
         shutil.rmtree(folder)
         return False
     return True
