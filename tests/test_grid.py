@@ -1,13 +1,15 @@
 import contextlib
 import dataclasses
+import datetime as dt
 import shutil
+from dataclasses import fields, replace
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretune.config import AdapterConfig
+from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
 from foretune.errors import ConfigError, ModelError
 from foretune.study.grid import expand, read_grid
 from foretune.study.keys import _data, _weights, cell_key
@@ -82,15 +84,80 @@ def test_files_that_are_no_grid(tmp_path, content):
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"grid\.yaml"):
         read_grid(path)
-    with pytest.raises(ConfigError, match="cannot read study"):
+    with pytest.raises(ConfigError, match=r"cannot read .*none"):
         read_grid(tmp_path / "none.yaml")
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=3), max_leaves=5))
-def test_any_entry_is_refused_or_read(entry):
-    for key in GRID:
-        with contextlib.suppress(ConfigError):  # and nothing else
-            expand({**GRID, key: entry})
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=-(10**400), max_value=10**400)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(
+        ["yes", "nan", "inf", "1e400", "\0", "\x1b[31m", "9" * 5000, "a" * 999, dt.date(2024, 1, 1), b"x"]
+    )
+)
+NAMES = sorted(
+    {"name", "family", "score", "train", "seed"}
+    | {f.name for kind in (AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings) for f in fields(kind)}
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from([*NAMES, 1, None, "x" * 9]), x, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(sorted(GRID)), VALUES)
+def test_any_entry_is_refused_or_read(key, entry):
+    cells = refused = None
+    try:
+        cells = expand({**GRID, key: entry})
+    except ConfigError as error:  # and nothing else
+        refused = str(error)
+    assert cells or 0 < len(refused) < 500
+    for cell in cells or ():
+        assert all(isinstance(name, str | int) for name in cell.names.values())
+        for group in (cell.model, cell.data, cell.adapter, cell.score, cell.train):
+            assert replace(group) == group  # its own checks take it
+
+
+@pytest.mark.parametrize("group", ["models", "datasets", "placements", "score", "train"])
+@given(data=st.data(), value=VALUES)
+def test_any_setting_of_any_entry_is_refused_or_read(group, data, value):
+    kinds = {"models": ModelConfig, "datasets": DataConfig, "placements": AdapterConfig, "score": ScoreSettings}
+    name = data.draw(st.sampled_from([field.name for field in fields(kinds.get(group, TuneSettings))]))
+    held = {**({"model": "m"} if group == "models" else {"dataset": "d"} if group == "datasets" else {}), name: value}
+    with contextlib.suppress(ConfigError):  # and nothing else
+        for cell in expand({**GRID, group: held if group in ("score", "train") else [held]}):
+            assert all(isinstance(name, str | int) for name in cell.names.values())
+
+
+def test_a_study_of_more_cells_than_anyone_runs_is_refused():
+    with pytest.raises(ConfigError, match="the study has 1,600,000 cells: at most 100,000"):
+        expand({**GRID, "seeds": list(range(1000)), "ranks": list(range(1, 401))})
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\nb", "a\u202eb", "a\rb"])
+def test_names_of_cells_can_be_printed(name):
+    (cell,) = expand({"models": [{"model": "m", "name": name}], "datasets": [name], "placements": [{"name": name}]})
+    assert all(isinstance(value, int) or value.isprintable() for value in cell.names.values())
+
+
+@pytest.mark.parametrize("value", [{}, [], True, "", " ", dt.date(2024, 1, 1)])
+@pytest.mark.parametrize("group", ["models", "datasets", "placements"])
+def test_a_name_is_a_short_text(group, value):
+    held = {"models": {"model": "m"}, "datasets": {"dataset": "d"}, "placements": {}}[group]
+    with pytest.raises(ConfigError, match=r"name = .*: must be a short text"):
+        expand({**GRID, group: [{**held, "name": value}]})
+
+
+@pytest.mark.parametrize(("group", "name"), [("train", "epochs"), ("train", "learning_rate"), ("score", "samples")])
+def test_yes_is_no_number(group, name):
+    with pytest.raises(ConfigError, match="true and false fit no such setting"):
+        expand({**GRID, group: {name: True}})
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import foretune
 SOURCE = Path(foretune.__file__).parent
 # Lowest first; a module imports only from layers below its own.
 LAYERS = [
-    ["errors", "sites"],
+    ["errors", "sites", "texts"],
+    ["faults", "ranges"],
     ["config", "folders", "outputs", "provenance", "tuning.curves", "ranking.candidates", "tables.table"],
-    ["columns", "labels", "tables.plain", "store", "baselines.placements", "baselines.weights"],
+    ["columns", "drawing", "labels", "tables.plain", "store", "baselines.placements", "baselines.weights"],
     ["ranking.search", "ranking.screen", "forecasting.recipe", "forecasting.training", "forecasting.head_layer"],
     ["forecasting.reach", "forecasting.identity", "tables.arrow", "tables.records", "tables.separated"],
     ["tables.folder"],
@@ -37,7 +38,15 @@ LAYERS = [
     ["forecasting.curve", "forecasting.calibration_fit"],
     ["figure", "report", "tuning.figure", "tuning.report", "ranking.ranks"],
     ["save", "tuning.folder", "ranking.figure"],
-    ["study.grid", "study.quantities", "study.statistics", "study.tables", "study.early", "study.rivals"],
+    [
+        "study.grid",
+        "study.quantities",
+        "study.statistics",
+        "study.tables",
+        "study.early",
+        "study.rivals",
+        "study.damage",
+    ],
     ["study.keys", "ranking.report"],
     ["study.work"],
     ["study.engines", "study.board", "study.records", "study.outlooks"],

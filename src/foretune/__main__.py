@@ -1,13 +1,20 @@
 """`python -m foretune`, and the entry point of the command."""
 
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     from foretune.cli import run
+    from foretune.terminal import close_stream, open_streams
 
-    sys.exit(run(sys.argv[1:]))
+    open_streams()
+    code = run(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # it has been said; at the exit Python would say it again
+            close_stream(stream)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

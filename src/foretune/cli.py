@@ -4,14 +4,15 @@ Exit codes: 0 done, 1 a fault of foretune or its libraries, 2 wrong input, 130 i
 until the input has been parsed.
 """
 
+import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Yaml
 
@@ -24,11 +25,14 @@ from foretune.config import (
     TuneSettings,
     one_adapter,
 )
-from foretune.errors import ConfigError, ForetuneError
+from foretune.errors import ConfigError, ForetuneError, border, reason
+from foretune.faults import fault_of_outside
 from foretune.forecasting.training import CurveWanted, Training
 from foretune.paper.command import paper
+from foretune.ranges import shown
 from foretune.ranking.command import rank
 from foretune.ranking.settings import Candidates, RankSample
+from foretune.store import read_yaml
 from foretune.study.command import study
 from foretune.tuning.command import tune
 
@@ -60,6 +64,7 @@ ALIASES = {
     "lr-scheduler-type": "scheduler",
 }
 
+LONGEST_MESSAGE = 1000  # characters; what is longer hides what matters
 _SETTINGS = {
     "score": (AdapterConfig, ScoreSettings, Training),
     "tune": (AdapterConfig, TuneSettings),
@@ -158,7 +163,7 @@ def demo(
         tokens += [] if output is None else ["--output", str(output)]
         tokens += ["--json"] if json else []
         command = f"$ {shlex.join(['foretune', *tokens])}"
-        console(stderr=True).print(command, markup=False, highlight=False, soft_wrap=True)
+        console(stderr=True).print(command, soft_wrap=True)
         app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
 
 
@@ -184,7 +189,7 @@ def score_command(config: ScoreConfig, output: Path | None, *, curve: CurveWante
 def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None, *, as_json: bool) -> None:
     """Score, save to a free folder that no other run writes to, and print."""
     from foretune.store import to_json
-    from foretune.terminal import console, placement_in_words, progress
+    from foretune.terminal import console, placement_in_words, print_json, progress
 
     log = console(stderr=True)
     start = time.perf_counter()
@@ -223,11 +228,11 @@ def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None,
         curve = RunCurve(wanted.training, course, None if wanted.calibration is None else calibration)
     if output is not None:
         save_score(result, output, config, given, curve)
-        log.print(f"saved to {output}", highlight=False)
+        log.print(f"saved to {output}")
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
     if as_json:
-        print(to_json(content))  # noqa: T201  # the result itself goes to stdout
+        print_json(to_json(content))
     else:
         print_result(console(), content)
 
@@ -265,13 +270,10 @@ class _ConfigFile(Yaml):
     without_curve: frozenset[str] = frozenset()  # passed over too, unless the file asks for a curve
 
     def _load_config(self, path: Path) -> dict[str, Any]:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read --config {str(path)!r}: {' '.join(str(error).split())}") from error
+        content = read_yaml(path, kind=ConfigError)
         if not isinstance(content, dict):
-            raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
-        named = {_canonical_name(str(name)): value for name, value in content.items() if value not in (None, [])}
+            raise ConfigError(f"--config {shown(str(path))} must hold a mapping of flags to values")
+        named = _named_flags(content)
         for name in {"adapter-config", "calibration"} & named.keys():  # a run folder holds this file, wherever it lies
             beside = path.parent / str(named[name])
             named[name] = str(beside if beside.exists() else named[name])
@@ -279,13 +281,38 @@ class _ConfigFile(Yaml):
         return {name: value for name, value in named.items() if name not in passed}
 
 
+def _named_flags(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """The flags of a file in foretune's spelling; what is left open there is left out."""
+    named: dict[str, Any] = {}
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"--config: {shown(key)} is no name of a flag: put it in quotes, or remove it")
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, list) or not isinstance(one, str | int | float | None):
+                raise ConfigError(
+                    f"--config: {shown(key)} = {shown(value)}: must be a text, a number or a list of them"
+                )
+            if one is None and isinstance(value, list):
+                raise ConfigError(f"--config: {shown(key)} = {shown(value)}: a list has no empty entries")
+            if isinstance(one, str) and "\0" in one:
+                raise ConfigError(f"--config: {shown(key)} = {shown(value)}: holds a NUL character")
+        if value is None or value == []:
+            continue
+        name = _canonical_name(key)
+        if name in named:
+            raise ConfigError(f"--config: {shown(key)} sets --{name} a second time: give it once")
+        named[name] = value
+    return named
+
+
 def _use_config(tokens: Sequence[str]) -> None:
     """Let the file named by --config fill in what the command line leaves open."""
     paths = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
     paths += [token.partition("=")[2] for token in tokens if token.startswith("--config=")]
     for path in paths:
-        if not Path(path).is_file():
-            raise ConfigError(f"--config {path!r} does not exist: name a YAML file of flags")
+        with border(ConfigError, f"cannot read --config {shown(path)}"):
+            if not Path(path).is_file():
+                raise ConfigError(f"--config {shown(path)} does not exist: name a YAML file of flags")
     files = [_ConfigFile(Path(path), use_commands_as_keys=False) for path in paths[-1:]]
     passed = _foreign(tokens[0])
     if any(token.partition("=")[0] == "--adapter-config" for token in tokens):  # it wins over the file's adapter
@@ -319,18 +346,49 @@ def run(tokens: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    from foretune.terminal import console
+    from foretune.terminal import close_stream
 
     try:
-        parsed = canonical(tokens)
+        parsed = _bare(canonical(tokens))
         _use_config(parsed)
         code = app(parsed, exit_on_error=False, print_error=False)
+        close_stream(sys.stdout)
     except KeyboardInterrupt as interrupt:
-        what = str(interrupt) or "interrupted: nothing was saved"
-        console(stderr=True).print(what, style="red", markup=False, highlight=False, soft_wrap=True)
+        _say(str(interrupt) or "interrupted: nothing was saved")
         return 130
     except (ForetuneError, CycloptsError) as error:
-        message = " ".join(str(error).split())
-        console(stderr=True).print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+        wrapped = isinstance(error, CycloptsError) and isinstance(error.__cause__, ForetuneError)  # of a --config file
+        _say(f"error: {error.__cause__ if wrapped else error}")
         return 2
+    except Exception as error:  # nothing may end in a traceback alone
+        outside = fault_of_outside(error)
+        if outside is not None:
+            _say(f"error: {outside}")
+            return 2
+        _say("".join(traceback.format_exception(error)), fault=True)
+        what = "foretune failed, by a fault of its own or of a library and not of the input"
+        _say(f"{what}: {type(error).__name__}: {reason(error)}")
+        return 1
     return code if isinstance(code, int) else 0
+
+
+def _bare(tokens: list[str]) -> list[str]:
+    """Show the help to who names no command, or a command of commands and nothing more."""
+    for token in tokens:
+        if "\0" in token:
+            raise ConfigError(f"argument {shown(token)} holds a NUL character")
+    return [*tokens, "--help"] if tokens in ([], ["study"]) else tokens
+
+
+def _say(message: str, *, fault: bool = False) -> None:
+    """Print to stderr: one line of bounded length; a fault of foretune whole, and from every process."""
+    from foretune.terminal import console
+
+    log = console(stderr=True)
+    if fault:
+        log.quiet = False
+    else:
+        message = " ".join(message.split())
+        if len(message) > LONGEST_MESSAGE:  # begin and end: what is wrong, and the remedy
+            message = f"{message[:650]} … {message[-300:]}"
+    log.print(message, style="red", soft_wrap=True)

@@ -4,11 +4,26 @@ Imports nothing heavy: the command line builds its help from these.
 """
 
 from dataclasses import dataclass, field, fields
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from foretune.errors import ConfigError
+from foretune.ranges import (
+    LARGEST,
+    Count,
+    CountOrNone,
+    Decay,
+    Few,
+    Layer,
+    Number,
+    Range,
+    Rank,
+    Regularisation,
+    Scale,
+    Seed,
+    Share,
+    check,
+)
 
 HeadPolicy = Literal["random", "average", "probe"]
 NtkParams = Literal["adapter", "adapter+head"]
@@ -16,6 +31,8 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 EngineName = Literal["local", "ray"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
+
+Pair = Annotated[int, Range(2, LARGEST)]  # fewer rows tell nothing apart
 
 ADAPTER_FILE = "adapter_config.json"  # peft's name
 
@@ -35,6 +52,10 @@ class ModelConfig:
     dtype: Dtype = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -59,17 +80,12 @@ class DataConfig:
     label_column: str | None = None
     train_split: str = "train"
     eval_split: str | None = None
-    max_train: int | None = None
-    positive_from: int | None = None
+    max_train: Pair | None = None
+    positive_from: Number | None = None
 
     def __post_init__(self) -> None:
-        """Check the range.
-
-        Raises:
-            ConfigError: If `max_train` leaves no two rows.
-        """
-        if self.max_train is not None and self.max_train < 2:
-            raise ConfigError(f"max_train = {self.max_train}: must be at least 2")
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -87,11 +103,15 @@ class AdapterConfig:
     """
 
     target_modules: tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    r: int = 8
-    alpha: float = 8
+    layers: tuple[Layer, ...] | None = None
+    r: Rank = 8
+    alpha: Scale = 8
     rslora: bool = False
     init: Init = "default"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -115,39 +135,23 @@ class ScoreSettings:
         seed: Seed of A, samples and further heads.
     """
 
-    samples: int = 32
-    eval_samples: int = 128
-    repeats: int = 1
-    draws: int = 5
+    samples: Pair = 32
+    eval_samples: CountOrNone = 128
+    repeats: Few = 1
+    draws: Few = 5
     reduction: str | None = None
     head: HeadPolicy = "random"
-    heads: int = 4
+    heads: Few = 4
     ntk_params: NtkParams = "adapter"
-    sigma: float = 1e-4
-    ridge: float | None = None
-    max_length: int = 512
-    batch_size: int = 32
-    seed: int = 0
+    sigma: Regularisation = 1e-4
+    ridge: Regularisation | None = None
+    max_length: Count = 512
+    batch_size: Count = 32
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ConfigError: Naming the setting, its value and what it may be.
-        """
-        at_least = {"samples": 2, "eval_samples": 0}
-        for name in ("samples", "eval_samples", "repeats", "draws", "heads", "max_length", "batch_size"):
-            least = at_least.get(name, 1)
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        for name in ("sigma", "ridge"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and isfinite(value)):
-                raise ConfigError(f"{name} = {value}: must be positive and finite")
-        if self.head not in get_args(HeadPolicy):
-            raise ConfigError(f"head = {self.head!r}: use one of {', '.join(get_args(HeadPolicy))}")
-        if self.ntk_params not in get_args(NtkParams):
-            raise ConfigError(f"ntk_params = {self.ntk_params!r}: use 'adapter' or 'adapter+head'")
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -172,40 +176,23 @@ class TuneSettings:
         report_to: Trackers that the Trainer reports to, such as tensorboard.
     """
 
-    epochs: int = 10
-    learning_rate: float = 4e-4
-    train_batch_size: int = 32
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.06
+    epochs: Count = 10
+    learning_rate: Scale = 4e-4
+    train_batch_size: Count = 32
+    weight_decay: Decay = 0.0
+    warmup_ratio: Share = 0.06
     scheduler: Scheduler = "linear"
-    max_length: int = 512
-    batch_size: int = 32
-    eval_samples: int | None = None
-    train_eval_samples: int = 2000
+    max_length: Count = 512
+    batch_size: Count = 32
+    eval_samples: Count | None = None
+    train_eval_samples: CountOrNone = 2000
     bf16: bool = False
-    seed: int = 0
+    seed: Seed = 0
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ConfigError: Naming the setting, its value and what it may be.
-        """
-        for name in ("epochs", "train_batch_size", "max_length", "batch_size", "eval_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} = {value}: must be at least 1")
-        if self.train_eval_samples < 0:
-            raise ConfigError(f"train_eval_samples = {self.train_eval_samples}: must be at least 0")
-        if not (self.learning_rate > 0 and isfinite(self.learning_rate)):
-            raise ConfigError(f"learning_rate = {self.learning_rate}: must be positive and finite")
-        if not (self.weight_decay >= 0 and isfinite(self.weight_decay)):
-            raise ConfigError(f"weight_decay = {self.weight_decay}: must be finite and at least 0")
-        if not 0 <= self.warmup_ratio < 1:
-            raise ConfigError(f"warmup_ratio = {self.warmup_ratio}: must be at least 0 and below 1")
-        if self.scheduler not in get_args(Scheduler):
-            raise ConfigError(f"scheduler = {self.scheduler!r}: use one of {', '.join(get_args(Scheduler))}")
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -287,19 +274,20 @@ class PaperSettings:
 
     model: str | None = None
     data_dir: Path | None = None
-    max_train: int | None = None
-    epochs: int | None = None
-    max_length: int | None = None
-    learning_rate: float | None = None
-    seeds: tuple[int, ...] = (0,)
+    max_train: Pair | None = None
+    epochs: Count | None = None
+    max_length: Count | None = None
+    learning_rate: Scale | None = None
+    seeds: tuple[Seed, ...] = (0,)
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Check the seeds; the rest is checked where it is used.
+        """Check types and ranges, and that each seed is there once.
 
         Raises:
             ConfigError: If there are none, or one is named twice.
         """
+        check(self)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds = {self.seeds}: name at least one, each once")
 

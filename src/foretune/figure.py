@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from foretune.drawing import save_drawing
 from foretune.scores import ScoreResult
 
 
@@ -37,4 +38,4 @@ def spectrum_figure(result: ScoreResult, path: Path) -> None:
         f"{placement}, n = {result.plan.settings.samples}, κ = {own.kernel.condition_number:.3g}", fontsize=10
     )
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    save_drawing(figure, path)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from foretune.config import Scheduler, TuneSettings
+from foretune.ranges import Count, Decay, Scale, Share, check
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,16 @@ class Training:
         scheduler: Learning rate schedule after that.
     """
 
-    epochs: int = 10
-    learning_rate: float = 4e-4
-    train_batch_size: int = 32
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.06
+    epochs: Count = 10
+    learning_rate: Scale = 4e-4
+    train_batch_size: Count = 32
+    weight_decay: Decay = 0.0
+    warmup_ratio: Share = 0.06
     scheduler: Scheduler = "linear"
 
     def __post_init__(self) -> None:
-        """Check the ranges, as `foretune tune` does."""
-        self.settings(max_length=1, seed=0)
+        """Check types and ranges, as `foretune tune` does."""
+        check(self)
 
     def settings(self, *, max_length: int, seed: int) -> TuneSettings:
         """Write the run's settings out.

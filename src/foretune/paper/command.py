@@ -65,5 +65,5 @@ def paper(
         records = read_records(store, cells)
     for item in dict.fromkeys(items):
         make(item, experiment, records, output, console())
-    log.print(f"saved to {output}", highlight=False)
+    log.print(f"saved to {output}")
     return 0

@@ -13,6 +13,7 @@ from foretune.study.plots import COLOURS, MARKERS
 from foretune.study.quantities import KAPPA
 from foretune.study.records import Record
 from foretune.study.summary import SCOPE_WORDS
+from foretune.texts import for_figure
 from foretune.tuning.curves import running_mean
 
 CURVES = (2, 3)  # placements of panels (a) and (b): {first, middle, last} with {W_q, W_v} and with {W_k}
@@ -32,7 +33,7 @@ def figure1(experiment: Experiment, records: Sequence[Record]) -> Figure:
     panels = figure.subplots(1, 3)
     for axes, letter, number in zip(panels, "ab", CURVES, strict=False):
         _curves(axes, experiment, records, experiment.placements[number])
-        axes.set_title(f"({letter}) {experiment.placements[number]}", fontsize=10)
+        axes.set_title(for_figure(f"({letter}) {experiment.placements[number]}"), fontsize=10)
     _accuracy(panels[2], experiment, records)
     panels[2].set_title("(c) accuracy and κ", fontsize=10)
     return figure
@@ -44,7 +45,7 @@ def _curves(axes: Axes, experiment: Experiment, records: Sequence[Record], place
         if not held:
             continue
         kappa = mean(record.quantities[KAPPA.name] or float("nan") for record in held)
-        label = f"{title(dataset)}, κ = {kappa:.3g}"
+        label = for_figure(f"{title(dataset)}, κ = {kappa:.3g}")
         for record in held:
             window = max(1, record.steps[-1].step // 20)
             means = [float("nan") if m is None else m for m in running_mean(record.steps, window=window)]
@@ -63,7 +64,9 @@ def _accuracy(axes: Axes, experiment: Experiment, records: Sequence[Record]) -> 
         ]
         if points:
             x, y = np.array(points, dtype=np.float64).T
-            axes.scatter(x, y, s=22, color=COLOURS[index], marker=MARKERS[index], label=title(dataset), linewidths=0)
+            axes.scatter(
+                x, y, s=22, color=COLOURS[index], marker=MARKERS[index], label=for_figure(title(dataset)), linewidths=0
+            )
     axes.set(xlabel="κ at initialisation", ylabel="accuracy %", xscale="log")
     axes.legend(frameon=False, fontsize=8)
 

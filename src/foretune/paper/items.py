@@ -14,6 +14,7 @@ from foretune.store import make_folder, write_text
 from foretune.study.grid import Cell
 from foretune.study.plots import save_figure
 from foretune.study.records import Record, write_records
+from foretune.texts import for_markdown
 
 
 def needed_cells(experiment: Experiment, items: Sequence[str]) -> tuple[Cell, ...]:
@@ -50,7 +51,7 @@ def make(item: str, experiment: Experiment, records: Sequence[Record], folder: P
         words = caption(experiment, records)
         for path in save_figure(figure1(experiment, records), folder, item):
             screen.print(Text(str(path)), soft_wrap=True)
-        write_text(folder / "figure1.md", f"![Figure 1](figure1.png)\n\n{words}\n")
+        write_text(folder / "figure1.md", f"![Figure 1](figure1.png)\n\n{for_markdown(words)}\n")
         screen.print(Text(words, style="dim"))
         return
     table = {
@@ -62,6 +63,6 @@ def make(item: str, experiment: Experiment, records: Sequence[Record], folder: P
     table.show(screen)
     if item == "table1":
         sentences = [claim.sentence() for claim in check_claims(records)]
-        write_text(folder / "claims.md", "".join(f"- {sentence}\n" for sentence in sentences))
+        write_text(folder / "claims.md", "".join(f"- {for_markdown(sentence)}\n" for sentence in sentences))
         for sentence in sentences:
             screen.print(Text(f"• {sentence}", style="yellow"), soft_wrap=True)

@@ -82,7 +82,7 @@ def rank_command(
 def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, choose: int, as_json: bool) -> None:
     """Rank, save to a free folder that no other run writes to, and print."""
     from foretune.store import finite, to_json
-    from foretune.terminal import console, progress
+    from foretune.terminal import console, print_json, progress
 
     log = console(stderr=True)
     with log.status("loading"):
@@ -106,17 +106,16 @@ def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, 
             f"{Path(ranking.model).name} on {Path(ranking.dataset).name}: {len(ranking.quick):,} candidates over "
             f"{len(ranking.sites)} modules from {ranking.samples} samples; forecast of {ranking.steps} steps on "
             f"{ranking.train_rows:,} rows; {seconds}",
-            highlight=False,
         )
     n_rows = sum(len(ranking.rows) for ranking in rankings)
     if output is not None:
         save_rankings(rankings, config, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
         chosen = f"; adapter of row {choose} in {output / ADAPTER_FILE}" if choose <= n_rows else ""
-        log.print(f"saved to {output}{chosen}", highlight=False)
+        log.print(f"saved to {output}{chosen}")
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
     if as_json:
-        print(to_json(finite(ranking_content(rankings, config, calibrated))))  # noqa: T201  # the result goes to stdout
+        print_json(to_json(finite(ranking_content(rankings, config, calibrated))))
     else:
         _print(rankings)
     if choose > n_rows:
@@ -136,8 +135,7 @@ def _print(rankings: "Sequence[Ranking]") -> None:
         screen.print(
             f"{where}accuracy % of the head without adapter: "
             f"{'withheld' if levels is None else percent(levels['accuracy'])}; "
-            f"of the majority class: {100 * ranking.majority:.1f}",
-            highlight=False,
+            f"of the majority class: {100 * ranking.majority:.1f}"
         )
     for note in dict.fromkeys(note for ranking in rankings for note in ranking.notes):
-        screen.print(f"• {note}", style="yellow", highlight=False)
+        screen.print(f"• {note}", style="yellow")

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from foretune.drawing import save_drawing
 from foretune.ranking.candidates import short_kinds
 from foretune.ranking.ranks import Ranking
+from foretune.texts import for_figure
 
 
 def heat_map(ranking: Ranking, path: Path) -> None:
@@ -27,7 +29,7 @@ def heat_map(ranking: Ranking, path: Path) -> None:
     figure = Figure(figsize=(1.6 + 1.1 * len(kinds), 1.8 + 0.35 * len(layers)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(table, origin="lower", aspect="auto", cmap="viridis")
-    axes.set_xticks(range(len(kinds)), [short[kind] for kind in kinds], rotation=30, ha="right")
+    axes.set_xticks(range(len(kinds)), [for_figure(short[kind]) for kind in kinds], rotation=30, ha="right")
     axes.set_yticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set(ylabel="layer", title=f"quick score of one module, r = {ranking.template.r}")
     middle = (np.nanmin(table) + np.nanmax(table)) / 2 if inside else 0.0
@@ -36,4 +38,4 @@ def heat_map(ranking: Ranking, path: Path) -> None:
         colour = "white" if value < middle else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
     figure.colorbar(image, ax=axes, label="share of the probe's error predicted away")
-    figure.savefig(path, dpi=150, format="png")
+    save_drawing(figure, path)

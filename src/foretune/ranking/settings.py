@@ -1,12 +1,12 @@
 """Settings of `foretune rank`. Imports nothing heavy: the command line builds its help from these."""
 
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Literal
+from typing import Annotated, Literal
 
-from foretune.config import Dtype
+from foretune.config import Dtype, Pair
 from foretune.errors import ConfigError
 from foretune.forecasting.training import Training
+from foretune.ranges import LARGEST, Count, Few, Layer, Number, Range, Rank, Regularisation, Scale, Seed, check, shown
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class RankModels:
     dtype: Dtype = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,12 @@ class RankData:
     label_column: str | None = None
     train_split: str = "train"
     eval_split: str | None = None
-    max_train: int | None = None
-    positive_from: int | None = None
+    max_train: Pair | None = None
+    positive_from: Number | None = None
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,11 @@ class Candidates:
     """
 
     target_modules: tuple[str, ...] | None = None
-    layers: tuple[int, ...] | None = None
-    ranks: tuple[int, ...] = (8,)
+    layers: tuple[Layer, ...] | None = None
+    ranks: tuple[Rank, ...] = (8,)
     budget: str | None = None
-    finalists: int = 16
-    alpha: float = 8
+    finalists: Few = 16
+    alpha: Scale = 8
     rslora: bool = False
     init: Literal["default", "gaussian"] = "default"
 
@@ -83,14 +91,11 @@ class Candidates:
         Raises:
             ConfigError: Naming the setting, its value and what it may be.
         """
-        if not self.ranks or min(self.ranks) < 1:
-            raise ConfigError(f"ranks = {list(self.ranks)}: name at least one, each at least 1")
-        if self.finalists < 1:
-            raise ConfigError(f"finalists = {self.finalists}: must be at least 1")
-        if not (self.alpha > 0 and isfinite(self.alpha)):
-            raise ConfigError(f"alpha = {self.alpha}: must be positive and finite")
         if self.init not in ("default", "gaussian"):
-            raise ConfigError(f"init = {self.init!r}: ranks are priced from one pass for default and gaussian only")
+            raise ConfigError(f"init = {shown(self.init)}: ranks are priced from one pass with default or gaussian")
+        check(self)
+        if not self.ranks:
+            raise ConfigError("ranks = []: name at least one, each at least 1")
 
 
 @dataclass(frozen=True)
@@ -107,27 +112,17 @@ class RankSample:
         seed: Seed of A, samples and head.
     """
 
-    samples: int = 512
-    eval_samples: int = 512
-    draws: int = 5
-    sigma: float = 1e-4
-    max_length: int = 512
-    batch_size: int = 32
-    seed: int = 0
+    samples: Annotated[int, Range(4, LARGEST)] = 512
+    eval_samples: Count = 512
+    draws: Few = 5
+    sigma: Regularisation = 1e-4
+    max_length: Count = 512
+    batch_size: Count = 32
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ConfigError: Naming the setting, its value and what it may be.
-        """
-        at_least = {"samples": 4}
-        for name in ("samples", "eval_samples", "draws", "max_length", "batch_size"):
-            least = at_least.get(name, 1)
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        if not (self.sigma > 0 and isfinite(self.sigma)):
-            raise ConfigError(f"sigma = {self.sigma}: must be positive and finite")
+        """Check types and ranges."""
+        check(self)
 
 
 @dataclass(frozen=True)

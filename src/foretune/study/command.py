@@ -1,12 +1,13 @@
 """`foretune study` and `foretune study report`."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from foretune.config import EngineName
-from foretune.errors import ConfigError
+from foretune.ranges import LARGEST, Range
 
 study = App(name="study", help="Score and fine-tune a grid of configurations, and compare forecasts with outcomes.")
 
@@ -47,7 +48,7 @@ def run_study(
     code = run_cells(cells, output, workers=workers, engine_name=engine, log=log).settle(log)
     if code:
         return code
-    log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {output}", highlight=False)
+    log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {quote(str(output))}")
     return 0
 
 
@@ -71,17 +72,14 @@ def outlook_study(
         samples: Labelled training samples, at most: all rows that train where these are fewer.
         eval_samples: Labelled rows to predict, at most, of the evaluation split or of the rows held out.
         comparisons: Also simulate with A fixed, at the random head, with permuted labels and with a random backbone.
-
-    Raises:
-        ConfigError: If there are too few samples.
     """
     from foretune.store import check_writable
     from foretune.study.grid import read_grid
     from foretune.study.outlooks import OutlookSettings, make_outlooks
     from foretune.terminal import console, progress
 
-    if samples < 4 or eval_samples < 1:
-        raise ConfigError(f"samples = {samples}, eval_samples = {eval_samples}: must be at least 4 and 1")
+    Range(4, LARGEST).check("samples", samples)
+    Range(1, LARGEST).check("eval_samples", eval_samples)
     cells = read_grid(grid)
     check_writable(output)
     log = console(stderr=True)
@@ -92,9 +90,7 @@ def outlook_study(
             OutlookSettings(samples, eval_samples, comparisons),
             on_news=lambda what, done, total: update(completed=done, total=total, note=what),
         )
-    log.print(
-        f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {output}", highlight=False
-    )
+    log.print(f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {quote(str(output))}")
 
 
 @study.command(name="report")
@@ -115,9 +111,6 @@ def report_study(
         grid: YAML file of the study, if the folder holds cells of several.
         coefficient: Which one to print; all are written.
         resamples: Draws of the bootstrap.
-
-    Raises:
-        ConfigError: If there are too few draws for an interval.
     """
     from rich.text import Text
 
@@ -129,8 +122,7 @@ def report_study(
     from foretune.study.summary import correlation_table, notes, regret_table, save_report, summarise
     from foretune.terminal import console
 
-    if resamples < 100:
-        raise ConfigError(f"resamples = {resamples}: must be at least 100")
+    Range(100, 100_000).check("resamples", resamples)
     log = console(stderr=True)
     foresight = foresee(read_records(folder, None if grid is None else read_grid(grid)))
     with log.status("resampling"):
@@ -151,4 +143,4 @@ def report_study(
             table.show(screen)
     for note in notes(report):
         screen.print(Text(f"• {note}"), style="yellow")
-    log.print(f"saved to {out}", highlight=False)
+    log.print(f"saved to {out}")

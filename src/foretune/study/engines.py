@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Protocol
 
 from foretune.config import EngineName
-from foretune.errors import ConfigError, ForetuneError, StoreError
+from foretune.errors import ConfigError, ForetuneError, StoreError, reason
+from foretune.faults import disk_is_full, fault_of_outside
 from foretune.provenance import usable_cores
+from foretune.ranges import Range
+from foretune.store import write_text
 from foretune.study.grid import Cell
 from foretune.study.work import OnNews, work
+
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -91,16 +96,18 @@ def do(job: Job, on_news: OnNews | None = None) -> Report:
     except ForetuneError as failure:
         error = str(failure)
     except Exception as failure:  # a fault in one cell must not take the others with it
-        error, fault = f"{type(failure).__name__}: {failure}; see {_write_traceback(job)}", True
+        error, fatal = fault_of_outside(failure), disk_is_full(failure)
+        if error is None:
+            error, fault = f"{type(failure).__name__}: {reason(failure)}; see {_write_traceback(job)}", True
     message = None if error is None else " ".join(error.split())
     return Report(job.key, time.perf_counter() - start, message, fatal, fault)
 
 
 def _write_traceback(job: Job) -> Path:
     path = job.store / "failed" / f"{job.key}.txt"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, StoreError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        write_text(path, traceback.format_exc())
     return path
 
 
@@ -226,8 +233,7 @@ def engine(name: EngineName, workers: int) -> Engine:
     Raises:
         ConfigError: If the choice makes no sense.
     """
-    if workers < 1:
-        raise ConfigError(f"workers = {workers}: must be at least 1")
+    Range(1, MOST_WORKERS).check("workers", workers)
     if name == "ray":
         if workers > 1:
             raise ConfigError(f"workers = {workers}: with --engine ray the cluster decides")

@@ -17,6 +17,7 @@ from foretune.study.quantities import AREAS, BASELINES, CONTROLS, FORECASTS, FOR
 from foretune.study.records import Record
 from foretune.study.summary import StudyReport, finding_in_words
 from foretune.study.tables import Table
+from foretune.texts import for_figure
 
 PERCENT = 100.0
 # What a quantity needs, by the names of a cell's clock. `baselines` timed all metrics of others together, the quick
@@ -254,7 +255,9 @@ def forecast_figure(foresight: Foresight) -> Figure:
             y = unit * np.array([float(record.outcomes[outcome] or 0.0) for record in cells])
             colour = COLOURS[families.index(cells[0].family) % len(COLOURS)]
             axes.errorbar(x, y, xerr=[below, above], fmt="none", ecolor=colour, alpha=0.2, linewidth=0.8)
-            axes.scatter(x, y, s=16, color=colour, marker=MARKERS[index % len(MARKERS)], label=dataset, linewidths=0)
+            axes.scatter(
+                x, y, s=16, color=colour, marker=MARKERS[index % len(MARKERS)], label=for_figure(dataset), linewidths=0
+            )
         both = [axes.dataLim.intervaly, axes.dataLim.intervaly]
         low, high = min(end[0] for end in both), max(end[1] for end in both)
         axes.plot([low, high], [low, high], color="0.5", linewidth=0.8, zorder=0)

@@ -3,17 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
-from foretune.errors import ConfigError
+from foretune.errors import ConfigError, reason
+from foretune.ranges import shown
+from foretune.store import read_yaml
+from foretune.texts import printable
 
 Config = TypeVar("Config", ModelConfig, DataConfig, AdapterConfig, ScoreSettings, TuneSettings)
+MOST_CELLS = 100_000
 KEYS = ("models", "datasets", "placements", "ranks", "seeds", "score", "train")
 
 
@@ -67,12 +71,9 @@ def read_grid(path: Path) -> tuple[Cell, ...]:
     Raises:
         ConfigError: If it cannot be read or holds an unknown or wrong setting.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read study {str(path)!r}: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, kind=ConfigError)
     if not isinstance(content, dict):
-        raise ConfigError(f"study {str(path)!r} must hold a mapping with {', '.join(KEYS)}")
+        raise ConfigError(f"study {shown(str(path))} must hold a mapping with {', '.join(KEYS)}")
     return expand(content)
 
 
@@ -100,6 +101,9 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
     placements = [_entry(AdapterConfig, None, held) for held in _list(content, "placements")]
     ranks, seeds = _integers(content, "ranks", [8]), _integers(content, "seeds", [0])
     common = {name: _mapping(content, name) for name in ("score", "train")}
+    n_cells = len(models) * len(datasets) * len(placements) * len(ranks) * len(seeds)
+    if n_cells > MOST_CELLS:
+        raise ConfigError(f"the study has {n_cells:,} cells: at most {MOST_CELLS:,}, so split it")
     cells = []
     for seed, (model, model_name, _), (data, data_name, own, family), (adapter, placement, _), rank in product(
         seeds, models, datasets, placements, ranks
@@ -132,21 +136,23 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
 def _list(content: Mapping[str, Any], key: str) -> list[Any]:
     held = content.get(key)
     if not isinstance(held, list) or not held:
-        raise ConfigError(f"study: {key} must be a list with at least one entry, not {held!r}")
+        raise ConfigError(f"study: {key} must be a list with at least one entry, not {shown(held)}")
     return held
 
 
 def _integers(content: Mapping[str, Any], key: str, default: list[int]) -> list[int]:
     held = content.get(key, default)
     if not (isinstance(held, list) and held and all(type(value) is int for value in held)):
-        raise ConfigError(f"study: {key} must be a list of integers, not {held!r}")
+        raise ConfigError(f"study: {key} must be a list of integers, not {shown(held)}")
     return held
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    held = content.get(key) or {}
+    held = content.get(key)
+    if held is None:
+        return {}
     if not isinstance(held, dict):
-        raise ConfigError(f"study: {key} must be a mapping of settings, not {held!r}")
+        raise ConfigError(f"study: {key} must be a mapping of settings, not {shown(held)}")
     if "seed" in held:
         raise ConfigError(f"study: {key} has a seed: list the seeds under 'seeds'")
     return held
@@ -154,8 +160,7 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _dataset(held: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
     config, name, own = _entry(DataConfig, "dataset", held, extra=("score", "train"))
-    family = held.get("family") if isinstance(held, dict) else None
-    return config, name, own, str(family or name)
+    return config, name, own, _word(held, "family", "dataset") or name
 
 
 def _entry(
@@ -166,7 +171,7 @@ def _entry(
         held = {key: held}
     what = key or "placement"
     if not isinstance(held, dict):
-        raise ConfigError(f"study: {what} {held!r} must be a mapping of settings")
+        raise ConfigError(f"study: {what} {shown(held)} must be a mapping of settings")
     own = {name: _mapping(held, name) for name in extra}
     outside = ("name", "family", *extra) if kind is DataConfig else ("name", *extra)
     settings = {name: value for name, value in held.items() if name not in outside}
@@ -176,8 +181,17 @@ def _entry(
         if isinstance(settings.get("target_modules"), str):
             settings["target_modules"] = [settings["target_modules"]]
     config = _read(kind, settings, what)
-    name = str(held.get("name") or _name(config))
-    return config, name, own
+    return config, _word(held, "name", what) or printable(_name(config)), own
+
+
+def _word(held: Any, key: str, where: str) -> str:
+    """A short name as it can be printed; empty where there is none."""
+    word = held.get(key) if isinstance(held, dict) else None
+    if word is None:
+        return ""
+    if isinstance(word, bool) or not isinstance(word, str | int | float) or not str(word).strip():
+        raise ConfigError(f"study: {where}: {key} = {shown(word)}: must be a short text")
+    return printable(str(word))
 
 
 def _name(config: ModelConfig | DataConfig | AdapterConfig | ScoreSettings | TuneSettings) -> str:
@@ -194,17 +208,31 @@ def _name(config: ModelConfig | DataConfig | AdapterConfig | ScoreSettings | Tun
 def _check_keys(held: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for name in held:
         if name not in known:
-            near = get_close_matches(str(name), known, n=1)
+            near = get_close_matches(str(name)[:100], known, n=1)
             hint = f": did you mean {near[0]!r}?" if near else f": it has {', '.join(known)}"
-            raise ConfigError(f"{where} has no setting {name!r}{hint}")
+            raise ConfigError(f"{where} has no setting {shown(name)}{hint}")
+
+
+@cache
+def _reader(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _read(kind: type[Config], settings: Mapping[str, Any], where: str) -> Config:
     _check_keys(settings, [field.name for field in fields(kind)], where)
+    for field in fields(kind):  # YAML writes true as yes and on too, and Python counts it as 1
+        if isinstance(settings.get(field.name), bool) and field.type is not bool:
+            raise ConfigError(f"{where}: {field.name} = {settings[field.name]}: true and false fit no such setting")
     try:
-        return TypeAdapter(kind).validate_python(dict(settings))
+        reader: Any = kind
+        config: Config = _reader(reader).validate_python(dict(settings))
+        return config
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        value = "" if first["type"] == "missing" else f" = {first['input']!r}"
+        value = "" if first["type"] == "missing" else f" = {shown(first['input'])}"
         raise ConfigError(f"{where}: {place}{value}: {first['msg'].lower()}") from error
+    except ConfigError as error:  # of the settings themselves
+        raise ConfigError(f"{where}: {error}") from error
+    except (RecursionError, OverflowError, ValueError) as error:  # numbers and nestings beyond all measure
+        raise ConfigError(f"{where}: cannot be read as settings: {reason(error)}") from error

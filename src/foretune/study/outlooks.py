@@ -17,6 +17,7 @@ import torch
 
 from foretune.config import AdapterConfig, ScoreSettings
 from foretune.data import Task, load_task
+from foretune.errors import StoreError
 from foretune.forecasting.calibration import case_values
 from foretune.forecasting.outlook import Outlook, kind_of, outlooks, runs_of
 from foretune.forecasting.reach import run_values
@@ -111,7 +112,10 @@ def _is_made(store: Path, key: str, settings: OutlookSettings) -> bool:
     path = store / OUTLOOKS / f"{key}.json"
     if not path.is_file():
         return False
-    held = read_json(path)
+    try:
+        held = read_json(path)
+    except (StoreError, RecursionError):  # damaged: it is made again
+        return False
     return held.get("schema") == SCHEMA and held.get("settings") == asdict(settings)
 
 

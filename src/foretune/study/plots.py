@@ -1,14 +1,18 @@
 """Scatter plots of quantities at initialisation against outcomes."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foretune.drawing import save_drawing
+from foretune.store import write_whole
 from foretune.study.quantities import OUTCOMES, Outcome, Quantity
 from foretune.study.records import Record
+from foretune.texts import for_figure
 
 # distinguishable for colour-blind readers; the markers tell them apart in grey
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
@@ -33,7 +37,7 @@ def scatter_figure(records: Sequence[Record], quantities: Sequence[Quantity]) ->
     for row, outcome in zip(panels, OUTCOMES, strict=True):
         for axes, quantity in zip(row, quantities, strict=True):
             for index, group in enumerate(groups):
-                label = " · ".join(group) if several_models else group[1]
+                label = for_figure(" · ".join(group) if several_models else group[1])
                 held = [record for record in records if record.group == group]
                 _marks(axes, held, quantity, outcome, index, label)
             if quantity.logarithmic and all((r.quantities[quantity.name] or 0.0) > 0 for r in records):
@@ -74,7 +78,5 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """
     paths = [folder / f"{name}.{suffix}" for suffix in FORMATS]
     for path in paths:
-        # without a date, so that the same numbers give the same file
-        metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[path.suffix[1:]]
-        figure.savefig(path, dpi=150, metadata=metadata)
+        write_whole(path, partial(save_drawing, figure))
     return paths

@@ -3,20 +3,22 @@
 import csv
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from foretune.errors import StoreError
 from foretune.store import RESULT, read_json, write_whole
+from foretune.study.damage import Value, check_course, integer, numbers, read_rows, same, text, undamaged
 from foretune.study.early import early_quantities
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
 from foretune.study.quantities import HELD
 from foretune.study.work import CELLS, OUTLOOKS, cell_folder
+from foretune.texts import for_spreadsheet, from_spreadsheet, printable
 from foretune.tuning.curves import Step, running_mean, steps_to_reach
 
 NAMES = ("model", "dataset", "placement", "r", "seed")
@@ -26,7 +28,6 @@ FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parame
 SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate", "survey", "simulate", "baselines")
 CELLS_CSV, CURVES_CSV = "cells.csv", "curves.csv"
 DIGITS = 6  # of a loss in curves.csv, and everywhere, so that a report from it is the same
-Value = float | None
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,13 @@ def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Rec
         StoreError: If there are none, or two differ in their settings alone.
     """
     if (folder / CELLS).is_dir():
+        named: Iterable[tuple[Path, Cell | None]]
         if cells is None:
-            paths = sorted(path for path in (folder / CELLS).iterdir() if path.suffix == "" and path.name[0] != ".")
-            records = [_from_folder(path) for path in paths]
+            paths = sorted((folder / CELLS).iterdir())
+            named = [(path, None) for path in paths if path.suffix == "" and path.name[0] != "."]
         else:
             named = [(cell_folder(folder, cell_key(cell)), cell) for cell in cells]
-            records = [_from_folder(path, cell) for path, cell in named if path.is_dir()]
+        records = _whole_records([(path, cell) for path, cell in named if path.is_dir()])
     elif (folder / CELLS_CSV).is_file():
         records = _from_csv(folder)
     else:
@@ -122,42 +124,82 @@ def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Rec
     return _with_steps_to_loss(ordered)
 
 
-def _from_folder(path: Path, cell: Cell | None = None) -> Record:
-    held = read_json(path / RESULT)
-    names: Mapping[str, Any] = held["names"] if cell is None else cell.names
-    facts = {name: held["facts"][name] for name in FACTS}
-    steps = _read_rows(path / "tune" / "steps.csv", _step)
-    epochs = _read_rows(path / "tune" / "history.csv", _epoch)
-    outlook = path.parent.parent / OUTLOOKS / f"{held['key']}.json"
-    seen = read_json(outlook) if outlook.is_file() else {"quantities": {}, "seconds": {}}
-    trained, simulated = int(facts["train_rows"]), seen.get("train_rows")
-    if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
-        raise StoreError(
-            f"cell {held['key']} was trained on {trained} rows and its outlook simulated on {simulated}: make the "
-            f"outlook anew with foretune study outlook; if they still differ, delete {str(path)!r} and run the study"
-        )
-    quantities = {**held["quantities"], **seen["quantities"], **early_quantities(steps, epochs, int(facts["steps"]))}
+def _whole_records(named: Sequence[tuple[Path, Cell | None]]) -> list[Record]:
+    """Read cells; a report that passes over damaged ones would be of another study."""
+    records, damaged = [], []
+    for path, cell in named:
+        try:
+            records.append(read_cell(path, cell))
+        except StoreError as error:
+            damaged.append(error)
+    if damaged:
+        more = "" if len(damaged) == 1 else f" ({len(damaged)} cells are damaged)"
+        raise StoreError(f"{damaged[0]}{more}") from damaged[0]
+    return records
+
+
+def read_cell(path: Path, cell: Cell | None = None, *, outlook: bool = True) -> Record:
+    """Read a finished cell.
+
+    Args:
+        path: Its folder.
+        cell: The cell, whose names are taken; None takes those in the folder.
+        outlook: Whether to take the numbers of its outlook too, where there is one.
+
+    Returns:
+        The record, without `steps_to_loss`.
+
+    Raises:
+        StoreError: Naming the cell if one of its files is missing, cut off or holds what foretune does not write.
+    """
+    store = path.parent.parent
+    with undamaged(f"cell {path.name} of {str(store)!r}", "the same foretune study command computes it again"):
+        held = read_json(path / RESULT)
+        same(held["key"], path.name, "key")
+        own = _names(held["names"])
+        family = text(held.get("family", ""), "family")
+        facts = numbers(held["facts"], FACTS)
+        outcomes = numbers(held["outcomes"], MEASURED)
+        quantities = numbers(held["quantities"])
+        seconds = numbers(held["seconds"])
+        total, diverged = facts["steps"], bool(facts["diverged"])
+        steps = read_rows(path / "tune" / "steps.csv", _step, ("step", "loss"))
+        epochs = read_rows(path / "tune" / "history.csv", _epoch, ("step", "eval_loss", "eval_accuracy"))
+        check_course([(step.step, step.loss) for step in steps], total, diverged, "steps.csv")
+        check_course([(step, loss) for step, loss, _ in epochs], total, diverged, "history.csv")
+    seen_quantities, seen_seconds = _read_outlook(path, facts["train_rows"]) if outlook else ({}, {})
+    quantities = {**quantities, **seen_quantities, **early_quantities(steps, epochs, int(facts["steps"] or 0))}
     return Record(
-        **{name: names[name] for name in NAMES},
-        key=held["key"],
+        **(own if cell is None else cell.names),  # type: ignore[arg-type]
+        key=path.name,
         quantities={name: quantities.get(name) for name in HELD},
-        outcomes={name: held["outcomes"][name] for name in MEASURED} | _areas(steps, epochs),
+        outcomes=outcomes | _areas(steps, epochs),
         facts=facts,
-        seconds={name: held["seconds"].get(name, seen["seconds"].get(name)) for name in SECONDS},
+        seconds={name: seconds.get(name, seen_seconds.get(name)) for name in SECONDS},
         steps=steps,
-        family=held.get("family", "") if cell is None else cell.family,
+        family=family if cell is None else cell.family,
     )
 
 
-Row = TypeVar("Row")
+def _read_outlook(cell: Path, trained: Value) -> tuple[Mapping[str, Value], Mapping[str, Value]]:
+    """Quantities and seconds of a cell's outlook; none where there is no outlook."""
+    path = cell.parent.parent / OUTLOOKS / f"{cell.name}.json"
+    if not path.is_file():
+        return {}, {}
+    with undamaged(f"outlook {str(path)!r}", "remove the file, and foretune study outlook makes it again"):
+        held = read_json(path)
+        found = numbers(held["quantities"]), numbers(held["seconds"])
+        simulated = held.get("train_rows")
+    if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
+        raise StoreError(
+            f"cell {cell.name} was trained on {trained or 0:.0f} rows and its outlook simulated on {simulated}: make the "
+            f"outlook anew with foretune study outlook; if they still differ, delete {str(cell)!r} and run the study"
+        )
+    return found
 
 
-def _read_rows(path: Path, read: Callable[[Mapping[str, str]], Row]) -> tuple[Row, ...]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return tuple(read(row) for row in csv.DictReader(file))
-    except OSError as error:
-        raise StoreError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
+def _names(held: Mapping[str, Any]) -> dict[str, str | int]:
+    return {name: integer(held[name], name) if name in ("r", "seed") else text(held[name], name) for name in NAMES}
 
 
 def _step(row: Mapping[str, str]) -> Step:
@@ -169,6 +211,10 @@ def _step(row: Mapping[str, str]) -> Step:
         None if norm is None else float(norm),
         float(row.get("seconds") or "nan"),
     )
+
+
+def _curve_row(row: Mapping[str, str]) -> tuple[str, Step]:
+    return printable(from_spreadsheet(row["key"])), _step(row)
 
 
 def _epoch(row: Mapping[str, str]) -> tuple[int, float, float]:
@@ -242,19 +288,22 @@ def write_records(records: Sequence[Record], folder: Path) -> None:
             writer = csv.writer(file)
             writer.writerow(header)
             for record in records:
-                names = [record.model, record.dataset, record.placement, record.r, record.seed, record.family]
+                words = (record.key, record.model, record.dataset, record.placement, record.family)
+                key, *names, family = map(for_spreadsheet, words)
                 values = [record.quantities.get(name) for name in HELD]
                 values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
                 values += [record.facts[name] for name in FACTS]
                 values += [record.seconds.get(name) for name in SECONDS]
-                writer.writerow([record.key, *names, *(_written(value) for value in values)])
+                writer.writerow([key, *names, record.r, record.seed, family, *(_written(value) for value in values)])
 
     def curves(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["key", "step", "loss"])
             writer.writerows(
-                [record.key, step.step, f"{step.loss:.{DIGITS}g}"] for record in records for step in record.steps
+                [for_spreadsheet(record.key), step.step, f"{step.loss:.{DIGITS}g}"]
+                for record in records
+                for step in record.steps
             )
 
     write_whole(folder / CELLS_CSV, cells)
@@ -268,35 +317,40 @@ def _written(value: Value) -> str:
 
 
 def _from_csv(folder: Path) -> list[Record]:
+    again = "take the files of a report, or the folder of the study itself"
     curves: dict[str, list[Step]] = defaultdict(list)
     if (folder / CURVES_CSV).is_file():
-        with (folder / CURVES_CSV).open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                curves[row["key"]].append(_step(row))
-    try:
-        with (folder / CELLS_CSV).open(newline="", encoding="utf-8") as file:
-            return [_from_row(row, curves) for row in csv.DictReader(file)]
-    except (KeyError, ValueError) as error:
-        raise StoreError(f"{str(folder / CELLS_CSV)!r} is no table of cells: {error}") from error
+        with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
+            for key, step in read_rows(folder / CURVES_CSV, _curve_row, ("key", "step", "loss")):
+                curves[key].append(step)
+    with undamaged(f"table {str(folder / CELLS_CSV)!r}", again):
+        needed = ("key", *NAMES, *MEASURED, *FACTS)
+        records = list(read_rows(folder / CELLS_CSV, lambda row: _from_row(row, curves), needed))
+        keys = [record.key for record in records]
+        same(len(set(keys)), len(keys), "number of different keys")
+    with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
+        for record in records:
+            if record.steps:
+                course = [(step.step, step.loss) for step in record.steps]
+                check_course(course, record.facts["steps"], bool(record.facts["diverged"]), f"cell {record.key}")
+    return records
 
 
 def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> Record:
     def values(names: Iterable[str], prefix: str = "") -> dict[str, Value]:
         # a table of an earlier version lacks columns
         held = {name: row.get(prefix + name, "") for name in names}
-        return {name: None if value == "" else float(value) for name, value in held.items()}
+        return numbers({name: None if value == "" else float(value) for name, value in held.items()})
 
+    words = {name: printable(from_spreadsheet(row[name])) for name in ("key", "model", "dataset", "placement")}
     return Record(
-        row["key"],
-        row["model"],
-        row["dataset"],
-        row["placement"],
-        int(row["r"]),
-        int(row["seed"]),
+        **words,
+        r=int(row["r"]),
+        seed=int(row["seed"]),
         quantities=values(HELD),
         outcomes=values((*MEASURED, *AREAS)),
         facts=values(FACTS),
         seconds=values(SECONDS, "seconds_"),
-        steps=tuple(curves.get(row["key"], ())),
-        family=row.get("family", ""),
+        steps=tuple(curves.get(words["key"], ())),
+        family=printable(from_spreadsheet(row.get("family", ""))),
     )

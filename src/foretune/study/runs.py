@@ -13,8 +13,9 @@ from foretune.study.board import Board
 from foretune.study.engines import Job, engine
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
+from foretune.study.records import read_cell
 from foretune.study.tables import Table
-from foretune.study.work import cell_folder
+from foretune.study.work import cell_folder, set_aside
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,13 @@ def run_cells(
     store = store.absolute()  # workers may have another working directory
     with log.status("looking at data and weights"):
         by_key = {cell_key(cell): _absolute(cell) for cell in cells}
+    for key in by_key:
+        damage = _damage(store, key)
+        if damage is not None:
+            log.print(f"{damage} (the damaged one is kept as {set_aside(store, key).name})", style="yellow")
     jobs = [Job(cell, key, store) for key, cell in by_key.items() if not cell_folder(store, key).is_dir()]
     done = len(by_key) - len(jobs)
-    log.print(f"{len(by_key)} cells, {done} of them finished", highlight=False)
+    log.print(f"{len(by_key)} cells, {done} of them finished")
     failed = faults = 0
     try:
         with Board(log, list(by_key.values()), waiting=len(jobs), workers=workers) as board:
@@ -98,6 +103,18 @@ def run_cells(
             f"interrupted: {done} of {len(by_key)} cells are finished and kept, the same command goes on"
         ) from interrupt
     return Failures(failed, faults)
+
+
+def _damage(store: Path, key: str) -> str | None:
+    """What is wrong with a finished cell; None if nothing is, or it is not finished."""
+    folder = cell_folder(store, key)
+    if not folder.is_dir():
+        return None
+    try:
+        read_cell(folder, outlook=False)
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _absolute(cell: Cell) -> Cell:
@@ -123,6 +140,7 @@ def list_cells(cells: Sequence[Cell], store: Path) -> Table:
     for cell in cells:
         key = cell_key(cell)
         state = "finished" if cell_folder(store, key).is_dir() else "to do"
+        state = state if _damage(store, key) is None else "damaged"
         rows.append((key, *map(str, cell.names.values()), state))
     done = sum(row[-1] == "finished" for row in rows)
     header = ("key", "model", "data set", "placement", "r", "seed", "state")

@@ -11,6 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from foretune.store import write_text, write_whole
+from foretune.terminal import Screen
+from foretune.texts import for_markdown, for_spreadsheet, printable
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -29,6 +31,9 @@ _TEX = {
     "τ": r"$\tau$",
     "ρ": r"$\rho$",
     "α": r"$\alpha$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     "×": r"$\times$",
     "−": r"$-$",
@@ -63,9 +68,9 @@ class Table:
             The caption, then the table.
         """
         rule = ["---" if i < self.right_from else "---:" for i in range(len(self.header))]
-        lines = [self.header, rule, *self.rows]
-        body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"{self.caption}\n\n{body}\n"
+        lines = [list(map(for_markdown, self.header)), rule, *(map(for_markdown, row) for row in self.rows)]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"{for_markdown(self.caption)}\n\n{body}\n"
 
     def latex(self) -> str:
         """Write as LaTeX for the package booktabs.
@@ -91,8 +96,7 @@ class Table:
         """
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(self.header)
-            writer.writerows(self.rows)
+            writer.writerows([for_spreadsheet(printable(cell)) for cell in row] for row in (self.header, *self.rows))
 
     def save(self, folder: Path, name: str) -> list[Path]:
         """Write NAME.csv, NAME.md and NAME.tex.
@@ -118,19 +122,20 @@ class Table:
         """
         table = RichTable(show_edge=False, pad_edge=False)
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="left" if i < self.right_from else "right")
+            table.add_column(Text(printable(name)), justify="left" if i < self.right_from else "right")
         for row in self.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
         if console.is_terminal:
             console.print(table)
         else:  # a file or a pipe takes lines of any length
-            wide = Console(file=console.file, width=1000, quiet=console.quiet)
+            wide = Screen(file=console.file, width=1000)
             wide.print(table, width=Measurement.get(wide, wide.options, table).maximum)
         console.print(Text(self.caption, style="dim"))
 
 
 def _tex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(tex, cells)) + r" \\"
+    row = " & ".join(map(tex, cells)) + r" \\"
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row  # the line above it would take them for its option
 
 
 def tex(text: str) -> str:
@@ -146,4 +151,4 @@ def tex(text: str) -> str:
         >>> tex("κ of 50% & more")
         '$\\kappa$ of 50\\% \\& more'
     """
-    return "".join(_TEX.get(character, character) for character in text)
+    return "".join(_TEX.get(character, character) for character in printable(text))

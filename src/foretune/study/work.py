@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from foretune.config import ScoreConfig, TuneConfig
 from foretune.data import load_task
-from foretune.errors import StoreError
+from foretune.errors import StoreError, border
 from foretune.models import load_model
 from foretune.placement import lora_config
 from foretune.plan import prepare
@@ -27,7 +27,7 @@ from foretune.tuning.outcome import run_tune
 SCHEMA = 1
 CELLS = "cells"
 OUTLOOKS = "outlooks"
-_PART = ".part"
+_PART, _DAMAGED = ".part", ".damaged"
 OnNews = Callable[[str], None]
 
 
@@ -63,14 +63,71 @@ def work(cell: Cell, key: str, store: Path, *, on_news: OnNews | None = None) ->
     part = final.with_name(key + _PART)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.with_name(f".{key}.lock")):
+        with _turn(final):
             if final.is_dir():
                 return
+            if part.is_symlink():  # what it leads to is not ours
+                part.unlink()
             part.mkdir(exist_ok=True)
+            _sweep(part)
             _work(cell, key, part, on_news or (lambda _: None))
             part.rename(final)
     except OSError as error:
         raise StoreError(f"cannot write cell {key} to {str(store)!r}: {error.strerror or error}") from error
+
+
+def _turn(final: Path) -> FileLock:
+    """Lock of a cell, which dies with its process."""
+    lock = final.with_name(f".{final.name}.lock")
+    for path in (final.parent, lock):
+        if path.is_symlink():
+            raise StoreError(f"{str(path)!r} is a link, which a study does not follow: remove it")
+    return FileLock(lock)
+
+
+def _sweep(part: Path) -> None:
+    """Remove what a killed run was writing, and links: nobody else is at work here."""
+    for path in part.iterdir():
+        if path.is_symlink() or (path.name.startswith(".") and path.is_file()):
+            path.unlink()
+        elif path.name.startswith("."):
+            shutil.rmtree(path)
+
+
+def set_aside(store: Path, key: str) -> Path:
+    """Move a damaged cell out of the way, so that it is computed again.
+
+    Args:
+        store: Folder of the study.
+        key: Key of the cell.
+
+    Returns:
+        Where it is kept, until another one of the same cell takes its place.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    final = cell_folder(store, key)
+    kept = final.with_name(key + _DAMAGED)
+    with _turn(final), border(StoreError, f"cannot move the damaged cell {key} of {str(store)!r} out of the way"):
+        if kept.is_symlink():
+            kept.unlink()
+        if final.exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            final.replace(kept)
+    return kept
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a stage is done; what is left of a damaged one is removed."""
+    if not (folder / RESULT).exists():
+        return False
+    try:
+        read_json(folder / RESULT)
+    except (StoreError, RecursionError):
+        shutil.rmtree(folder)
+        return False
+    return True
 
 
 def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
@@ -81,13 +138,13 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
     classifier = load_model(cell.model, task.label_names, cell.score.seed)
     seconds_load = time.perf_counter() - start
     lora = lora_config(classifier.model, cell.adapter)
-    if not (score_folder / RESULT).exists():
+    if not _finished(score_folder):
         on_news("scoring")
         plan = prepare(classifier, task, lora, cell.score)  # on a copy: the model itself is trained below
         config = ScoreConfig(cell.model, cell.data, cell.adapter, cell.score)
         save_score(run_score(plan), score_folder, config)
         del plan
-    if not (tune_folder / RESULT).exists():
+    if not _finished(tune_folder):
         flags = TuneConfig(cell.model, cell.data, cell.adapter, cell.train).to_dict()
         if (tune_folder / CONFIG).exists():
             try:
@@ -101,7 +158,8 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
             on_record=lambda history: write_history(history, tune_folder),
         )
         close_folder(run_tune(tune_plan, tune_folder, seconds_load=seconds_load, hooks=hooks), tune_folder)
-    record = cell_record(cell, key, read_json(score_folder / RESULT), read_json(tune_folder / RESULT))
+    with border(StoreError, f"what was done of cell {key} is damaged", remedy=f"remove {str(part)!r}"):
+        record = cell_record(cell, key, read_json(score_folder / RESULT), read_json(tune_folder / RESULT))
     write_whole(part / RESULT, lambda path: write_json(path, record))
 
 

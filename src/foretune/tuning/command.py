@@ -79,7 +79,7 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
 
 def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path | None, *, as_json: bool) -> None:
     """Tune in a folder that no other run writes to, `output` if that is given."""
-    from foretune.terminal import console, is_first_process, placement_in_words, progress
+    from foretune.terminal import console, is_first_process, placement_in_words, print_json, progress
 
     log = console(stderr=True)
     start = time.perf_counter()
@@ -108,7 +108,7 @@ def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path 
     words = placement_in_words(config.adapter) if given is None else adapter_in_words(given)
     print_tune_plan(log, describe_tune(plan), words)
     if goes_on:
-        log.print(f"going on with the run in {output}", style="yellow", highlight=False)
+        log.print(f"going on with the run in {output}", style="yellow")
     with ExitStack() as stack:
         if writes:
             stack.enter_context(begun(folder, flags, given, forecast=drawn))
@@ -133,9 +133,9 @@ def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path 
         log.print("nothing saved: name a folder with --output", style="dim")
     else:
         close_folder(result, folder, forecast=drawn)
-        log.print(f"saved to {output}", highlight=False)
+        log.print(f"saved to {output}")
     content = result.to_dict()
     if as_json:
-        print(to_json(content))  # noqa: T201  # the result itself goes to stdout
+        print_json(to_json(content))
     else:
         print_tune(console(), content)

@@ -7,7 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foretune.drawing import save_drawing
 from foretune.forecasting.curve import CurvePoint
+from foretune.texts import for_figure
 from foretune.tuning.curves import Epoch, History, running_mean
 
 
@@ -35,11 +37,11 @@ def loss_figure(history: History, title: str, path: Path, *, forecast: Sequence[
     _line(losses, epochs, "eval_loss", "o-", "#d55e00", "evaluation")
     losses.set(ylabel="cross-entropy (nats)")
     losses.legend(frameon=False, fontsize=8)
-    losses.set_title(title, fontsize=10)
+    losses.set_title(for_figure(title), fontsize=10)
     _line(accuracy, epochs, "train_accuracy", "s--", "#009e73", "train, eval mode")
     _line(accuracy, epochs, "eval_accuracy", "o-", "#d55e00", "evaluation")
     accuracy.set(xlabel="step", ylabel="accuracy")
-    figure.savefig(path, dpi=150)
+    save_drawing(figure, path)
 
 
 def draw_forecast(losses: Axes, accuracy: Axes, forecast: Sequence[CurvePoint]) -> None:
@@ -73,9 +75,9 @@ def curve_figure(forecast: Sequence[CurvePoint], title: str, path: Path) -> None
     draw_forecast(losses, accuracy, forecast)
     losses.set(ylabel="cross-entropy (nats)")
     losses.legend(frameon=False, fontsize=8)
-    losses.set_title(title, fontsize=10)
+    losses.set_title(for_figure(title), fontsize=10)
     accuracy.set(xlabel="step", ylabel="accuracy")
-    figure.savefig(path, dpi=150)
+    save_drawing(figure, path)
 
 
 def _line(axes: object, epochs: Sequence[Epoch], name: str, style: str, colour: str, label: str) -> None:
