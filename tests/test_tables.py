@@ -6,6 +6,7 @@ import json
 import time
 
 import datasets
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from foretune.config import DataConfig
-from foretune.data import load_task
+from foretune.data import load_task, task_from_datasets
 from foretune.errors import DataError
 
 ODD = [
@@ -224,7 +225,7 @@ def test_stray_quotes_cost_a_tsv_file_no_row(tmp_path_factory, texts):
     try:
         held = read(path)
     except DataError as error:
-        assert "quotes stand around most cells" in str(error)  # noqa: PT017
+        assert "whether quotes belong to the texts" in str(error)  # noqa: PT017
         return
     assert [label for _, label in held] == [label for _, label in rows]
     if any(len(text) < 2 or text[0] != '"' or text[-1] != '"' for text in texts if '"' in text):
@@ -262,7 +263,7 @@ def test_glue_as_it_was_published(tmp_path):
 
 def test_quotes_around_some_cells_of_a_column_in_a_tsv_file(tmp_path):
     content = 'text\tlabel\n"a b"\t0\n"c d"\t1\n"e"\t0\nf\t1\n'
-    with pytest.raises(DataError, match=r"quotes stand around most cells .*row 0"):
+    with pytest.raises(DataError, match=r"whether quotes belong to the texts of .*row 0"):
         load(spelled(tmp_path / "train.tsv", content))
     content = 'text\tlabel\n"a b"\t0\nc d\t1\ne\t0\nf\t1\n'
     assert read(spelled(tmp_path / "train.tsv", content))[0] == ('"a b"', "0")
@@ -279,6 +280,7 @@ READABLE = [
     ('label, text\nx, "a, b"\ny,c\n', [("a, b", "x"), ("c", "y")]),
     ("text,label\na,x,\nb,y,\n", [("a", "x"), ("b", "y")]),
     ("text,label,,\na,x,,\nb,y,,\n", [("a", "x"), ("b", "y")]),
+    ("text,label,\na,x\nb,y\n", [("a", "x"), ("b", "y")]),
     ("\n\ntext,label\n\na,x\n   \nb,y\n\n", [("a", "x"), ("b", "y")]),
     ("text,label\ra,x\rb,y\r", [("a", "x"), ("b", "y")]),
     ("text,label\na\0b,x\nc,y\n", [("a\0b", "x"), ("c", "y")]),
@@ -339,8 +341,8 @@ CSV_FAULTS = [
     ("text,label\na,x\ncafé,y\n".encode("latin-1"), "line 3.*looks like latin-1.*save it as UTF-8"),
     ("text,label\na,x\n“b”,y\n".encode("cp1252"), "line 3.*looks like cp1252.*save it as UTF-8"),
     ("text,label\n这是一个很好的电影,正面\n不好看,负面\n".encode("gb18030"), "not UTF-8.*save it as UTF-8.*GB18030"),
-    ("text,label\na,x\nb,y\n".encode("utf-16-le"), "UTF-16 without a byte order mark.*UTF-16LE -t UTF-8"),
-    ("text,label\na,x\nb,y\n".encode("utf-16-be"), "UTF-16 without a byte order mark.*UTF-16BE -t UTF-8"),
+    ("text,label\na,x\nb,y\n".encode("utf-16-le"), "UTF-16LE without a byte order mark.*UTF-16LE -t UTF-8"),
+    ("text,label\na,x\nb,y\n".encode("utf-16-be"), "UTF-16BE without a byte order mark.*UTF-16BE -t UTF-8"),
     ("text,label\na,x\nb,y\n".encode("utf-16")[:-1], "cut or damaged"),
     ("text,label\na,x\nb,é".encode()[:-1], "cut in the middle of a character"),
     ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs pointer.*git lfs pull"),
@@ -385,6 +387,14 @@ def test_files_without_header(tmp_path):
         load(spelled(tmp_path / "c.csv", "text^label\na^x\n"))
 
 
+@pytest.mark.parametrize("orient", ["records", "split", "index", "columns", "table"])
+def test_json_as_pandas_writes_it(tmp_path, orient):
+    rows = [("a", "x"), ("b\n", "y"), ("7", "x")]
+    path = tmp_path / "train.json"
+    pandas.DataFrame(rows, columns=["text", "label"]).to_json(path, orient=orient)
+    assert read(path) == rows
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_a_table_of_many_columns_is_read_in_time_and_listed_in_part(tmp_path, suffix):
     names = [f"feature_{index}" for index in range(3000)]
@@ -417,6 +427,14 @@ def test_a_table_of_many_columns_is_read_in_time_and_listed_in_part(tmp_path, su
     with pytest.raises(DataError, match="no text column"):
         load(path)
     assert time.perf_counter() - start < 20
+
+
+def test_a_data_set_of_many_columns_is_read_in_time():
+    table = datasets.Dataset.from_dict({"label": [0, 1], **{f"feature_{index}": [1, 2] for index in range(3000)}})
+    start = time.perf_counter()
+    with pytest.raises(DataError, match=r"no text column .* and 2,9\d\d more"):
+        task_from_datasets(table)
+    assert time.perf_counter() - start < 10
 
 
 def test_names_and_values_in_messages_take_one_line(tmp_path):

@@ -1,7 +1,7 @@
 """Typed tables: parquet files, and the data sets of `datasets`."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pyarrow.parquet
 from foretune.errors import DataError, border, shown
 from foretune.tables.plain import check_kind
 from foretune.tables.table import Table, named
+
+_TOP = 1000
 
 
 class DatasetTable(Table):
@@ -22,10 +24,18 @@ class DatasetTable(Table):
 
     def values(self, name: str, first: int | None = None) -> list[Any]:
         """Read a column."""
-        held = self._held if first is None else self._held.select(range(min(first, self.n_rows)))
         with border(DataError, f"cannot read column {shown(name)}"):
-            values: list[Any] = held.select_columns([name]).with_format("arrow")[:].column(name).to_pylist()
+            if first is not None and first <= _TOP:
+                top: list[Any] = self._top.column(name).slice(0, first).to_pylist()
+                return top
+            held = self._held.select_columns([name]).with_format("arrow")[:first]
+            values: list[Any] = held.column(name).to_pylist()
         return values
+
+    @cached_property
+    def _top(self) -> Any:
+        """The first rows of all columns, since to select each of thousands takes its time."""
+        return self._held.with_format("arrow")[:_TOP]
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Names of a ClassLabel."""

@@ -92,10 +92,12 @@ def read_plain(path: Path) -> str:
 
 def _check_wide(path: Path, head: bytes) -> None:
     even, odd = head[::2].count(0), head[1::2].count(0)
-    if max(even, odd) > len(head) / 8:
-        guess = "UTF-16 without a byte order mark" if min(even, odd) < max(even, odd) / 4 else "binary data"
-        remedy = f"`iconv -f {'UTF-16LE' if odd > even else 'UTF-16BE'} -t UTF-8`"
-        raise DataError(f"{named(path)} is not UTF-8, it looks like {guess}: save it as UTF-8, such as by {remedy}")
+    if max(even, odd) > 3 / 8 * len(head) and min(even, odd) < len(head) / 20:
+        guess = "UTF-16LE" if odd > even else "UTF-16BE"
+        raise DataError(
+            f"{named(path)} is not UTF-8, it looks like {guess} without a byte order mark: save it as UTF-8 "
+            f"(iconv -f {guess} -t UTF-8)"
+        )
 
 
 def _encoding(path: Path, raw: bytes, error: UnicodeDecodeError) -> str:

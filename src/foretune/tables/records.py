@@ -124,10 +124,11 @@ def _records(path: Path, content: Any) -> Sequence[Any]:
         return next(iter(held.values()))
     keyed = {name: value for name, value in content.items() if isinstance(value, dict)}
     if len(keyed) == len(content) > 1 and len({tuple(value) for value in keyed.values()}) == 1:
+        if all(name.isdigit() for name in keyed) and not all(name.isdigit() for name in next(iter(keyed.values()))):
+            return list(keyed.values())  # pandas' "index"
         return _from_columns(path, {name: list(value.values()) for name, value in keyed.items()})  # pandas' "columns"
-    if any(isinstance(value, list | dict) for value in content.values()) and not any(
-        isinstance(value, str) for value in content.values()
-    ):
+    nested = sum(isinstance(value, list | dict) for value in content.values())
+    if nested > 1 or (nested and not any(isinstance(value, str) for value in content.values())):
         raise DataError(f"{named(path)} holds an object without records ({few(content)}): write a list of objects")
     return [content]
 

@@ -177,7 +177,10 @@ def _tabbed(path: Path, text: str, dialect: _Dialect) -> Rows:
 def _read(text: str, dialect: _Dialect) -> Rows:
     """All rows but blank ones; empty cells behind the last column, in every row, are separators that end lines."""
     rows = [row for row in _reader(text, dialect) if not _is_blank(row)]
-    width, shortest = len(rows[0]), min(map(len, rows[1:]), default=0)
+    longest, shortest = max(map(len, rows[1:]), default=len(rows[0])), min(map(len, rows[1:]), default=0)
+    if longest < len(rows[0]) and not any(name.strip() for name in rows[0][longest:]):
+        rows[0] = rows[0][:longest]
+    width = len(rows[0])
     if shortest > width and not any(cell for row in rows[1:] for cell in row[width:]):
         return [row[:width] for row in rows]
     return rows
@@ -299,10 +302,13 @@ def _quotes_count(path: Path, lines: Rows) -> bool:
         if not wrapped:
             continue
         if others and not _needed(wrapped, others, '"') and not _needed(wrapped, others, '",'):
-            if len(wrapped) > len(cells) / 2:
+            # many in quotes, or quotes doubled as only a writer of quotes does
+            doubled = next((index for index, cell in wrapped if '""' in cell[1:-1]), None)
+            if doubled is not None or len(wrapped) > len(cells) / 2:
+                row = wrapped[0][0] if doubled is None else doubled
                 raise DataError(
-                    f"quotes stand around most cells of a column of {named(path)}, but not around all (row "
-                    f"{wrapped[0][0]} has them): put them around every cell of the column, or around none"
+                    f"whether quotes belong to the texts of {named(path)} cannot be told (row {row} stands in quotes, "
+                    "others do not): put them around every cell of the column and double those within"
                 )
             return False
         count = True

@@ -184,10 +184,11 @@ class RowTable(Table):
     def __init__(self, path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.names, self.n_rows, self.files = tuple(names), len(rows), ((path.name, len(rows)),)
         self._rows = rows
+        self._at = {name: index for index, name in enumerate(self.names)}
 
     def values(self, name: str, first: int | None = None) -> list[Any]:
         """Read a column."""
-        at = self.names.index(name)
+        at = self._at[name]
         return [row[at] for row in self._rows[:first]]
 
 
