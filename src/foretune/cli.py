@@ -25,11 +25,10 @@ from foretune.config import (
     TuneSettings,
     one_adapter,
 )
-from foretune.errors import ConfigError, ForetuneError, border, reason
+from foretune.errors import ConfigError, ForetuneError, border, reason, shown
 from foretune.faults import fault_of_outside
 from foretune.forecasting.training import CurveWanted, Training
 from foretune.paper.command import paper
-from foretune.ranges import shown
 from foretune.ranking.command import rank
 from foretune.ranking.settings import Candidates, RankSample
 from foretune.store import read_yaml

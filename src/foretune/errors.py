@@ -6,8 +6,11 @@ prints it without a traceback and exits with code 2.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from reprlib import Repr
 
 LONGEST_REASON = 300
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 _LONGEST_NAME = 40
 _MOST_NAMES = 8
 _LONGEST_LIST = 80
@@ -75,7 +78,7 @@ def shown(value: object, longest: int = _LONGEST_NAME) -> str:
         longest: Characters to show.
 
     Returns:
-        Strings in quotes, everything else as Python writes it.
+        Strings in quotes, everything else as Python writes it, shortened.
 
     Example:
         >>> shown("a\nb")
@@ -83,7 +86,13 @@ def shown(value: object, longest: int = _LONGEST_NAME) -> str:
         >>> shown("x" * 99, 5)
         "'xxxxx…'"
     """
-    words = repr(value[: longest + 1])[1:-1] if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        words = repr(value[: longest + 1])[1:-1]
+    else:
+        try:
+            words = _SHORT.repr(value)
+        except ValueError:  # Python writes out no integer of more than 4,300 digits
+            return "a number of thousands of digits"
     if len(words) > longest:
         words = words[:longest] + "…"
     return f"'{words}'" if isinstance(value, str) else words

@@ -10,14 +10,10 @@ from functools import cache
 from math import inf
 from numbers import Integral, Real
 from pathlib import Path
-from reprlib import Repr
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from foretune.errors import ConfigError
-
-_SHORT = Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+from foretune.errors import ConfigError, shown
 
 
 @dataclass(frozen=True)
@@ -69,25 +65,6 @@ Scale = Annotated[float, Range(1e-30, 1e30, "positive and finite, from 1e-30 to 
 Decay = Annotated[float, Range(0.0, 1e30, "finite and at least 0")]
 Regularisation = Annotated[float, Range(1e-300, 1e300, "positive and finite, from 1e-300 to 1e300")]
 Share = Annotated[float, Range(0.0, 1 - 2**-53, "at least 0 and below 1")]
-
-
-def shown(value: object) -> str:
-    """Write a value into a message.
-
-    Args:
-        value: Any value.
-
-    Returns:
-        Its representation, shortened.
-
-    Example:
-        >>> shown([1, "x"])
-        "[1, 'x']"
-    """
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python writes out no integer of more than 4,300 digits
-        return "a number of thousands of digits"
 
 
 def check(settings: Any) -> None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from foretune.config import Dtype, Pair
-from foretune.errors import ConfigError
+from foretune.errors import ConfigError, shown
 from foretune.forecasting.training import Training
-from foretune.ranges import LARGEST, Count, Few, Layer, Number, Range, Rank, Regularisation, Scale, Seed, check, shown
+from foretune.ranges import LARGEST, Count, Few, Layer, Number, Range, Rank, Regularisation, Scale, Seed, check
 
 
 @dataclass(frozen=True)

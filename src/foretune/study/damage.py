@@ -8,8 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-from foretune.errors import StoreError, reason
-from foretune.ranges import shown
+from foretune.errors import StoreError, reason, shown
 from foretune.texts import printable
 
 Value = float | None

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
-from foretune.errors import ConfigError, reason
-from foretune.ranges import shown
+from foretune.errors import ConfigError, reason, shown
 from foretune.store import read_yaml
 from foretune.texts import printable
 

@@ -192,8 +192,8 @@ def _read_outlook(cell: Path, trained: Value) -> tuple[Mapping[str, Value], Mapp
         simulated = held.get("train_rows")
     if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
         raise StoreError(
-            f"cell {cell.name} was trained on {trained or 0:.0f} rows and its outlook simulated on {simulated}: make the "
-            f"outlook anew with foretune study outlook; if they still differ, delete {str(cell)!r} and run the study"
+            f"cell {cell.name} was trained on {trained or 0:.0f} rows, its outlook simulated on {simulated}: make it "
+            f"anew with foretune study outlook; if they still differ, delete {str(cell)!r} and run the study"
         )
     return found
 
