@@ -6,6 +6,7 @@ import stat
 import pytest
 import yaml
 
+import foretune.study.outlooks as outlooks
 import foretune.study.runs as runs
 import foretune.study.work as work
 from foretune.cli import run
@@ -159,3 +160,10 @@ def test_modes_follow_the_umask(grid, umask):
 def test_an_absurd_number_of_workers(grid, workers, capsys):
     assert study(grid, "--workers", workers) == 2
     assert "workers = " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in CONTENTS.items()])
+def test_a_damaged_outlook_is_made_again(content, tmp_path):
+    (tmp_path / "outlooks").mkdir()
+    (tmp_path / "outlooks" / f"{KEY}.json").write_bytes(content)
+    assert not outlooks._is_made(tmp_path, KEY, outlooks.OutlookSettings())

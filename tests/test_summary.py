@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from foretune.errors import StoreError
 from foretune.study.choices import regrets
-from foretune.study.quantities import HELD, OUTCOMES
+from foretune.study.plots import save_figure, scatter_figure
+from foretune.study.quantities import HELD, OUTCOMES, QUANTITIES
 from foretune.study.records import FACTS, MEASURED, SECONDS, Record, read_records, target_losses, write_records
 from foretune.study.summary import (
     correlation_table,
@@ -192,6 +193,18 @@ def test_a_report_is_written_in_every_format(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StoreError, match="cannot write"):
         save_report(summarise(study(), resamples=100), tmp_path / "file" / "report")
+
+
+@pytest.mark.parametrize("dataset", ["a", "$x$ _y", "_hidden"])
+def test_the_same_cells_give_the_same_files(dataset, tmp_path):
+    records = [record(dataset, "p0"), record(dataset, "p1"), record("b", "p0")]
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+        figure = scatter_figure(records, QUANTITIES[:1])
+        paths = save_figure(figure, tmp_path / name, "scatter")
+    assert len(figure.legends[0].get_texts()) == 2  # whatever the names are
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "first" / path.name).read_bytes()
 
 
 TABLE = Table("κ of 50% & more", ("a_b", "ρ"), (("x|y", "+0.5"), ("–", "1 ± 2")))

@@ -63,6 +63,13 @@ def test_json_reads_the_same_and_holds_no_controls(value, only_ascii):
     assert shown.isascii() or not only_ascii
 
 
+def test_progress_leaves_nothing_in_a_file():
+    file = io.StringIO()
+    with progress(Screen(file=file), "steps", 3) as update:
+        update(advance=1, note="x")
+    assert file.getvalue() == ""
+
+
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("terminal", [False, True])
 def test_everything_that_is_printed_is_data(text, terminal, monkeypatch):
@@ -70,6 +77,7 @@ def test_everything_that_is_printed_is_data(text, terminal, monkeypatch):
     file = io.StringIO()
     screen = Screen(file=file, width=60)
     screen._force_terminal = terminal
+    screen.is_interactive = terminal
     screen.print(f"saved to {text}", style="red")
     print_facts(screen, [("model", text), (text, "x")])
     Table(f"caption {text}", (text, "b"), ((text, text),)).show(screen)

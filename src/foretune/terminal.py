@@ -171,7 +171,8 @@ def progress(log: Console, title: str, total: int | None) -> Iterator[Any]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=log, transient=True) as bar:
+    # a file or a pipe would get an empty line and nothing else
+    with Progress(*columns, console=log, transient=True, disable=not log.is_interactive) as bar:
         task = bar.add_task(title, total=total, note="")
 
         def update(*, advance: int = 0, completed: int | None = None, total: int | None = None, note: str = "") -> None:
