@@ -446,6 +446,7 @@ ODD += [{"query": 2}, {"a": {"b": 1}}, float("nan"), "9" * 5000, [-1], [0, 99], 
 
 
 @pytest.mark.parametrize("name", [*(field.name for field in dataclasses.fields(LoraConfig)), "unknown"])
+@pytest.mark.filterwarnings("ignore")  # of peft, on patterns that match nothing
 def test_odd_values_are_refused_or_placed(tmp_path, name):
     """Whatever a file says of any option: adapters, or one line."""
     for value in ODD:

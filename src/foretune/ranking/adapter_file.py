@@ -162,9 +162,10 @@ def adapter_from_file(path: Path | str) -> LoraConfig:
         ConfigError: If there is no such file, or it is no JSON, no LoRA, for another task than sequence
             classification, or has options that this peft does not know or foretune does not train.
     """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file /= ADAPTER_FILE
+    with border(ConfigError, f"cannot read adapter configuration {str(path)!r}"):
+        file = Path(path).expanduser()
+        if file.is_dir():
+            file /= ADAPTER_FILE
     named = f"adapter configuration {str(file)!r}"
     content = _read(file, named)
     if content.get("peft_type") != "LORA":
