@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from foretune.cli import run
 from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, TuneConfig
-from foretune.errors import ConfigError, PlacementError
+from foretune.errors import ConfigError, ForetuneError, PlacementError
 from foretune.placement import linear_names, lora_config, place, read_adapters
 from foretune.ranking.adapter_file import (
     adapter_from_file,
@@ -438,3 +439,43 @@ def test_a_run_goes_on_with_the_same_adapter_only(model, dataset, folder, tuned,
     assert "going on" in capsys.readouterr().err
     assert result_of(out)["final"] == result_of(tuned)["final"]
     assert same_adapter(adapter_from_file(out), adapter_from_file(folder))
+
+
+ODD = [None, True, False, "x", "", [], {}, -1, 0, 1.5, 10**9, 1e308, [None], [1], ["x"], {"x": 1}, {"x": None}, [[1]]]
+ODD += [{"query": 2}, {"a": {"b": 1}}, float("nan"), "9" * 5000, [-1], [0, 99], {"query": True}, {"query": "2"}]
+
+
+@pytest.mark.parametrize("name", [*(field.name for field in dataclasses.fields(LoraConfig)), "unknown"])
+@pytest.mark.filterwarnings("ignore")  # of peft, on patterns that match nothing
+def test_odd_values_are_refused_or_placed(tmp_path, name):
+    """Whatever a file says of any option: adapters, or one line."""
+    for value in ODD:
+        path = write(tmp_path, **{name: value})
+        with suppress(ForetuneError):
+            config = adapter_from_file(path)
+            adapter_in_words(config)
+            assert same_adapter(config, config)
+            place(tiny("bert"), config, seed=0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"3",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"r": ' + b"9" * 5000 + b"}",
+        b"{}" + b" " * 10**6,
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(tmp_path, content):
+    path = tmp_path / "adapter_config.json"
+    path.write_bytes(content)
+    for named in (path, tmp_path, tmp_path / "none.json", tmp_path / ("n" * 300)):
+        with pytest.raises(ConfigError) as caught:
+            adapter_from_file(named)
+        assert len(str(caught.value)) < 1000

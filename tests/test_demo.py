@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -6,6 +7,7 @@ import datasets
 import pytest
 
 import foretune.demo as demo
+from foretune.cli import run
 from foretune.config import DataConfig
 from foretune.data import load_task
 from foretune.errors import DataError
@@ -60,3 +62,44 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(demo, "_CORPUS", "no_such_package")
     with pytest.raises(DataError, match=r"foretune\[demo\]"):
         demo.bbc_news()
+
+
+def error_of(capsys):
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_the_texts_beside_the_demo_are_the_users_if_they_are_others(tmp_path, capsys):
+    (tmp_path / "run-data").mkdir()
+    (tmp_path / "run-data" / "train.csv").write_text("mine")
+    assert run(["demo", "--output", str(tmp_path / "run")]) == 2
+    assert "run-data" in error_of(capsys)
+    assert (tmp_path / "run-data" / "train.csv").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["run-data"]
+
+
+@pytest.mark.parametrize("output", ["run", "deep/run", "."])
+def test_a_demo_that_is_refused_leaves_nothing(tmp_path, monkeypatch, capsys, output):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(["demo", "--samples", "1", "--output", output]) == 2
+    assert "samples = 1" in error_of(capsys)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+
+
+def test_texts_that_are_there_already_are_taken(tmp_path):
+    with demo.data_of_demo(tmp_path / "run") as folder:
+        assert folder == tmp_path / "run-data"
+        first = (folder / "train.csv").read_bytes()
+
+    def fails():
+        with demo.data_of_demo(tmp_path / "run") as folder:
+            assert (folder / "train.csv").read_bytes() == first
+            raise DataError
+
+    with pytest.raises(DataError):
+        fails()
+    assert sorted(os.listdir(tmp_path)) == ["run-data"]  # not made by the demo that failed
+    with demo.data_of_demo(None) as folder:
+        assert (folder / "train.csv").read_bytes() == first
+    assert not folder.exists()

@@ -252,6 +252,7 @@ FAULTS = [
     OSError("no number"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    RuntimeError("basic_ios::clear: iostream error"),
     RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
 ]
 

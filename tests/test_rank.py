@@ -1,7 +1,9 @@
 """`foretune rank` from files to files, and the score behind it."""
 
 import csv
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ from foretune.cli import run
 from foretune.errors import KernelError
 from foretune.forecasting import survey
 from foretune.forecasting.calibration import OUTCOMES
+from foretune.plan import prepare
+from foretune.ranking import ranks
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick, choose_finalists
 from foretune.ranking.screen import Blocks, quick_scores
@@ -156,16 +160,77 @@ def test_a_pass_that_does_not_fit_into_memory_is_refused(common, tmp_path, monke
     assert not out.exists()
 
 
-def test_a_run_is_replayed_from_its_config(ranked, place, tmp_path, capsys):
-    out = tmp_path / "again"
-    calibration = str(place[2] / "calibration.json")
-    assert run(["rank", "--config", str(ranked / "config.yaml"), "--calibration", calibration, "--output", str(out),
-                "--json"]) == 0  # fmt: skip
-    assert rows_of(out) == rows_of(ranked)
+def test_a_run_is_replayed_from_its_config(common, place, tmp_path, capsys):
+    """With its own calibration and the row that was chosen, wherever the folder lies by now."""
+    first, moved, out = tmp_path / "first", tmp_path / "moved", tmp_path / "again"
+    assert run([*common, "--ranks", "4", "2", "4", "--choose", "3", "--output", str(first)]) == 0
+    first.rename(moved)
+    capsys.readouterr()
+    assert run(["rank", "--config", str(moved / "config.yaml"), "--output", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    held = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert printed["rankings"][0]["rows"] == held["rankings"][0]["rows"]
+    held, before = (json.loads((folder / "result.json").read_text(encoding="utf-8")) for folder in (out, moved))
+    assert printed["rankings"][0]["rows"] == held["rankings"][0]["rows"] == before["rankings"][0]["rows"]
     assert held["calibration"]["source"] == "a study"
+    for name in ("ranking.csv", "ranking.md", "calibration.json"):
+        assert (out / name).read_bytes() == (moved / name).read_bytes(), name
+    for name in ("adapter_config.json", "config.yaml"):  # 8.0 for 8
+        one, two = (yaml.safe_load((folder / name).read_text(encoding="utf-8")) for folder in (out, moved))
+        assert one == two, name
+    assert LoraConfig.from_pretrained(str(out)).r == int(rows_of(out)[2]["rank"])
+    other = run(["rank", "--config", str(moved / "config.yaml"), "--choose", "1", "--output", str(tmp_path / "one")])
+    assert other == 0
+    assert LoraConfig.from_pretrained(str(tmp_path / "one")).r == int(rows_of(out)[0]["rank"])
+    model, dataset, _ = place  # other commands pass over what is a ranking's
+    assert run(["score", "--config", str(moved / "config.yaml"), "--model", model, "--dataset", dataset,
+                "--target-modules", "query"]) == 0  # fmt: skip
+
+
+def test_a_ranking_without_its_own_calibration_has_no_file_of_one(common, tmp_path):
+    out = tmp_path / "out"
+    tokens = changed(common, "--target-modules", "query", "--finalists", "1")
+    at = tokens.index("--calibration")
+    assert run([*tokens[:at], *tokens[at + 2 :], "--output", str(out)]) == 0
+    assert not (out / "calibration.json").exists()
+    assert "calibration" not in yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+
+
+def test_a_row_that_the_table_lacks_loses_nothing(common, tmp_path, capsys):
+    """Three candidates for six finalists: known only when all is done."""
+    out = tmp_path / "out"
+    tokens = [*changed(common, "--target-modules", "query"), "--ranks", "2", "--choose", "6", "--output", str(out)]
+    assert run(tokens) == 2
+    captured = capsys.readouterr()
+    assert "choose = 6: the table has 3 rows; all but adapter_config.json is saved" in captured.err
+    assert "head without adapter" in captured.out
+    assert len(rows_of(out)) == 3
+    assert (out / "result.json").exists()
+    assert not (out / "adapter_config.json").exists()
+
+
+def test_a_ranking_keeps_no_model(place, monkeypatch):
+    """Neither the model that was given nor the copy that carried the adapters outlives it."""
+    model, dataset, folder = place
+    task = ft.load_task(ft.DataConfig(str(dataset)))
+    given = ft.load_classifier(str(model), label_names=task.label_names, seed=0)
+    settings = ft.RankSettings(
+        ft.Candidates(target_modules=("query",), ranks=(2,), finalists=2),
+        ft.RankSample(samples=16, eval_samples=10, draws=1),
+        ft.Training(epochs=1, train_batch_size=8),
+    )
+    watched = [weakref.ref(given.model)]
+
+    def prepared(*args, **options):
+        plan = prepare(*args, **options)
+        watched.append(weakref.ref(plan.placed))
+        return plan
+
+    monkeypatch.setattr(ranks, "prepare", prepared)
+    ranking = ft.rank(given.model, given.tokenizer, task, settings=settings)
+    del given
+    gc.collect()
+    assert len(watched) == 2
+    assert [model() for model in watched] == [None, None]
+    assert ft.save_adapter(ranking, ranking.rows[0].quick, folder / "kept").exists()
 
 
 def test_the_kappa_is_that_of_a_score(ranked, place, tmp_path):

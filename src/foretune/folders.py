@@ -54,7 +54,9 @@ def disk(what: str, remedy: str = "") -> Iterator[None]:
 def _is_writer(error: Exception) -> bool:
     """Writers in other languages know no OSError: safetensors in Rust, torch.save in C++."""
     words = str(error)
-    of_torch = any(part in words for part in ("PytorchStreamWriter", "inline_container", "Parent directory"))
+    of_torch = any(
+        part in words for part in ("PytorchStreamWriter", "inline_container", "iostream", "Parent directory")
+    )
     return isinstance(error, SafetensorError) or (isinstance(error, RuntimeError) and of_torch)
 
 

@@ -6,22 +6,23 @@ import re
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from foretune.config import ADAPTER_FILE
-from foretune.errors import ConfigError, PlacementError
+from foretune.errors import ConfigError, PlacementError, border, reason
 from foretune.ranking.candidates import Candidate, short_kinds
 from foretune.sites import Site, split_name
 from foretune.store import make_folder, write_whole
 
 _TASK = "SEQ_CLS"
+_LARGEST = 1_000_000  # of a rank, and bytes of a file
 
 
 def candidate_config(
@@ -161,55 +162,83 @@ def adapter_from_file(path: Path | str) -> LoraConfig:
         ConfigError: If there is no such file, or it is no JSON, no LoRA, for another task than sequence
             classification, or has options that this peft does not know or foretune does not train.
     """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file /= ADAPTER_FILE
+    with border(ConfigError, f"cannot read adapter configuration {str(path)!r}"):
+        file = Path(path).expanduser()
+        if file.is_dir():
+            file /= ADAPTER_FILE
     named = f"adapter configuration {str(file)!r}"
     content = _read(file, named)
     if content.get("peft_type") != "LORA":
-        raise ConfigError(f"{named} has peft_type {content.get('peft_type')!r}: only LORA is supported")
+        raise ConfigError(f"{named} has peft_type {_short(content.get('peft_type'))}: only LORA is supported")
     if content.get("task_type") not in (None, _TASK):
-        raise ConfigError(f"{named} has task_type {content['task_type']!r}: only {_TASK!r} is supported")
+        raise ConfigError(f"{named} has task_type {_short(content['task_type'])}: only {_TASK!r} is supported")
     _check_values(content, named)
     content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None, "modules_to_save": None}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on settings that do not go together: peft ignores one of them
-            return LoraConfig.from_peft_type(**content)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"{named} is refused by peft: {' '.join(str(error).split())}") from error
+    with border(ConfigError, f"{named} is refused by peft"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on settings that do not go together: peft ignores one of them
+        return LoraConfig.from_peft_type(**content)
 
 
 def _read(file: Path, named: str) -> dict[str, Any]:
-    if not file.is_file():
-        raise ConfigError(f"{named} does not exist: name an {ADAPTER_FILE} or the folder that holds it")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {named}: {' '.join(str(error).split())}") from error
+    with border(ConfigError, f"cannot read {named}"):
+        if not file.is_file():
+            raise ConfigError(f"{named} does not exist: name an {ADAPTER_FILE} or the folder that holds it")
+        if file.stat().st_size > _LARGEST:
+            raise ConfigError(f"{named} has more than {_LARGEST:,} bytes: name an {ADAPTER_FILE}, not the weights")
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise ConfigError(f"{named} holds no JSON object: write it with LoraConfig.save_pretrained")
     content.pop("runtime_config", None)
     return content
 
 
+def _short(value: Any) -> str:
+    return reason(ValueError(repr(value)))
+
+
 def _check_values(content: dict[str, Any], named: str) -> None:
-    known = {field.name for field in fields(LoraConfig)}
-    for name in sorted(content.keys() - known):
-        if content[name]:
-            raise ConfigError(f"{named} has {name}={content[name]!r}, which this peft does not know: remove or upgrade")
-        del content[name]  # switched off
-    for name, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
-        value = content.get(name, 8)
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise ConfigError(f"{named} has {name}={value!r}: must be a number")
-    targets = content.get("target_modules")
-    listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
-    if not (targets is None or isinstance(targets, str) or listed):
-        raise ConfigError(f"{named} has target_modules={targets!r}: must be a list of names, or a regular expression")
+    types = get_type_hints(LoraConfig)
+    types |= {"lora_alpha": float, "init_lora_weights": bool | str}
+    types |= dict.fromkeys(("rank_pattern", "alpha_pattern"), dict[str, float] | None)
+    for name in sorted(content):
+        value = content[name]
+        if not value and (name not in types or name.endswith(("_config", "_pattern"))):
+            del content[name]  # switched off
+        elif name not in types:
+            raise ConfigError(
+                f"{named} has {_short(name)[1:-1]}={_short(value)}, which this peft does not know: remove or upgrade"
+            )
+        elif name.endswith("_config") and name != "loftq_config":
+            raise ConfigError(f"{named} has {name}={_short(value)}, which is not supported: leave it out")
+        else:
+            _check_type(name, value, types[name], named)
+    numbers = {"r": content.get("r", 8), "lora_alpha": content.get("lora_alpha", 8)}
+    numbers |= {f"rank {name!r}": value for name, value in (content.get("rank_pattern") or {}).items()}
+    numbers |= {f"alpha {name!r}": value for name, value in (content.get("alpha_pattern") or {}).items()}
+    for name, value in numbers.items():
+        whole = not name.startswith(("lora_alpha", "alpha"))
+        kinds = int if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < _LARGEST:
+            raise ConfigError(
+                f"{named} has {_short(name)[1:-1]}={_short(value)}: must be a number above 0 and below {_LARGEST:,}"
+            )
     saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
     if saved:
-        raise ConfigError(f"{named} has modules_to_save={saved!r}: only the classifier's head may train as a whole")
+        raise ConfigError(
+            f"{named} has modules_to_save={_short(saved)}: only the classifier's head may train as a whole"
+        )
+
+
+def _check_type(name: str, value: Any, kind: Any, named: str) -> None:
+    # bool is an int, and pydantic takes "yes" for a bool: neither is meant
+    odd = isinstance(value, bool) != (kind is bool) if name != "init_lora_weights" else False
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        odd = True
+    if odd:
+        of = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+        raise ConfigError(f"{named} has {name}={_short(value)}: must be {_short(of)[1:-1]}")
 
 
 def same_adapter(first: LoraConfig, second: LoraConfig) -> bool:
