@@ -6,6 +6,7 @@ pass works on.
 
 import copy
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,22 +16,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from foretune.config import AdapterConfig
-from foretune.errors import PlacementError
+from foretune.errors import PlacementError, reason
+from foretune.head_parts import PEFT_BASE, head_parts, in_head, modules_to_save, trained_head, with_head
 from foretune.sites import Site, split_name
 from foretune.tangent import AdaptedModel, Adapter
 
 _RANDOM_INITS = (True, "gaussian")  # B = 0 and A drawn at random: peft can draw A again
-_WRAPPER = "base_model.model."
-
-
-def _in_head(name: str) -> bool:
-    """Whether peft trains the module as part of a sequence classifier's head: it matches by suffix."""
-    return any(part.endswith(tuple(SEQ_CLS_HEAD_NAMES)) for part in name.split("."))
 
 
 def linear_names(model: nn.Module) -> tuple[str, ...]:
@@ -42,11 +37,12 @@ def linear_names(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Module paths in the order of the model.
     """
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and not _in_head(name)
-    )
+    parts = head_parts(model)
+    return tuple(name for name, module in model.named_modules() if _is_linear(module) and not in_head(name, parts))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
@@ -61,10 +57,10 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
     """
     targets: list[str] | str | None = None if adapter.target_modules is None else list(adapter.target_modules)
     layers = None if adapter.layers is None else list(adapter.layers)
-    excluded: list[str] = []
+    excluded: list[str] | str = []
     if targets == ["all-linear"]:
         targets = "all-linear"
-        excluded = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_head(name)]
+        excluded = _linear_in_head(model)
         if layers is not None:  # peft takes the shorthand for all layers only
             _check_layers(model, layers)
             targets, layers = [name for name in linear_names(model) if split_name(name)[0] in layers], None
@@ -73,11 +69,21 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
         target_modules=targets,
         exclude_modules=excluded or None,  # the shorthand takes in DistilBERT's pre_classifier, which trains whole
         layers_to_transform=layers,
+        modules_to_save=modules_to_save(model),
         r=adapter.r,
         lora_alpha=adapter.alpha,  # peft says int and computes with floats
         use_rslora=adapter.rslora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
     )
+
+
+def _linear_in_head(model: nn.Module) -> list[str] | str:
+    """Linear modules of the head, for peft to leave out: by name, or as a pattern where a name is the end of others."""
+    parts, names = head_parts(model), linear_names(model)
+    head = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and in_head(name, parts)]
+    if any(name.endswith(f".{other}") for other in head for name in names):
+        return "|".join(map(re.escape, head))
+    return head
 
 
 def adapted_names(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
@@ -121,9 +127,15 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
     wanted = config.layers_to_transform
     _check_layers(model, [wanted] if isinstance(wanted, int) else wanted or [])
     targets = config.target_modules
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+    family = str(getattr(getattr(model, "config", None), "model_type", ""))
+    if targets is None and family not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        raise PlacementError(
+            f"peft has no default modules for {family or type(model).__name__!r}: name some with --target-modules "
+            f"(target_modules), or all-linear; the model has {', '.join(kinds)}"
+        )
     if isinstance(targets, str) or targets is None:
         return  # a regular expression, 'all-linear' or peft's own default: peft resolves it
-    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in names):
             near = get_close_matches(target, kinds, n=1)
@@ -159,6 +171,7 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
         PlacementError: If the configuration does not fit the model.
     """
     check_config(model, config)
+    config = with_head(model, config)
     if not inplace:
         model = copy.deepcopy(model)
     with warnings.catch_warnings(), torch.random.fork_rng():
@@ -167,9 +180,10 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         torch.manual_seed(seed)
         try:
-            placed = get_peft_model(model, copy.deepcopy(config))
+            placed = get_peft_model(model, config)
+            _check_beside_head(placed)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise PlacementError(f"peft refuses the configuration: {_one_line(error)}") from error
+            raise PlacementError(f"peft refuses the configuration: {reason(error)}") from error
         if config.init_lora_weights in _RANDOM_INITS:
             for name, layer in _lora_layers(placed):
                 _reset(layer, placed.active_adapter, config.init_lora_weights, seed, name, draw=0)
@@ -177,13 +191,20 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
     return placed
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _check_beside_head(placed: PeftModel) -> None:
+    for name, _ in _lora_layers(placed):
+        if ".modules_to_save." in name:
+            raise PlacementError(
+                f"a target module names the head's {name.partition('.modules_to_save.')[0]!r} too, which trains as a "
+                "whole: name the modules by their whole paths"
+            )
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [
-        (name.removeprefix(_WRAPPER), module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
+        (name.removeprefix(PEFT_BASE), module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
     ]
 
 
@@ -239,21 +260,6 @@ def _check_layer(name: str, layer: LoraLayer, adapter: str) -> None:
         raise PlacementError(f"the adapter of module {name!r} is merged or disabled: unmerge and enable it")
 
 
-def _trained_head(model: nn.Module, adapter: str) -> Mapping[str, nn.Linear]:
-    """Linear modules of the trained head, or nothing where it has parameters of another kind."""
-    head: dict[str, nn.Linear] = {}
-    for name, wrapper in model.named_modules():
-        if not isinstance(wrapper, ModulesToSaveWrapper) or adapter not in wrapper.modules_to_save:
-            continue
-        trained = wrapper.modules_to_save[adapter]
-        for inner, module in trained.named_modules():
-            if isinstance(module, nn.Linear):
-                head[".".join(filter(None, (name.removeprefix(_WRAPPER), inner)))] = module
-            elif any(True for _ in module.parameters(recurse=False)):
-                return {}
-    return head
-
-
 def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
     """Find the linear modules of the classifier head, trained or not.
 
@@ -266,12 +272,14 @@ def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
     Raises:
         PlacementError: If there is none.
     """
-    head = _trained_head(model, str(model.active_adapter))
+    head, _ = trained_head(model, str(model.active_adapter))
     if not head:
+        base = model.get_base_model()
+        parts = head_parts(base)
         head = {
-            name.removeprefix(_WRAPPER): module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and _in_head(name.removeprefix(_WRAPPER)) and "original_module" not in name
+            name: module
+            for name, module in base.named_modules()
+            if isinstance(module, nn.Linear) and in_head(name, parts) and "original_module" not in name
         }
     if not head:
         raise PlacementError("the model has no linear classifier head: use the head policy 'random'")
@@ -321,7 +329,8 @@ def read_adapters(model: PeftModel, *, draws: int = 1, seed: int = 0) -> Adapted
         for (name, layer), b, zero in zip(layers, own_b, zero_b, strict=True)
     )
     idle = [layer for (_, layer), zero in zip(layers, zero_b, strict=True) if zero]
-    return AdaptedModel(model, adapters, draws, _trained_head(model, adapter), lambda: _switched_off(idle))
+    head, others = trained_head(model, adapter)
+    return AdaptedModel(model, adapters, draws, {} if others else head, lambda: _switched_off(idle))
 
 
 @contextmanager
@@ -355,5 +364,5 @@ def _check_trained(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and is_base(name):
             raise PlacementError(
-                f"parameter {name.removeprefix(_WRAPPER)!r} trains but belongs to neither adapter nor head: freeze it"
+                f"parameter {name.removeprefix(PEFT_BASE)!r} trains but belongs to neither adapter nor head: freeze it"
             )

@@ -1,6 +1,6 @@
 """The plan of a score: the placed model, the drawn and tokenised samples, and what they cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel
 from foretune.config import ScoreSettings
 from foretune.data import Task, TextSplit
 from foretune.errors import ConfigError
+from foretune.layout import find_layout
 from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
 from foretune.placement import is_base, place, read_adapters
@@ -140,6 +141,7 @@ def prepare(
 
     Raises:
         ConfigError: If the head is asked for and does not train.
+        KernelError: If the model's outputs depend on the batch and batches have more than one text.
     """
     placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
     reduction = output_reduction(settings.reduction, task.n_classes)
@@ -151,6 +153,10 @@ def prepare(
     evaluation = None
     if settings.eval_samples:
         evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
+    encoded = [part for part in (train, evaluation) if part is not None]
+    layout = find_layout(adapted, classifier, encoded, batch_size=settings.batch_size)
+    head = {name: module for name, module in adapted.head.items() if name not in layout.idle}  # BigBird's pooler
+    adapted = replace(adapted, layout=layout, head=head)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
 
 

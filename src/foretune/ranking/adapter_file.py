@@ -154,7 +154,9 @@ def adapter_from_file(path: Path | str) -> LoraConfig:
     if content.get("task_type") not in (None, _TASK):
         raise ConfigError(f"{named} has task_type {content['task_type']!r}: only {_TASK!r} is supported")
     _check_values(content, named)
-    content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None, "modules_to_save": None}
+    content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None}
+    saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
+    content["modules_to_save"] = list(dict.fromkeys(saved)) or None  # peft adds its own names to every configuration
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on settings that do not go together: peft ignores one of them
@@ -190,9 +192,12 @@ def _check_values(content: dict[str, Any], named: str) -> None:
     listed = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     if not (targets is None or isinstance(targets, str) or listed):
         raise ConfigError(f"{named} has target_modules={targets!r}: must be a list of names, or a regular expression")
-    saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
-    if saved:
-        raise ConfigError(f"{named} has modules_to_save={saved!r}: only the classifier's head may train as a whole")
+    saved = content.get("modules_to_save") or []
+    if not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        raise ConfigError(f"{named} has modules_to_save={saved!r}: must be a list of names")
+    outside = [name for name in saved if "embed" in name]  # the rest is held against the model when it is placed
+    if outside:
+        raise ConfigError(f"{named} has modules_to_save={outside!r}: only the classifier's head may train as a whole")
 
 
 def same_adapter(first: LoraConfig, second: LoraConfig) -> bool:
