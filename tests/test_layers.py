@@ -21,7 +21,7 @@ LAYERS = [
     ["layout"],
     ["plan", "baselines.probe", "baselines.regressions", "forecasting.simulation"],
     ["measure", "tuning.course", "forecasting.survey"],
-    ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks"],
+    ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks", "ranking.left_out"],
     ["tuning.outcome", "terminal", "forecasting.calibration"],
     ["forecasting.curve"],
     ["figure", "report", "tuning.figure", "tuning.report", "ranking.ranks"],

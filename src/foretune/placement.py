@@ -25,6 +25,7 @@ from foretune.head_parts import PEFT_BASE, head_parts, in_head, modules_to_save,
 from foretune.sites import Site, split_name
 from foretune.tangent import AdaptedModel, Adapter
 
+_EXPERT = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})  # peft's names of their parts
 _RANDOM_INITS = (True, "gaussian")  # B = 0 and A drawn at random: peft can draw A again
 
 
@@ -42,7 +43,8 @@ def linear_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    kind = type(module).__name__  # some mixtures of experts derive a router with outputs of its own from nn.Linear
+    return (isinstance(module, nn.Linear) and not kind.endswith("Router")) or kind == "Conv1D"
 
 
 def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
@@ -61,9 +63,12 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
     if targets == ["all-linear"]:
         targets = "all-linear"
         excluded = _linear_in_head(model)
+        names = beside_experts(model)
         if layers is not None:  # peft takes the shorthand for all layers only
             _check_layers(model, layers)
-            targets, layers = [name for name in linear_names(model) if split_name(name)[0] in layers], None
+            targets, layers = [name for name in names if split_name(name)[0] in layers], None
+        elif fused_experts(model):
+            targets = list(names)
     return LoraConfig(
         task_type="SEQ_CLS",
         target_modules=targets,
@@ -75,6 +80,31 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
         use_rslora=adapter.rslora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
     )
+
+
+def fused_experts(model: nn.Module) -> tuple[str, ...]:
+    """List the mixtures of experts whose weights lie in one tensor.
+
+    Args:
+        model: transformers model.
+
+    Returns:
+        Module paths.
+    """
+    return tuple(name for name, module in model.named_modules() if type(module).__name__.endswith("Experts"))
+
+
+def beside_experts(model: nn.Module) -> tuple[str, ...]:
+    """List the linear modules that peft does not take for a part of fused experts, by the end of their names.
+
+    Args:
+        model: A transformers classifier without adapters.
+
+    Returns:
+        `linear_names`, without a few of them in a model with such experts.
+    """
+    names = linear_names(model)
+    return tuple(name for name in names if name.rsplit(".", 1)[-1] not in _EXPERT) if fused_experts(model) else names
 
 
 def _linear_in_head(model: nn.Module) -> list[str] | str:
@@ -126,6 +156,8 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
     names = linear_names(model)
     wanted = config.layers_to_transform
     _check_layers(model, [wanted] if isinstance(wanted, int) else wanted or [])
+    if not names:
+        raise PlacementError(f"{type(model).__name__} has no linear modules beside its head: LoRA has none to adapt")
     targets = config.target_modules
     kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
     family = str(getattr(getattr(model, "config", None), "model_type", ""))

@@ -154,7 +154,7 @@ def prepare(
     if settings.eval_samples:
         evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
     encoded = [part for part in (train, evaluation) if part is not None]
-    layout = find_layout(adapted, classifier, encoded, batch_size=settings.batch_size)
+    layout = find_layout(adapted, classifier, encoded, n_classes=task.n_classes, batch_size=settings.batch_size)
     head = {name: module for name, module in adapted.head.items() if name not in layout.idle}  # BigBird's pooler
     adapted = replace(adapted, layout=layout, head=head)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)

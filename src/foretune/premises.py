@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from foretune.errors import KernelError
@@ -75,5 +77,45 @@ def not_reached(name: str, *, used: bool) -> str:
     Returns:
         The message of an error.
     """
-    why = f"the outputs do not depend on module {name!r}" if used else f"module {name!r} is not used in the forward pass"
+    why = (
+        f"the outputs do not depend on module {name!r}" if used else f"module {name!r} is not used in the forward pass"
+    )
     return f"{why}: leave it out"
+
+
+def hooked(output: Tensor) -> Tensor:
+    """Make a module's output fit for a hook on its gradient.
+
+    Args:
+        output: Output of an adapted module.
+
+    Returns:
+        The output; where nothing below it is adapted, a copy above a new leaf, so that nothing is propagated below it;
+        a copy of a view, for a hook on a view is lost when the model changes it in place (Longformer its queries).
+    """
+    if not output.requires_grad:
+        return output.detach().requires_grad_().clone()
+    return output.clone() if output._is_view() else output
+
+
+def leaves_of(output: Tensor) -> list[Tensor]:
+    """Find where a backward pass may end.
+
+    Args:
+        output: Where it starts.
+
+    Returns:
+        Every leaf of the graph: those that `hooked` made, and embeddings that require gradients for a reason of the
+            user's (gradient checkpointing).
+    """
+    nodes: list[Any] = [output.grad_fn]
+    leaves, seen = [], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(getattr(node, "variable", None), torch.Tensor):
+            leaves.append(node.variable)
+        nodes += [following for following, _ in node.next_functions]
+    return leaves

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from foretune.errors import KernelError
 from foretune.features import HeadFactor, TangentFeatures, join_features
 from foretune.outputs import OutputReduction
-from foretune.premises import check_eval_mode, check_logits, frozen, not_reached
+from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, not_reached
 from foretune.sites import Site
 
 
@@ -100,19 +100,36 @@ class Batch:
         """Take the batch apart.
 
         Yields:
-            Batches of one example each, without the padding on their right.
+            Batches of one example each, without padding.
         """
         mask = self.inputs.get("attention_mask")
         for row in range(len(self.rows)):
             one = {name: tensor[row : row + 1] for name, tensor in self.inputs.items()}
             if mask is not None and mask.ndim == 2 and bool(mask[row].any()):
-                width = int(mask[row].nonzero().max()) + 1
-                one = {name: t[:, :width] if t.shape == (1, mask.shape[1]) else t for name, t in one.items()}
+                kept = mask[row].nonzero()
+                part = slice(int(kept.min()), int(kept.max()) + 1)
+                one = {name: t[:, part] if t.shape == (1, mask.shape[1]) else t for name, t in one.items()}
             yield Batch(self.rows[row : row + 1], one)
 
 
 class SharedError(KernelError):
     """A module does not have the examples of a batch on its first axis."""
+
+
+def check_first_axis(name: str, tensor: Tensor, n: int, *, looked: bool) -> None:
+    """Refuse to take the rows of a tensor for examples where they may be something else.
+
+    Args:
+        name: Module that sees it.
+        tensor: Its input, or a gradient of its output.
+        n: Examples in the batch.
+        looked: Whether the model's layout is known; if not, a tensor n × n × … might have the examples on either axis.
+
+    Raises:
+        SharedError: If the examples are not on the first axis for certain.
+    """
+    if n > 1 and (tensor.ndim < 2 or tensor.shape[0] != n or (not looked and tensor.shape[:2] == (n, n))):
+        raise SharedError(name)
 
 
 def run_logits(adapted: AdaptedModel, batch: Batch) -> Tensor:
@@ -160,43 +177,17 @@ class _Recorder:
 
     def __init__(self, adapted: AdaptedModel, n: int, n_outputs: int) -> None:
         self.n = n
+        self.looked = adapted.layout is not None
         self.output = 0
         self.n_outputs = n_outputs
-        self.leaves: list[Tensor] = []
-        self.outputs: list[Tensor] = []
         self.b = [_Blocks(n_outputs) for _ in adapted.adapters]
         self.a = [_Blocks(n_outputs) for _ in adapted.adapters]
         self.head: list[list[tuple[Tensor, Tensor]]] = [[] for _ in adapted.head]
 
     def _positions(self, name: str, tensor: Tensor) -> Tensor:
         """View as examples × positions × width; all that a single example's pass holds is the example's."""
-        if self.n > 1 and (tensor.ndim < 2 or tensor.shape[0] != self.n):
-            raise SharedError(name)
+        check_first_axis(name, tensor, self.n, looked=self.looked)
         return tensor.reshape(self.n, -1, tensor.shape[-1])
-
-    def _probe(self, output: Tensor) -> Tensor:
-        """Make the lowest adapted outputs leaves: the backward pass ends there."""
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-            self.leaves.append(output)
-        self.outputs.append(output)
-        return output
-
-    def ends(self, logits: Tensor) -> list[Tensor]:
-        # where the backward pass may end: at the leaves, unless the graph goes on below them, as it does where
-        # embeddings require gradients (for gradient checkpointing): then a lowest adapted output may be no leaf
-        own = {id(leaf) for leaf in self.leaves}
-        nodes, seen = [logits.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            leaf = getattr(node, "variable", None)
-            if leaf is not None and id(leaf) not in own:
-                return self.outputs
-            nodes += [following for following, _ in node.next_functions]
-        return self.leaves
 
     def adapter_hook(self, index: int, adapter: Adapter) -> Callable[..., Tensor]:
         name, scaling = adapter.site.name, adapter.site.scaling
@@ -217,7 +208,7 @@ class _Recorder:
                 if b is not None and h_kept is not None:
                     self.a[index].add(self.output, (g.to(b.dtype) @ b).transpose(1, 2), h_kept.to(b.dtype))
 
-            output = self._probe(output)
+            output = hooked(output)
             output.register_hook(reduce)
             return output
 
@@ -226,7 +217,7 @@ class _Recorder:
     def head_hook(self, index: int, name: str) -> Callable[..., Tensor]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             h = self._positions(name, args[0].detach())
-            output = self._probe(output)
+            output = hooked(output)
             output.register_hook(lambda grad: self.head[index].append((h, self._positions(name, grad))))
             return output
 
@@ -325,7 +316,7 @@ def _features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -
 
 def _backward(recorder: _Recorder, logits: Tensor, reduction: OutputReduction) -> None:
     directions = torch.as_tensor(reduction.directions, dtype=logits.dtype, device=logits.device)
-    ends = recorder.ends(logits)
+    ends = leaves_of(logits)
     totals = (logits @ directions).sum(0)
     for output in range(reduction.n_outputs if ends else 0):
         recorder.output = output

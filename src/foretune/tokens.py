@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from foretune.errors import KernelError
 from foretune.features import TangentFeatures
 from foretune.outputs import OutputReduction
-from foretune.premises import check_eval_mode, check_logits, frozen, not_reached
+from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, not_reached
 from foretune.sites import Site
-from foretune.tangent import AdaptedModel, Batch, SharedError, run_logits
+from foretune.tangent import AdaptedModel, Batch, SharedError, check_first_axis, run_logits
 
 
 @dataclass(frozen=True)
@@ -124,22 +124,38 @@ def adapter_features(factors: TokenFactors, rows: Sequence[Tensor], *, draws: in
 
 
 class _Recorder:
-    """Hooks of one pass: inputs and outputs of each use of each module, whose gradients are taken later."""
+    """Hooks of one pass: for each use of each module its inputs, and for each of the k outputs its gradient."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, n_outputs: int, *, looked: bool) -> None:
         self.n = n
-        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.looked = looked
+        self.output = 0
+        self.n_outputs = n_outputs
+        self.seen: dict[str, list[Tensor]] = {}
+        self.gradients: dict[str, list[list[Tensor | None]]] = {}
 
     def hook(self, name: str) -> Callable[..., Tensor]:
         def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self.n > 1 and (output.ndim < 2 or output.shape[0] != self.n):
-                raise SharedError(name)
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            self.seen.setdefault(name, []).append((args[0].detach(), output))
+            check_first_axis(name, output, self.n, looked=self.looked)
+            output = hooked(output)
+            self.seen.setdefault(name, []).append(args[0].detach())
+            gradients: list[Tensor | None] = [None] * self.n_outputs
+            self.gradients.setdefault(name, []).append(gradients)
+
+            def keep(gradient: Tensor) -> None:
+                gradients[self.output] = gradient
+
+            output.register_hook(keep)  # that of the tensor as it is now, whatever the model does to it in place
             return output
 
         return record
+
+    def reached(self) -> set[str]:
+        """Modules that the outputs depend on."""
+        return {name for name, uses in self.gradients.items() if any(g is not None for use in uses for g in use)}
+
+    def uses(self, name: str, module: nn.Module) -> "_Uses":
+        return _Uses(self.n, module, self.seen.get(name, []), self.gradients.get(name, []))
 
 
 @dataclass(frozen=True)
@@ -220,7 +236,7 @@ def _parts(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, stor
 
 def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, storage: torch.dtype) -> _Part:
     n = len(batch.rows)
-    recorder = _Recorder(n)
+    recorder = _Recorder(n, reduction.n_outputs, looked=adapted.layout is not None)
     head = list(adapted.head.items())
     modules = {adapter.site.name: adapter.module for adapter in adapted.adapters} | dict(head)
     handles = [module.register_forward_hook(recorder.hook(name)) for name, module in modules.items()]
@@ -228,16 +244,19 @@ def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, stor
         with frozen(adapted.model), torch.enable_grad():
             logits = run_logits(adapted, batch)
             check_logits(logits, n, reduction.n_classes)
-            gradients = _gradients(adapted, recorder, list(modules), logits, reduction)
+            _backward(recorder, logits, reduction)
     finally:
         for handle in handles:
             handle.remove()
+    reached = recorder.reached()
+    for name in modules:
+        if name not in reached and (adapted.layout is None or name in adapted.layout.idle):
+            raise KernelError(not_reached(name, used=name in recorder.seen))
     last = head[-1][0]
-    found = {name: _Uses(n, module, recorder.seen.get(name, []), gradients[name])
-             for name, module in modules.items() if name != last}  # fmt: skip
+    found = {name: recorder.uses(name, module) for name, module in modules.items() if name != last}
     kept: dict[tuple[Any, ...], Tensor] = {}  # positions that count, for all modules that read the same tensors
     for use in found.values():
-        own = use.positions()
+        own = use.positions(reduction.n_outputs)
         kept[use.key] = own | kept[use.key] if use.key in kept else own
     held: dict[tuple[Any, ...], Tensor] = {}
     counts, inputs, grads = [], [], []
@@ -252,8 +271,7 @@ def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, stor
         if not bool(torch.isfinite(g.sum(dtype=torch.float32))):  # one pass: what is not finite stays so in a sum
             raise KernelError(f"the gradients of module {name!r} are not finite: use dtype float32")
         grads.append(g)
-    ((h, _),) = recorder.seen[last]
-    phi = _output_inputs(h, gradients[last][0][0])
+    phi = _output_inputs(recorder, last)
     return _Part(batch.rows.to(logits.device), counts, inputs, grads, phi, logits.detach())
 
 
@@ -261,11 +279,10 @@ class _Uses:
     """All uses of a module in a pass, side by side: its gradient is a sum over uses and positions."""
 
     def __init__(
-        self, n: int, module: nn.Module, seen: Sequence[tuple[Tensor, Tensor]], gradients: Sequence[Sequence[Tensor]]
+        self, n: int, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]]
     ) -> None:
-        self._n, self._module, self._seen, self._gradients = n, module, seen, gradients
-        inputs = tuple((h.data_ptr(), h.shape, h.stride()) for h, _ in seen)
-        self.key: tuple[Any, ...] = inputs or (id(self),)
+        self._n, self._module, self._inputs, self._gradients = n, module, inputs, gradients
+        self.key: tuple[Any, ...] = tuple((h.data_ptr(), h.shape, h.stride()) for h in inputs) or (id(self),)
 
     def _flat(self, tensors: Sequence[Tensor], width: str) -> Tensor:
         """Examples × positions × width."""
@@ -276,48 +293,39 @@ class _Uses:
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
 
     def h(self) -> Tensor:
-        return self._flat([h for h, _ in self._seen], "in_features")
+        return self._flat(self._inputs, "in_features")
 
     def g(self, output: int) -> Tensor:
-        return self._flat(self._gradients[output], "out_features")
+        found = []
+        for h, gradients in zip(self._inputs, self._gradients, strict=True):
+            gradient = gradients[output]
+            zeros = h.new_zeros(*h.shape[:-1], int(self._module.out_features))  # type: ignore[arg-type]
+            found.append(zeros if gradient is None else gradient)
+        return self._flat(found, "out_features")
 
-    def positions(self) -> Tensor:
+    def positions(self, n_outputs: int) -> Tensor:
         # examples × positions that the outputs depend on; padding is not among them in a model that masks it. A mask of
         # the inputs would not tell: the sequence may be another than the input's, a decoder's or relative positions
-        found = None
-        for output in range(len(self._gradients)):
-            reached = (self.g(output) != 0).any(-1)
-            found = reached if found is None else found | reached
-        assert found is not None
+        found = (self.g(0) != 0).any(-1)
+        for output in range(1, n_outputs):
+            found |= (self.g(output) != 0).any(-1)
         return torch.ones_like(found) if found.shape[1] == 1 else found
 
 
-def _gradients(
-    adapted: AdaptedModel, recorder: _Recorder, names: Sequence[str], logits: Tensor, reduction: OutputReduction
-) -> dict[str, list[list[Tensor]]]:
-    """For each module, for each of the k outputs, the gradients with respect to its outputs, one for each use."""
+def _backward(recorder: _Recorder, logits: Tensor, reduction: OutputReduction) -> None:
     directions = torch.as_tensor(reduction.directions, dtype=logits.dtype, device=logits.device)
     totals = (logits @ directions).sum(0)
-    outputs = [(name, output) for name in names for _, output in recorder.seen.get(name, [])]
-    found: dict[str, list[list[Tensor]]] = {name: [] for name in names}
-    reached = set()
-    for k in range(reduction.n_outputs):
-        more = k + 1 < reduction.n_outputs
-        of_one = torch.autograd.grad(totals[k], [y for _, y in outputs], retain_graph=more, allow_unused=True)
-        for name in names:
-            found[name].append([])
-        for (name, output), gradient in zip(outputs, of_one, strict=True):
-            found[name][k].append(torch.zeros_like(output) if gradient is None else gradient)
-            reached |= set() if gradient is None else {name}
-    for name in names:
-        if name not in reached and (adapted.layout is None or name in adapted.layout.idle):
-            raise KernelError(not_reached(name, used=name in recorder.seen))
-    return found
+    ends = leaves_of(logits)
+    for output in range(reduction.n_outputs if ends else 0):
+        recorder.output = output
+        more = output + 1 < reduction.n_outputs
+        torch.autograd.grad(totals[output], ends, retain_graph=more, allow_unused=True)
 
 
-def _output_inputs(h: Tensor, gradient: Tensor) -> Tensor:
+def _output_inputs(recorder: _Recorder, name: str) -> Tensor:
     """Inputs φ of the output layer: where it runs over all positions, at the one that the model reads."""
-    if h.ndim == 2:
+    (h,), ((gradient, *_),) = recorder.seen[name], recorder.gradients[name]
+    if h.ndim == 2 or gradient is None:
         return h
     read = gradient.flatten(2).abs().sum(2) if gradient.ndim > 2 else gradient.abs()
     return h[torch.arange(len(h), device=h.device), read.argmax(1)]

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel
 from foretune.config import TuneSettings
 from foretune.data import Task, TextSplit
 from foretune.errors import DataError
+from foretune.head_parts import check_saved
 from foretune.models import Classifier, Encoded, encode
 from foretune.placement import is_base, read_adapters
 from foretune.plan import place_for
@@ -110,10 +111,12 @@ def prepare_tune(
         The plan.
 
     Raises:
+        PlacementError: If a layer is new and would not be saved with the adapter.
         DataError: If the training split is too small to hold rows out of it.
     """
     placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
+    check_saved(placed)
     n_rows = len(task.train.labels)
     if task.evaluation is None:
         held = max(1, round(HELD_OUT_SHARE * n_rows)) if settings.eval_samples is None else settings.eval_samples
