@@ -1,5 +1,6 @@
 """The plan of a score: the placed model, the drawn and tokenised samples, and what they cost."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
+from torch import nn
 
 from foretune.config import ScoreSettings
 from foretune.data import Task, TextSplit
@@ -16,7 +18,7 @@ from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
 from foretune.placement import is_base, place, read_adapters
 from foretune.sampling import Draw, draw
-from foretune.tangent import AdaptedModel
+from foretune.tangent import AdaptedModel, Layout
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,15 @@ def prepare(
         evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
     encoded = [part for part in (train, evaluation) if part is not None]
     layout = find_layout(adapted, classifier, encoded, n_classes=task.n_classes, batch_size=settings.batch_size)
-    head = {name: module for name, module in adapted.head.items() if name not in layout.idle}  # BigBird's pooler
-    adapted = replace(adapted, layout=layout, head=head)
+    adapted = replace(adapted, layout=layout, head=_reached(adapted.head, layout))  # BigBird does not read its pooler
+    if config is not None and config.target_modules == "all-linear":  # the user named none of them
+        held = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in layout.idle)
+        adapted = replace(adapted, adapters=held)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
+
+
+def _reached(head: Mapping[str, nn.Module], layout: Layout) -> Mapping[str, nn.Module]:
+    return {name: module for name, module in head.items() if name not in layout.idle}
 
 
 def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Draw:
@@ -207,6 +215,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     task, sites, settings = plan.task, plan.adapted.sites, plan.settings
     evaluation = plan.evaluation_split
     n_texts = sum(len(part.features) for part in plan.encoded)
+    layout = plan.adapted.layout
     head = sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
     return {
         "n": settings.samples,
@@ -246,6 +255,8 @@ def describe(plan: Plan) -> dict[str, Any]:
             "sites": len(sites),
             "parameters": sum(site.n_parameters for site in sites),
             "draws_of_a": plan.adapted.draws,
+            "left_out": [] if layout is None else sorted(set(layout.idle).difference(site.name for site in sites)),
+            "one_at_a_time": [] if layout is None else list(layout.singly),
         },
         "expected_bytes": expected_bytes(plan),
         "threads": torch.get_num_threads(),

@@ -8,7 +8,7 @@ from foretune.placement import beside_experts, fused_experts, linear_names
 from foretune.plan import Plan
 from foretune.ranking.candidates import Candidate, enumerate_candidates
 from foretune.ranking.settings import Candidates
-from foretune.sites import Site, split_name
+from foretune.sites import Site, kinds_in_words
 
 
 def leave_out(plan: Plan, wanted: Candidates) -> tuple[Plan, tuple[str, ...]]:
@@ -78,16 +78,10 @@ def _notes(plan: Plan, idle: Sequence[str], narrow: Sequence[str]) -> tuple[str,
         ("experts in one tensor are no linear modules", experts),
         ("peft takes it for a part of the experts", beside),
     ]
-    notes = [f"Left out: {_in_short(names)} ({why})." for why, names in reasons if names]
+    notes = [f"Left out: {kinds_in_words(names)} ({why})." for why, names in reasons if names]
     if singly:
         notes.append(
-            f"Texts went through the model one at a time, which is slower: {_in_short(singly)} sees several texts "
+            f"Texts went through the model one at a time, which is slower: {kinds_in_words(singly)} sees several texts "
             "mixed, or what all texts share."
         )
     return tuple(notes)
-
-
-def _in_short(names: Sequence[str]) -> str:
-    """Kinds of modules instead of every layer's own."""
-    kinds = list(dict.fromkeys(split_name(name)[1] for name in names))
-    return ", ".join(kinds[:4]) + (f" and {len(kinds) - 4} more kinds" if len(kinds) > 4 else "")

@@ -185,7 +185,8 @@ def _starts(group: _Group, classifier: Classifier, held: Survey) -> list[Start]:
     starts = []
     for cell in group.cells:
         names = adapted_names(classifier.model, lora_config(classifier.model, cell.adapter))
-        starts.append(held.start([places[name] for name in names], cell.adapter.r))
+        known = [places[name] for name in names if name in places]  # no output depends on the others
+        starts.append(held.start(known, cell.adapter.r))
     return starts
 
 
