@@ -131,7 +131,11 @@ def all_linear(name: str, r: int = 2) -> LoraConfig:
 
 def ragged(n: int = 6, longest: int = 9) -> list[list[int]]:
     """Token ids that end in the token that encoder-decoders read."""
-    return [[*ids[:-1], EOS] for ids in cases.ragged(n, longest)]
+    return [ended(ids) for ids in cases.ragged(n, longest)]
+
+
+def ended(ids: list[int]) -> list[int]:
+    return [*(EOS + 1 if token == EOS else token for token in ids[:-1]), EOS]
 
 
 def encoded(sequences: list[list[int]]) -> Encoded:

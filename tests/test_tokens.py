@@ -127,7 +127,7 @@ def test_inputs_that_modules_share_are_stored_once():
     assert all(len(set(pointers)) == 1 for pointers in held.values())
     assert len({pointers[0] for pointers in held.values()}) == 4
     positions = sum(map(len, sequences))  # none for padding
-    width = 3 * 16 + 2 * (3 * 16) + (16 + 24)
+    width = 2 * (16 + 3 * 16) + (16 + 24)
     in_last = len(sequences) * (16 + 24)  # the classifier reads one position of the last layer's feed-forward block
     assert factors.n_bytes == 8 * (positions * width + in_last)
 
@@ -174,7 +174,7 @@ def test_a_model_without_a_trained_linear_head_is_refused():
 def test_positions_of_another_sequence_are_not_masked_as_the_inputs():
     """A decoder's positions are shifted: its mask has the input's shape by accident. And masks may be of any kind."""
     adapted = read_adapters(place(families.build("bart"), families.all_linear("bart"), seed=0))
-    sequences = ragged()
+    sequences = families.ragged()
     batch = batch_of(sequences)
     expected = features_of(adapted, sequences, "margin")
     lying = {**batch.inputs, "attention_mask": batch.inputs["attention_mask"].double()}

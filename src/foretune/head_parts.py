@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator
 
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
@@ -95,7 +96,8 @@ def with_head(model: nn.Module, config: LoraConfig) -> LoraConfig:
         A copy, with more `modules_to_save` where it is for sequence classification.
 
     Raises:
-        PlacementError: If `modules_to_save` names what the model lacks, or what is no part of the head.
+        PlacementError: If `modules_to_save` names what the model lacks, or what is no part of the head, or a target
+            module's name means a part of the head as well.
     """
     config = copy.deepcopy(config)
     if config.task_type != "SEQ_CLS":
@@ -114,7 +116,22 @@ def with_head(model: nn.Module, config: LoraConfig) -> LoraConfig:
             )
         kept += [] if all(inside) else [entry]  # what lies in the head is named below
     config.modules_to_save = [*kept, *(modules_to_save(model) or [])] or None
+    _check_beside(model, config, parts)
     return config
+
+
+def _check_beside(model: nn.Module, config: LoraConfig, parts: tuple[str, ...]) -> None:
+    # peft keeps adapters away from the head by the names of `modules_to_save`, but not by whole paths
+    saved = tuple(
+        entry.removeprefix(PEFT_BASE) for entry in config.modules_to_save or () if entry.startswith(PEFT_BASE)
+    )
+    for name, module in model.named_modules():
+        inside = isinstance(module, nn.Linear) and any(f"{name}.".startswith(f"{part}.") for part in saved)
+        if inside and config.target_modules != "all-linear" and check_target_module_exists(config, name):
+            raise PlacementError(
+                f"a target module names the head's {name!r} too, which trains as a whole (the head is "
+                f"{', '.join(parts)}): name the modules by their whole paths"
+            )
 
 
 def trained_head(model: nn.Module, adapter: str) -> tuple[dict[str, nn.Linear], tuple[str, ...]]:

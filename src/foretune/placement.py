@@ -213,7 +213,6 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
         torch.manual_seed(seed)
         try:
             placed = get_peft_model(model, config)
-            _check_beside_head(placed)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise PlacementError(f"peft refuses the configuration: {reason(error)}") from error
         if config.init_lora_weights in _RANDOM_INITS:
@@ -221,15 +220,6 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
                 _reset(layer, placed.active_adapter, config.init_lora_weights, seed, name, draw=0)
     placed.eval()
     return placed
-
-
-def _check_beside_head(placed: PeftModel) -> None:
-    for name, _ in _lora_layers(placed):
-        if ".modules_to_save." in name:
-            raise PlacementError(
-                f"a target module names the head's {name.partition('.modules_to_save.')[0]!r} too, which trains as a "
-                "whole: name the modules by their whole paths"
-            )
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:

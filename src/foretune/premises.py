@@ -119,3 +119,30 @@ def leaves_of(output: Tensor) -> list[Tensor]:
             leaves.append(node.variable)
         nodes += [following for following, _ in node.next_functions]
     return leaves
+
+
+@contextmanager
+def named_outputs(model: nn.Module) -> Iterator[None]:
+    """Let a model give objects with names for the time of a context, whatever its configurations say.
+
+    Args:
+        model: transformers model, which may be set to give tuples, as for TorchScript.
+
+    Yields:
+        Nothing.
+    """
+    wanted = {"return_dict": True, "torchscript": False}
+    configs = {id(config): config for config in (getattr(module, "config", None) for module in model.modules())}
+    changed = [
+        (config, name, getattr(config, name))
+        for config in configs.values()
+        for name, value in wanted.items()
+        if getattr(config, name, value) is not value
+    ]
+    try:
+        for config, name, _ in changed:
+            setattr(config, name, wanted[name])
+        yield
+    finally:
+        for config, name, before in changed:
+            setattr(config, name, before)

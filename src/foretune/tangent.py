@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from foretune.errors import KernelError
 from foretune.features import HeadFactor, TangentFeatures, join_features
 from foretune.outputs import OutputReduction
-from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, not_reached
+from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, named_outputs, not_reached
 from foretune.sites import Site
 
 
@@ -140,9 +140,9 @@ def run_logits(adapted: AdaptedModel, batch: Batch) -> Tensor:
         batch: Inputs.
 
     Returns:
-        Its logits, whether it gives an object with names or, as for TorchScript, a tuple.
+        Its logits, whether it gives an object with names or a tuple.
     """
-    with adapted.forward():
+    with adapted.forward(), named_outputs(adapted.model):
         output = adapted.model(**batch.inputs)
     logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
     return logits

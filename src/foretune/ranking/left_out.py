@@ -26,7 +26,8 @@ def leave_out(plan: Plan, wanted: Candidates) -> tuple[Plan, tuple[str, ...]]:
         PlacementError: If none is left.
     """
     layout, rank = plan.adapted.layout, max(wanted.ranks)
-    idle = [] if layout is None else [site.name for site in plan.adapted.sites if site.name in layout.idle]
+    names = linear_names(plan.classifier.model)
+    idle = [] if layout is None else [name for name in layout.idle if name in names]
     rest = [site for site in plan.adapted.sites if site.name not in idle]
     narrow = [site.name for site in rest if min(site.d_in, site.d_out) < rank]
     if 2 * len(narrow) >= len(rest) or wanted.target_modules is not None:
