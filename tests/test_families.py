@@ -182,6 +182,21 @@ def test_the_kernel_of_the_adapters_does_not_depend_on_what_trains_beside_them()
     assert list(whole.head) == ["pooler.dense", "classifier"]
 
 
+@pytest.mark.parametrize("name", ["bart", "big_bird", "deberta-v2", "eurobert", "funnel", "t5", "xlm"])
+def test_the_kernel_of_a_head_holds_all_that_trains(name):
+    sequences = families.ragged()
+    model = families.build(name)
+    if name == "big_bird":  # a new pooler, that its classifier does not read
+        torch.nn.init.zeros_(model.bert.pooler.bias)
+    placed = place(model, lora_config(model, AdapterConfig(("all-linear",), r=2)), seed=0)
+    adapted = read_adapters(placed)
+    adapted = replace(adapted, adapters=adapted.adapters[:1])
+    found = tangent_kernel(batch_features(adapted, batch_of(sequences), MARGIN)).head
+    parameters = references.named_parameters(placed, "modules_to_save")
+    gradients = references.parameter_gradients(placed, sequences, MARGIN.directions, parameters)
+    assert np.linalg.norm(found - references.scalar_kernel(gradients, MARGIN.scale)) <= 1e-10 * np.linalg.norm(found)
+
+
 class Beside(nn.Module):
     """A classifier whose head's name ends names in its base."""
 

@@ -49,7 +49,7 @@ def find_layout(
     (one,) = batches(part, classifier, batch_size=1, rows=[short])
     tokens = max(1, int(part.lengths[short]))
     with border(KernelError, f"{_name(classifier)} does not run on a text of {tokens} tokens"):
-        alone = _look(adapted, one)
+        alone = _look(adapted, one, backward=True)
     # of a table that all examples share, such as relative positions, a text reads twice its length at most
     positions = {
         name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in held) / tokens for name, held in alone.shapes.items()
@@ -60,7 +60,7 @@ def find_layout(
         return Layout((), alone.idle, positions)
     (both,) = batches(part, classifier, batch_size=2, rows=[short, other])
     with border(KernelError, f"{_name(classifier)} does not run on two texts, one of {tokens} tokens"):
-        together = _look(adapted, both)
+        together = _look(adapted, both, backward=False)
     singly = tuple(name for name, held in alone.shapes.items() if not _first_axis(held, together.shapes[name]))
     layout = Layout(singly, alone.idle, positions)
     used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
@@ -70,9 +70,10 @@ def find_layout(
 
     def change() -> float:
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))
-        logits = _look(adapted, one).logits[0], _look(adapted, both).logits[place]
+        # texts that go one at a time never met
+        logits = _look(adapted, both, backward=False).logits if singly else beside.logits
         gradients = [b[:, 0] for b in own.b], [b[:, place] for b in beside.b]
-        return max(_change([logits[0]], [logits[1]]), _change(*gradients))
+        return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
 
     found = change()
     if _leaks(found, change, adapted.model):
@@ -100,7 +101,7 @@ class _Seen:
     idle: tuple[str, ...]
 
 
-def _look(adapted: AdaptedModel, batch: Batch) -> _Seen:
+def _look(adapted: AdaptedModel, batch: Batch, *, backward: bool) -> _Seen:
     shapes: dict[str, list[torch.Size]] = {}
     reached: set[str] = set()
 
@@ -120,7 +121,7 @@ def _look(adapted: AdaptedModel, batch: Batch) -> _Seen:
     try:
         with frozen(adapted.model), torch.enable_grad():
             logits = run_logits(adapted, batch)
-            ends = leaves_of(logits)
+            ends = leaves_of(logits) if backward else []
             if ends:
                 torch.autograd.grad(logits.sum(), ends, allow_unused=True)
     finally:
