@@ -399,6 +399,20 @@ def test_a_model_that_does_not_run_is_one_line():
     assert isinstance(adapted.model, PeftModel)
 
 
+def test_texts_that_a_model_refuses_are_one_line():
+    adapted = read_adapters(place(families.build("bart"), families.all_linear("bart"), seed=0))
+    with pytest.raises(KernelError, match="refuses the texts: All examples must have the same number of <eos> tokens"):
+        batch_features(adapted, batch_of([[5, families.EOS, 6, families.EOS], [5, 6, families.EOS]]), MARGIN)
+
+
+def test_a_head_that_is_not_all_linear_has_no_kernel_but_a_forecast(tmp_path):
+    task = ft.load_task(ft.DataConfig(cases.write_reviews(tmp_path / "reviews", 24, 8)))
+    model, config = families.build("modernbert", dtype=torch.float32), families.all_linear("modernbert")
+    settings = ft.ScoreSettings(samples=12, eval_samples=6, draws=1, ntk_params="adapter+head")
+    with pytest.raises(ForetuneError, match=r"'head\.norm' as well, which is not linear"):
+        ft.score(model, cases.tokenizer(), config, task, settings=settings)
+
+
 def test_an_expert_that_some_texts_do_not_meet_has_zero_gradients():
     sequences = families.ragged()
     adapted = looked_at("bert", sequences)

@@ -13,6 +13,7 @@ from torch import nn
 from foretune.config import ScoreSettings
 from foretune.data import Task, TextSplit
 from foretune.errors import ConfigError
+from foretune.head_parts import trained_head
 from foretune.layout import find_layout
 from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
@@ -149,6 +150,12 @@ def prepare(
     reduction = output_reduction(settings.reduction, task.n_classes)
     adapted = read_adapters(placed, draws=settings.draws, seed=settings.seed)
     if settings.ntk_params == "adapter+head" and not adapted.head:
+        _, others = trained_head(placed, str(placed.active_adapter))
+        if others:
+            raise ConfigError(
+                f"ntk_params = 'adapter+head': the head trains {others[0]!r} as well, which is not linear, and its "
+                "kernel is not known: use ntk_params = 'adapter'"
+            )
         raise ConfigError("ntk_params = 'adapter+head', but no head of linear modules trains: use task_type='SEQ_CLS'")
     sample = _draw_rows(task, settings, repeat=0)
     train = _encode_rows(task.train, sample.train_indices, classifier, settings.max_length)

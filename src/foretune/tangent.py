@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from foretune.errors import KernelError
+from foretune.errors import KernelError, reason
 from foretune.features import HeadFactor, TangentFeatures, join_features
 from foretune.outputs import OutputReduction
 from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, named_outputs, not_reached
@@ -141,9 +141,15 @@ def run_logits(adapted: AdaptedModel, batch: Batch) -> Tensor:
 
     Returns:
         Its logits, whether it gives an object with names or a tuple.
+
+    Raises:
+        KernelError: If the model refuses the inputs, as BART does texts with ends in their midst.
     """
     with adapted.forward(), named_outputs(adapted.model):
-        output = adapted.model(**batch.inputs)
+        try:
+            output = adapted.model(**batch.inputs)
+        except ValueError as error:
+            raise KernelError(f"{type(adapted.model).__name__} refuses the texts: {reason(error)}") from error
     logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
     return logits
 
