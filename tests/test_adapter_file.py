@@ -94,6 +94,20 @@ def spelling(model, sites, positions):
     return config.target_modules, config.layers_to_transform
 
 
+def test_what_is_saved_beside_the_adapter_is_kept(tmp_path):
+    """peft's own two names are left to peft, which adds them to every configuration."""
+    LoraConfig(r=2, target_modules=["query"], modules_to_save=["pooler", "classifier", "score"]).save_pretrained(
+        tmp_path
+    )
+    assert adapter_from_file(tmp_path).modules_to_save == ["pooler"]
+    file = tmp_path / "adapter_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for wrong in ("pooler", [1], {"pooler": 1}):
+        file.write_text(json.dumps({**content, "modules_to_save": wrong}), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"modules_to_save=.*must be a list of names"):
+            adapter_from_file(tmp_path)
+
+
 def test_kinds_and_layers_where_they_say_enough(models):
     model, sites = models["bert"]
     assert spelling(model, sites, at(sites, ["attention.self.query"])) == (["query"], None)

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
+import families
 from foretune.errors import KernelError
 from foretune.outputs import output_reduction
 from foretune.placement import place, read_adapters
-from foretune.tangent import AdaptedModel, tangent_features
+from foretune.tangent import AdaptedModel, Batch, tangent_features
 from foretune.tokens import adapter_features, token_factors
 
 import cases
@@ -127,8 +127,9 @@ def test_inputs_that_modules_share_are_stored_once():
     assert all(len(set(pointers)) == 1 for pointers in held.values())
     assert len({pointers[0] for pointers in held.values()}) == 4
     positions = sum(map(len, sequences))  # none for padding
-    width = 4 * 16 + 2 * (3 * 16 + 24)
-    assert factors.n_bytes == 8 * positions * width
+    width = 2 * (16 + 3 * 16) + (16 + 24)
+    in_last = len(sequences) * (16 + 24)  # the classifier reads one position of the last layer's feed-forward block
+    assert factors.n_bytes == 8 * (positions * width + in_last)
 
 
 def test_bfloat16_is_within_a_hundredth():
@@ -170,14 +171,18 @@ def test_a_model_without_a_trained_linear_head_is_refused():
         factors_of(adapted, ragged(), "margin")
 
 
-def test_a_module_that_runs_twice_is_refused():
-    config = transformers.AlbertConfig(
-        vocab_size=cases.VOCABULARY, embedding_size=8, pad_token_id=cases.PAD, num_labels=2, **cases.SIZES
-    )
-    base = transformers.AlbertForSequenceClassification(config).eval().double()
-    model = place(base, lora("bert", target_modules=["query", "value"]), seed=0)
-    with pytest.raises(KernelError, match="runs more than once"):
-        factors_of(read_adapters(model), ragged(), "margin")
+def test_positions_of_another_sequence_are_not_masked_as_the_inputs():
+    """A decoder's positions are shifted: its mask has the input's shape by accident. And masks may be of any kind."""
+    adapted = read_adapters(place(families.build("bart"), families.all_linear("bart"), seed=0))
+    sequences = families.ragged()
+    batch = batch_of(sequences)
+    expected = features_of(adapted, sequences, "margin")
+    lying = {**batch.inputs, "attention_mask": batch.inputs["attention_mask"].double()}
+    for inputs in (batch.inputs, lying):
+        found = adapter_features(
+            factors_of(adapted, sequences, "margin", [Batch(batch.rows, inputs)]), rows_of(adapted)
+        )
+        assert all(error(own, reference) < 1e-10 for own, reference in zip(found.b, expected.b, strict=True))
 
 
 def test_a_module_that_does_not_matter_is_refused():

@@ -6,6 +6,7 @@ pass works on.
 
 import copy
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,22 +16,17 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import ModulesToSaveWrapper
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from foretune.config import AdapterConfig
-from foretune.errors import PlacementError
+from foretune.errors import PlacementError, reason
+from foretune.head_parts import PEFT_BASE, head_parts, in_head, modules_to_save, trained_head, with_head
 from foretune.sites import Site, split_name
 from foretune.tangent import AdaptedModel, Adapter
 
+_EXPERT = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})  # peft's names of their parts
 _RANDOM_INITS = (True, "gaussian")  # B = 0 and A drawn at random: peft can draw A again
-_WRAPPER = "base_model.model."
-
-
-def _in_head(name: str) -> bool:
-    """Whether peft trains the module as part of a sequence classifier's head: it matches by suffix."""
-    return any(part.endswith(tuple(SEQ_CLS_HEAD_NAMES)) for part in name.split("."))
 
 
 def linear_names(model: nn.Module) -> tuple[str, ...]:
@@ -42,11 +38,13 @@ def linear_names(model: nn.Module) -> tuple[str, ...]:
     Returns:
         Module paths in the order of the model.
     """
-    return tuple(
-        name
-        for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and not _in_head(name)
-    )
+    parts = head_parts(model)
+    return tuple(name for name, module in model.named_modules() if _is_linear(module) and not in_head(name, parts))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    kind = type(module).__name__  # some mixtures of experts derive a router with outputs of its own from nn.Linear
+    return (isinstance(module, nn.Linear) and not kind.endswith("Router")) or kind == "Conv1D"
 
 
 def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
@@ -61,23 +59,61 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
     """
     targets: list[str] | str | None = None if adapter.target_modules is None else list(adapter.target_modules)
     layers = None if adapter.layers is None else list(adapter.layers)
-    excluded: list[str] = []
+    excluded: list[str] | str = []
     if targets == ["all-linear"]:
         targets = "all-linear"
-        excluded = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and _in_head(name)]
+        excluded = _linear_in_head(model)
+        names = beside_experts(model)
         if layers is not None:  # peft takes the shorthand for all layers only
             _check_layers(model, layers)
-            targets, layers = [name for name in linear_names(model) if split_name(name)[0] in layers], None
+            targets, layers = [name for name in names if split_name(name)[0] in layers], None
+        elif fused_experts(model):
+            targets = list(names)
     return LoraConfig(
         task_type="SEQ_CLS",
         target_modules=targets,
         exclude_modules=excluded or None,  # the shorthand takes in DistilBERT's pre_classifier, which trains whole
         layers_to_transform=layers,
+        modules_to_save=modules_to_save(model),
         r=adapter.r,
         lora_alpha=adapter.alpha,  # peft says int and computes with floats
         use_rslora=adapter.rslora,
         init_lora_weights=True if adapter.init == "default" else adapter.init,
     )
+
+
+def fused_experts(model: nn.Module) -> tuple[str, ...]:
+    """List the mixtures of experts whose weights lie in one tensor.
+
+    Args:
+        model: transformers model.
+
+    Returns:
+        Module paths.
+    """
+    return tuple(name for name, module in model.named_modules() if type(module).__name__.endswith("Experts"))
+
+
+def beside_experts(model: nn.Module) -> tuple[str, ...]:
+    """List the linear modules that peft does not take for a part of fused experts, by the end of their names.
+
+    Args:
+        model: A transformers classifier without adapters.
+
+    Returns:
+        `linear_names`, without a few of them in a model with such experts.
+    """
+    names = linear_names(model)
+    return tuple(name for name in names if name.rsplit(".", 1)[-1] not in _EXPERT) if fused_experts(model) else names
+
+
+def _linear_in_head(model: nn.Module) -> list[str] | str:
+    """Linear modules of the head, for peft to leave out: by name, or as a pattern where a name is the end of others."""
+    parts, names = head_parts(model), linear_names(model)
+    head = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and in_head(name, parts)]
+    if any(name.endswith(f".{other}") for other in head for name in names):
+        return "|".join(map(re.escape, head))
+    return head
 
 
 def adapted_names(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
@@ -120,10 +156,18 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
     names = linear_names(model)
     wanted = config.layers_to_transform
     _check_layers(model, [wanted] if isinstance(wanted, int) else wanted or [])
+    if not names:
+        raise PlacementError(f"{type(model).__name__} has no linear modules beside its head: LoRA has none to adapt")
     targets = config.target_modules
+    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
+    family = str(getattr(getattr(model, "config", None), "model_type", ""))
+    if targets is None and family not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        raise PlacementError(
+            f"peft has no default modules for {family or type(model).__name__!r}: name some with --target-modules "
+            f"(target_modules), or all-linear; the model has {', '.join(kinds)}"
+        )
     if isinstance(targets, str) or targets is None:
         return  # a regular expression, 'all-linear' or peft's own default: peft resolves it
-    kinds = sorted({name.rsplit(".", 1)[-1] for name in names})
     for target in targets:
         if not any(name == target or name.endswith("." + target) for name in names):
             near = get_close_matches(target, kinds, n=1)
@@ -159,6 +203,7 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
         PlacementError: If the configuration does not fit the model.
     """
     check_config(model, config)
+    config = with_head(model, config)
     if not inplace:
         model = copy.deepcopy(model)
     with warnings.catch_warnings(), torch.random.fork_rng():
@@ -167,9 +212,9 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         torch.manual_seed(seed)
         try:
-            placed = get_peft_model(model, copy.deepcopy(config))
+            placed = get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
-            raise PlacementError(f"peft refuses the configuration: {_one_line(error)}") from error
+            raise PlacementError(f"peft refuses the configuration: {reason(error)}") from error
         if config.init_lora_weights in _RANDOM_INITS:
             for name, layer in _lora_layers(placed):
                 _reset(layer, placed.active_adapter, config.init_lora_weights, seed, name, draw=0)
@@ -177,13 +222,11 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
     return placed
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [
-        (name.removeprefix(_WRAPPER), module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
+        (name.removeprefix(PEFT_BASE), module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
     ]
 
 
@@ -239,21 +282,6 @@ def _check_layer(name: str, layer: LoraLayer, adapter: str) -> None:
         raise PlacementError(f"the adapter of module {name!r} is merged or disabled: unmerge and enable it")
 
 
-def _trained_head(model: nn.Module, adapter: str) -> Mapping[str, nn.Linear]:
-    """Linear modules of the trained head, or nothing where it has parameters of another kind."""
-    head: dict[str, nn.Linear] = {}
-    for name, wrapper in model.named_modules():
-        if not isinstance(wrapper, ModulesToSaveWrapper) or adapter not in wrapper.modules_to_save:
-            continue
-        trained = wrapper.modules_to_save[adapter]
-        for inner, module in trained.named_modules():
-            if isinstance(module, nn.Linear):
-                head[".".join(filter(None, (name.removeprefix(_WRAPPER), inner)))] = module
-            elif any(True for _ in module.parameters(recurse=False)):
-                return {}
-    return head
-
-
 def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
     """Find the linear modules of the classifier head, trained or not.
 
@@ -266,12 +294,14 @@ def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
     Raises:
         PlacementError: If there is none.
     """
-    head = _trained_head(model, str(model.active_adapter))
+    head, _ = trained_head(model, str(model.active_adapter))
     if not head:
+        base = model.get_base_model()
+        parts = head_parts(base)
         head = {
-            name.removeprefix(_WRAPPER): module
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and _in_head(name.removeprefix(_WRAPPER)) and "original_module" not in name
+            name: module
+            for name, module in base.named_modules()
+            if isinstance(module, nn.Linear) and in_head(name, parts) and "original_module" not in name
         }
     if not head:
         raise PlacementError("the model has no linear classifier head: use the head policy 'random'")
@@ -321,7 +351,8 @@ def read_adapters(model: PeftModel, *, draws: int = 1, seed: int = 0) -> Adapted
         for (name, layer), b, zero in zip(layers, own_b, zero_b, strict=True)
     )
     idle = [layer for (_, layer), zero in zip(layers, zero_b, strict=True) if zero]
-    return AdaptedModel(model, adapters, draws, _trained_head(model, adapter), lambda: _switched_off(idle))
+    head, others = trained_head(model, adapter)
+    return AdaptedModel(model, adapters, draws, {} if others else head, lambda: _switched_off(idle))
 
 
 @contextmanager
@@ -355,5 +386,5 @@ def _check_trained(model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and is_base(name):
             raise PlacementError(
-                f"parameter {name.removeprefix(_WRAPPER)!r} trains but belongs to neither adapter nor head: freeze it"
+                f"parameter {name.removeprefix(PEFT_BASE)!r} trains but belongs to neither adapter nor head: freeze it"
             )

@@ -1,21 +1,25 @@
 """The plan of a score: the placed model, the drawn and tokenised samples, and what they cost."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
+from torch import nn
 
 from foretune.config import ScoreSettings
 from foretune.data import Task, TextSplit
 from foretune.errors import ConfigError
+from foretune.head_parts import trained_head
+from foretune.layout import find_layout
 from foretune.models import Classifier, Encoded, encode
 from foretune.outputs import OutputReduction, output_reduction
 from foretune.placement import is_base, place, read_adapters
 from foretune.sampling import Split, split
-from foretune.tangent import AdaptedModel
+from foretune.tangent import AdaptedModel, Layout
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,35 @@ def prepare(
 
     Raises:
         ConfigError: If the head is asked for and does not train.
+        KernelError: If the model's outputs depend on the batch and batches have more than one text.
     """
     placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
     reduction = output_reduction(settings.reduction, task.n_classes)
     adapted = read_adapters(placed, draws=settings.draws, seed=settings.seed)
     if settings.ntk_params == "adapter+head" and not adapted.head:
+        _, others = trained_head(placed, str(placed.active_adapter))
+        if others:
+            raise ConfigError(
+                f"ntk_params = 'adapter+head': the head trains {others[0]!r} as well, which is not linear, and its "
+                "kernel is not known: use ntk_params = 'adapter'"
+            )
         raise ConfigError("ntk_params = 'adapter+head', but no head of linear modules trains: use task_type='SEQ_CLS'")
     sample = _draw_rows(task, settings, repeat=0)
     train = _encode_rows(task.train, sample.train_indices, classifier, settings.max_length)
     evaluation = None
     if settings.eval_samples:
         evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
+    encoded = [part for part in (train, evaluation) if part is not None]
+    layout = find_layout(adapted, classifier, encoded, n_classes=task.n_classes, batch_size=settings.batch_size)
+    adapted = replace(adapted, layout=layout, head=_reached(adapted.head, layout))  # BigBird does not read its pooler
+    if config is not None and config.target_modules == "all-linear":  # the user named none of them
+        held = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in layout.idle)
+        adapted = replace(adapted, adapters=held)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
+
+
+def _reached(head: Mapping[str, nn.Module], layout: Layout) -> Mapping[str, nn.Module]:
+    return {name: module for name, module in head.items() if name not in layout.idle}
 
 
 def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Split:
@@ -201,6 +222,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     task, sites, settings = plan.task, plan.adapted.sites, plan.settings
     evaluation = plan.evaluation_split
     n_texts = sum(len(part.features) for part in plan.encoded)
+    layout = plan.adapted.layout
     head = sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
     return {
         "n": settings.samples,
@@ -240,6 +262,8 @@ def describe(plan: Plan) -> dict[str, Any]:
             "sites": len(sites),
             "parameters": sum(site.n_parameters for site in sites),
             "draws_of_a": plan.adapted.draws,
+            "left_out": [] if layout is None else sorted(set(layout.idle).difference(site.name for site in sites)),
+            "one_at_a_time": [] if layout is None else list(layout.singly),
         },
         "expected_bytes": expected_bytes(plan),
         "threads": torch.get_num_threads(),

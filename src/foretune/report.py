@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foretune.sites import kinds_in_words
 from foretune.terminal import print_facts
 
 _GIB = 2.0**30
@@ -44,6 +45,13 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         ),
     ]
     print_facts(console, rows)
+    for names, words in (
+        ("left_out", "no output depends on it: left out"),
+        ("one_at_a_time", "texts go one at a time"),
+    ):
+        if facts["adapter"][names]:
+            note = f"note: {kinds_in_words(facts['adapter'][names])}: {words}"
+            console.print(note, style="yellow", markup=False, highlight=False)
     if data["duplicates"]:
         console.print(f"note: {data['duplicates']} of the samples repeat another's tokens: λ_min is 0", style="yellow")
 

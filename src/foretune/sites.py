@@ -1,5 +1,6 @@
 """Adapter sites: the linear modules that carry a low-rank adapter, as plain numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -55,3 +56,20 @@ def split_name(name: str) -> tuple[int | None, str]:
         if part.isdecimal():
             return int(part), ".".join(parts[position + 1 :])
     return None, name
+
+
+def kinds_in_words(names: Sequence[str]) -> str:
+    """Name kinds of modules instead of every layer's own.
+
+    Args:
+        names: Module paths.
+
+    Returns:
+        Up to four kinds, and how many there are beside.
+
+    Example:
+        >>> kinds_in_words(["layer.0.query", "layer.1.query", "pooler"])
+        'query, pooler'
+    """
+    kinds = list(dict.fromkeys(split_name(name)[1] for name in names))
+    return ", ".join(kinds[:4]) + (f" and {len(kinds) - 4} more kinds" if len(kinds) > 4 else "")

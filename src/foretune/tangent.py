@@ -12,15 +12,16 @@ A) cost one thin product each and no pass of their own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from foretune.errors import KernelError
+from foretune.errors import KernelError, reason
 from foretune.features import HeadFactor, TangentFeatures, join_features
 from foretune.outputs import OutputReduction
+from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, named_outputs, not_reached
 from foretune.sites import Site
 
 
@@ -42,6 +43,22 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How a model lays out its examples, from `foretune.layout.find_layout`.
+
+    Attributes:
+        singly: Modules that do not have the examples on the first axis, or read what all examples share (relative
+            positions, say); with such a module the examples go through the model one at a time.
+        idle: Modules that no example's outputs depend on.
+        positions: Positions that a module sees of an example, over all its uses, relative to the example's tokens.
+    """
+
+    singly: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
+    positions: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class AdaptedModel:
     """A classifier with the adapters and head modules that its kernel is taken of.
 
@@ -51,6 +68,7 @@ class AdaptedModel:
         draws: Draws of A in every `Adapter.rows`.
         head: Trained linear modules of the classifier head by name; empty to leave it out.
         forward: Context of the forward pass (it may switch adapters off that do nothing).
+        layout: How the model lays out its examples; None where nobody has looked.
     """
 
     model: nn.Module
@@ -58,6 +76,7 @@ class AdaptedModel:
     draws: int
     head: Mapping[str, nn.Module] = field(default_factory=dict)
     forward: Callable[[], AbstractContextManager[None]] = nullcontext
+    layout: Layout | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -77,11 +96,69 @@ class Batch:
     rows: Tensor
     inputs: Mapping[str, Tensor]
 
+    def singles(self) -> Iterator["Batch"]:
+        """Take the batch apart.
+
+        Yields:
+            Batches of one example each, without padding.
+        """
+        mask = self.inputs.get("attention_mask")
+        for row in range(len(self.rows)):
+            one = {name: tensor[row : row + 1] for name, tensor in self.inputs.items()}
+            if mask is not None and mask.ndim == 2 and bool(mask[row].any()):
+                kept = mask[row].nonzero()
+                part = slice(int(kept.min()), int(kept.max()) + 1)
+                one = {name: t[:, part] if t.shape == (1, mask.shape[1]) else t for name, t in one.items()}
+            yield Batch(self.rows[row : row + 1], one)
+
+
+class SharedError(KernelError):
+    """A module does not have the examples of a batch on its first axis."""
+
+
+def check_first_axis(name: str, tensor: Tensor, n: int, *, looked: bool) -> None:
+    """Refuse to take the rows of a tensor for examples where they may be something else.
+
+    Args:
+        name: Module that sees it.
+        tensor: Its input, or a gradient of its output.
+        n: Examples in the batch.
+        looked: Whether the model's layout is known; if not, a tensor n × n × … might have the examples on either axis.
+
+    Raises:
+        SharedError: If the examples are not on the first axis for certain.
+    """
+    if n > 1 and (tensor.ndim < 2 or tensor.shape[0] != n or (not looked and tensor.shape[:2] == (n, n))):
+        raise SharedError(name)
+
+
+def run_logits(adapted: AdaptedModel, batch: Batch) -> Tensor:
+    """Run the model.
+
+    Args:
+        adapted: The model.
+        batch: Inputs.
+
+    Returns:
+        Its logits, whether it gives an object with names or a tuple.
+
+    Raises:
+        KernelError: If the model refuses the inputs, as BART does texts with ends in their midst.
+    """
+    with adapted.forward(), named_outputs(adapted.model):
+        try:
+            output = adapted.model(**batch.inputs)
+        except ValueError as error:
+            raise KernelError(f"{type(adapted.model).__name__} refuses the texts: {reason(error)}") from error
+    logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
+    return logits
+
 
 class _Blocks:
     """Reduced gradients of one site, one slice for each output, written in place as they come."""
 
     def __init__(self, n_outputs: int) -> None:
+        self.used = False
         self.slices: Tensor | None = None
         self.filled = [False] * n_outputs
 
@@ -106,29 +183,17 @@ class _Recorder:
 
     def __init__(self, adapted: AdaptedModel, n: int, n_outputs: int) -> None:
         self.n = n
+        self.looked = adapted.layout is not None
         self.output = 0
         self.n_outputs = n_outputs
-        self.leaves: list[Tensor] = []
         self.b = [_Blocks(n_outputs) for _ in adapted.adapters]
         self.a = [_Blocks(n_outputs) for _ in adapted.adapters]
         self.head: list[list[tuple[Tensor, Tensor]]] = [[] for _ in adapted.head]
-        self.seen: set[str] = set()
 
     def _positions(self, name: str, tensor: Tensor) -> Tensor:
-        """View as examples × positions × width."""
-        if tensor.ndim < 2 or tensor.shape[0] != self.n:
-            raise KernelError(
-                f"module {name!r} sees a tensor of shape {tuple(tensor.shape)} for {self.n} examples: "
-                "its examples are not on the first axis, leave it out of the target modules"
-            )
+        """View as examples × positions × width; all that a single example's pass holds is the example's."""
+        check_first_axis(name, tensor, self.n, looked=self.looked)
         return tensor.reshape(self.n, -1, tensor.shape[-1])
-
-    def _probe(self, output: Tensor) -> Tensor:
-        """Make the lowest adapted outputs leaves: the backward pass ends there."""
-        if not output.requires_grad:
-            output = output.detach().requires_grad_()
-            self.leaves.append(output)
-        return output
 
     def adapter_hook(self, index: int, adapter: Adapter) -> Callable[..., Tensor]:
         name, scaling = adapter.site.name, adapter.site.scaling
@@ -136,7 +201,7 @@ class _Recorder:
         b = None if adapter.b is None else adapter.b * scaling
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            self.seen.add(name)
+            self.b[index].used = True
             with torch.no_grad():
                 h = self._positions(name, args[0].detach())
                 # h itself (width d_in) is kept only where the gradient of A needs it
@@ -149,7 +214,7 @@ class _Recorder:
                 if b is not None and h_kept is not None:
                     self.a[index].add(self.output, (g.to(b.dtype) @ b).transpose(1, 2), h_kept.to(b.dtype))
 
-            output = self._probe(output)
+            output = hooked(output)
             output.register_hook(reduce)
             return output
 
@@ -158,7 +223,7 @@ class _Recorder:
     def head_hook(self, index: int, name: str) -> Callable[..., Tensor]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             h = self._positions(name, args[0].detach())
-            output = self._probe(output)
+            output = hooked(output)
             output.register_hook(lambda grad: self.head[index].append((h, self._positions(name, grad))))
             return output
 
@@ -167,8 +232,13 @@ class _Recorder:
     def head_factor(self, index: int, module: nn.Module) -> HeadFactor:
         bias = getattr(module, "bias", None) is not None
         seen = self.head[index]
+        if not seen:  # a pooler that this classifier does not read
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            g, h = weight.new_zeros(self.n_outputs, self.n, len(weight)), weight.new_zeros(self.n, weight.shape[1])
+            return HeadFactor(g=g, h=h, dense=None, bias=bias)
         if len(seen) != self.n_outputs:
-            raise KernelError("a head module runs more than once, or not at all, in a forward pass")
+            raise KernelError("a head module runs more than once in a forward pass")
         h = seen[0][0]
         g = torch.stack([gradient for _, gradient in seen])
         if h.shape[1] == 1:
@@ -177,45 +247,6 @@ class _Recorder:
         if bias:
             dense = torch.cat([dense, g.sum(2)], dim=2)
         return HeadFactor(g=None, h=None, dense=dense, bias=bias)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Switch every parameter's gradient off for a pass and restore the flags after it.
-
-    Args:
-        model: Any model.
-
-    Yields:
-        Nothing.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-def check_eval_mode(model: nn.Module) -> None:
-    """Refuse a model whose outputs would be random or mix examples.
-
-    Args:
-        model: Any model.
-
-    Raises:
-        KernelError: Naming the module that is in training mode.
-    """
-    training = {name: module for name, module in model.named_modules() if module.training}
-    for name, module in training.items():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
-            raise KernelError(
-                f"dropout {name!r} is on (p = {module.p}), its kernel would be random: call model.eval() first"
-            )
-    if training:  # attention may drop without a module for it, and batch norm mixes examples
-        raise KernelError(f"module {next(iter(training))!r} is in training mode: call model.eval() first")
 
 
 def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
@@ -235,6 +266,26 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
     """
     check_eval_mode(adapted.model)
     n = int(batch.rows.shape[0])
+    if n > 1 and adapted.layout is not None and adapted.layout.singly:
+        features = _join_singles(adapted, batch, reduction)
+    else:
+        try:
+            features = _features(adapted, batch, reduction)
+        except SharedError:
+            features = _join_singles(adapted, batch, reduction)
+    _check_finite(features)
+    return features
+
+
+def _join_singles(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
+    """The features of a batch whose examples must go through the model one at a time."""
+    n = len(batch.rows)
+    parts = ((torch.tensor([row]), _features(adapted, one, reduction)) for row, one in enumerate(batch.singles()))
+    return join_features(parts, n)
+
+
+def _features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
+    n = int(batch.rows.shape[0])
     recorder = _Recorder(adapted, n, reduction.n_outputs)
     handles = [
         adapter.module.register_forward_hook(recorder.adapter_hook(index, adapter))
@@ -246,54 +297,52 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
     ]
     try:
         with frozen(adapted.model), torch.enable_grad():
-            with adapted.forward():
-                logits = adapted.model(**batch.inputs).logits
-            _backward(recorder, adapted, logits, reduction)
+            logits = run_logits(adapted, batch)
+            check_logits(logits, n, reduction.n_classes)
+            _backward(recorder, logits, reduction)
     finally:
         for handle in handles:
             handle.remove()
-    features = TangentFeatures(
+    k = reduction.n_outputs
+    b, a = [], []
+    for adapter, of_b, of_a in zip(adapted.adapters, recorder.b, recorder.a, strict=True):
+        r, d_in = adapter.site.rank, adapter.site.d_in
+        b.append(_reached(adapted, adapter, of_b, (k, n, len(adapter.rows), adapter.site.d_out)))
+        a.append(None if adapter.b is None else _reached(adapted, adapter, of_a, (k, n, r, d_in)))
+    return TangentFeatures(
         sites=adapted.sites,
         reduction=reduction,
         draws=adapted.draws,
-        b=tuple(_reached(site, blocks) for site, blocks in zip(adapted.sites, recorder.b, strict=True)),
-        a=tuple(
-            None if adapter.b is None else _reached(adapter.site, blocks)
-            for adapter, blocks in zip(adapted.adapters, recorder.a, strict=True)
-        ),
+        b=tuple(b),
+        a=tuple(a),
         head=tuple(recorder.head_factor(i, module) for i, module in enumerate(adapted.head.values())),
         logits=logits.detach(),
     )
-    _check_finite(features)
-    return features
 
 
-def _backward(recorder: _Recorder, adapted: AdaptedModel, logits: Tensor, reduction: OutputReduction) -> None:
-    if logits.ndim != 2 or logits.shape != (recorder.n, reduction.n_classes):
-        raise KernelError(
-            f"the model's logits have shape {tuple(logits.shape)}, expected {recorder.n} × {reduction.n_classes}: "
-            "only sequence classifiers are supported"
-        )
-    unreached = [site.name for site in adapted.sites if site.name not in recorder.seen]
-    if unreached:
-        raise KernelError(f"module {unreached[0]!r} is not used in the forward pass: leave it out")
+def _backward(recorder: _Recorder, logits: Tensor, reduction: OutputReduction) -> None:
     directions = torch.as_tensor(reduction.directions, dtype=logits.dtype, device=logits.device)
+    ends = leaves_of(logits)
     totals = (logits @ directions).sum(0)
-    for output in range(reduction.n_outputs):
+    for output in range(reduction.n_outputs if ends else 0):
         recorder.output = output
         torch.autograd.grad(
             totals[output],
-            recorder.leaves,
+            ends,
             retain_graph=output + 1 < reduction.n_outputs,
             allow_unused=True,
         )
 
 
-def _reached(site: Site, blocks: _Blocks) -> Tensor:
+def _reached(adapted: AdaptedModel, adapter: Adapter, blocks: _Blocks, shape: tuple[int, ...]) -> Tensor:
+    """The gradients; zeros for a module that some examples use and these do not, an expert, say."""
     held = blocks.complete()
-    if held is None:
-        raise KernelError(f"the outputs do not depend on module {site.name!r}: leave it out")
-    return held
+    if held is not None:
+        return held
+    name = adapter.site.name
+    if adapted.layout is None or name in adapted.layout.idle:
+        raise KernelError(not_reached(name, used=blocks.used))
+    return adapter.rows.new_zeros(shape)
 
 
 def _check_finite(features: TangentFeatures) -> None:

@@ -9,6 +9,7 @@ summed over the example's tokens. Every A, B, rank and placement can be read off
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from foretune.errors import KernelError
 from foretune.features import TangentFeatures
 from foretune.outputs import OutputReduction
+from foretune.premises import check_eval_mode, check_logits, frozen, hooked, leaves_of, not_reached
 from foretune.sites import Site
-from foretune.tangent import AdaptedModel, Batch, check_eval_mode, frozen
+from foretune.tangent import AdaptedModel, Batch, SharedError, check_first_axis, run_logits
 
 
 @dataclass(frozen=True)
@@ -122,27 +124,38 @@ def adapter_features(factors: TokenFactors, rows: Sequence[Tensor], *, draws: in
 
 
 class _Recorder:
-    """Hooks of one pass: inputs and outputs of each module, whose gradients are taken later."""
+    """Hooks of one pass: for each use of each module its inputs, and for each of the k outputs its gradient."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, n_outputs: int, *, looked: bool) -> None:
         self.n = n
-        self.seen: dict[str, tuple[Tensor, Tensor]] = {}
+        self.looked = looked
+        self.output = 0
+        self.n_outputs = n_outputs
+        self.seen: dict[str, list[Tensor]] = {}
+        self.gradients: dict[str, list[list[Tensor | None]]] = {}
 
     def hook(self, name: str) -> Callable[..., Tensor]:
         def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if name in self.seen:
-                raise KernelError(f"module {name!r} runs more than once in a forward pass: leave it out")
-            if output.ndim < 2 or output.shape[0] != self.n:
-                raise KernelError(
-                    f"module {name!r} gives a tensor of shape {tuple(output.shape)} for {self.n} examples: "
-                    "its examples are not on the first axis, leave it out of the target modules"
-                )
-            if not output.requires_grad:
-                output = output.detach().requires_grad_()
-            self.seen[name] = (args[0].detach(), output)
+            check_first_axis(name, output, self.n, looked=self.looked)
+            output = hooked(output)
+            self.seen.setdefault(name, []).append(args[0].detach())
+            gradients: list[Tensor | None] = [None] * self.n_outputs
+            self.gradients.setdefault(name, []).append(gradients)
+
+            def keep(gradient: Tensor) -> None:
+                gradients[self.output] = gradient
+
+            output.register_hook(keep)  # that of the tensor as it is now, whatever the model does to it in place
             return output
 
         return record
+
+    def reached(self) -> set[str]:
+        """Modules that the outputs depend on."""
+        return {name for name, uses in self.gradients.items() if any(g is not None for use in uses for g in use)}
+
+    def uses(self, name: str, module: nn.Module) -> "_Uses":
+        return _Uses(self.n, module, self.seen.get(name, []), self.gradients.get(name, []))
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ def token_factors(
 ) -> TokenFactors:
     """Record the token factors of a sample: one forward pass, and one backward pass for each output.
 
-    Padding is left out: its gradients are zero in a model that masks it. Memory is that of
+    Positions whose gradients are all zero are left out, such as padding in a model that masks it. Memory is that of
     positions · (d_in + k·d_out) numbers for each module, inputs that several modules read counted once.
 
     Args:
@@ -181,8 +194,8 @@ def token_factors(
         The factors, examples in the order of their positions.
 
     Raises:
-        KernelError: If the model is not in eval mode, an adapter has B ≠ 0, a module is not reached by the outputs
-            or runs twice, a gradient is not finite, the head has no linear output layer, or the positions are not
+        KernelError: If the model is not in eval mode, an adapter has B ≠ 0, a module is not reached by the outputs,
+            a gradient is not finite, the head has no linear output layer, or the positions are not
             0 … n-1.
     """
     check_eval_mode(adapted.model)
@@ -191,7 +204,7 @@ def token_factors(
         raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")
     if not adapted.head:
         raise KernelError("no linear head trains, and a forecast needs one: use task_type='SEQ_CLS'")
-    parts = [_batch(adapted, batch, reduction, storage) for batch in batches]
+    parts = [part for batch in batches for part in _parts(adapted, batch, reduction, storage)]
     if not parts:
         raise KernelError("no examples to take the gradients of")
     rows = torch.cat([part.rows for part in parts])
@@ -210,80 +223,109 @@ def token_factors(
     )
 
 
+def _parts(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, storage: torch.dtype) -> list[_Part]:
+    """A batch's factors; example by example where a module does not have the examples on its first axis."""
+    singly = adapted.layout is not None and bool(adapted.layout.singly)
+    if not singly or len(batch.rows) == 1:
+        try:
+            return [_batch(adapted, batch, reduction, storage)]
+        except SharedError:
+            pass
+    return [_batch(adapted, one, reduction, storage) for one in batch.singles()]
+
+
 def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, storage: torch.dtype) -> _Part:
     n = len(batch.rows)
-    recorder = _Recorder(n)
+    recorder = _Recorder(n, reduction.n_outputs, looked=adapted.layout is not None)
     head = list(adapted.head.items())
     modules = {adapter.site.name: adapter.module for adapter in adapted.adapters} | dict(head)
     handles = [module.register_forward_hook(recorder.hook(name)) for name, module in modules.items()]
     try:
         with frozen(adapted.model), torch.enable_grad():
-            with adapted.forward():
-                logits = adapted.model(**batch.inputs).logits
-            gradients = _gradients(recorder, list(modules), logits, reduction)
+            logits = run_logits(adapted, batch)
+            check_logits(logits, n, reduction.n_classes)
+            _backward(recorder, logits, reduction)
     finally:
         for handle in handles:
             handle.remove()
+    reached = recorder.reached()
+    for name in modules:
+        if name not in reached and (adapted.layout is None or name in adapted.layout.idle):
+            raise KernelError(not_reached(name, used=name in recorder.seen))
     last = head[-1][0]
-    mask = batch.inputs.get("attention_mask")
-    kept: dict[tuple[int, torch.Size], Tensor] = {}  # modules that read the same tensor keep it once
+    found = {name: recorder.uses(name, module) for name, module in modules.items() if name != last}
+    kept: dict[tuple[Any, ...], Tensor] = {}  # positions that count, for all modules that read the same tensors
+    for use in found.values():
+        own = use.positions(reduction.n_outputs)
+        kept[use.key] = own | kept[use.key] if use.key in kept else own
+    held: dict[tuple[Any, ...], Tensor] = {}
     counts, inputs, grads = [], [], []
-    for index, name in enumerate(modules):
-        if name == last:
-            continue
-        h, _ = recorder.seen[name]
-        keep = _positions(h, mask)
+    for name, use in found.items():
+        keep = kept[use.key]
         counts.append(keep.sum(1))
-        key = (h.data_ptr(), h.shape)
-        if key not in kept:
-            kept[key] = h.reshape(n, keep.shape[1], -1)[keep].to(storage)
-        inputs.append(kept[key])
+        if use.key not in held:  # modules that read the same tensors keep them once
+            held[use.key] = use.h()[keep].to(storage)
+        inputs.append(held[use.key])
         # kept positions in the small type first: the padded gradients of all outputs are never side by side
-        held = torch.stack([of_one[index].reshape(n, keep.shape[1], -1)[keep].to(storage) for of_one in gradients])
-        if not bool(torch.isfinite(held.sum(dtype=torch.float32))):  # one pass: what is not finite stays so in a sum
+        g = torch.stack([use.g(output)[keep].to(storage) for output in range(reduction.n_outputs)])
+        if not bool(torch.isfinite(g.sum(dtype=torch.float32))):  # one pass: what is not finite stays so in a sum
             raise KernelError(f"the gradients of module {name!r} are not finite: use dtype float32")
-        grads.append(held)
-    return _Part(
-        batch.rows.to(logits.device),
-        counts,
-        inputs,
-        grads,
-        _output_inputs(recorder.seen[last][0], gradients[0][-1]),
-        logits.detach(),
-    )
+        grads.append(g)
+    phi = _output_inputs(recorder, last)
+    return _Part(batch.rows.to(logits.device), counts, inputs, grads, phi, logits.detach())
 
 
-def _positions(h: Tensor, mask: Tensor | None) -> Tensor:
-    """Which positions of a module's input are tokens: examples × positions."""
-    n, width = h.shape[0], h.shape[1:-1].numel()
-    if mask is not None and tuple(mask.shape) == (n, width):
-        return mask.bool()
-    return torch.ones(n, width, dtype=torch.bool, device=h.device)
+class _Uses:
+    """All uses of a module in a pass, side by side: its gradient is a sum over uses and positions."""
+
+    def __init__(
+        self, n: int, module: nn.Module, inputs: Sequence[Tensor], gradients: Sequence[Sequence[Tensor | None]]
+    ) -> None:
+        self._n, self._module, self._inputs, self._gradients = n, module, inputs, gradients
+        self.key: tuple[Any, ...] = tuple((h.data_ptr(), h.shape, h.stride()) for h in inputs) or (id(self),)
+
+    def _flat(self, tensors: Sequence[Tensor], width: str) -> Tensor:
+        """Examples × positions × width."""
+        flat = [tensor.reshape(self._n, -1, tensor.shape[-1]) for tensor in tensors]
+        if not flat:  # an expert that none of these examples meets
+            parameter = next(self._module.parameters())
+            return parameter.new_zeros(self._n, 0, int(getattr(self._module, width)))
+        return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+    def h(self) -> Tensor:
+        return self._flat(self._inputs, "in_features")
+
+    def g(self, output: int) -> Tensor:
+        found = []
+        for h, gradients in zip(self._inputs, self._gradients, strict=True):
+            gradient = gradients[output]
+            zeros = h.new_zeros(*h.shape[:-1], int(self._module.out_features))  # type: ignore[arg-type]
+            found.append(zeros if gradient is None else gradient)
+        return self._flat(found, "out_features")
+
+    def positions(self, n_outputs: int) -> Tensor:
+        # examples × positions that the outputs depend on; padding is not among them in a model that masks it. A mask of
+        # the inputs would not tell: the sequence may be another than the input's, a decoder's or relative positions
+        found = (self.g(0) != 0).any(-1)
+        for output in range(1, n_outputs):
+            found |= (self.g(output) != 0).any(-1)
+        return torch.ones_like(found) if found.shape[1] == 1 else found
 
 
-def _gradients(
-    recorder: _Recorder, names: Sequence[str], logits: Tensor, reduction: OutputReduction
-) -> list[tuple[Tensor, ...]]:
-    """For each of the k outputs its gradients with respect to the modules' outputs."""
-    missing = next((name for name in names if name not in recorder.seen), None)
-    if missing is not None:
-        raise KernelError(f"module {missing!r} is not used in the forward pass: leave it out")
+def _backward(recorder: _Recorder, logits: Tensor, reduction: OutputReduction) -> None:
     directions = torch.as_tensor(reduction.directions, dtype=logits.dtype, device=logits.device)
     totals = (logits @ directions).sum(0)
-    outputs = [recorder.seen[name][1] for name in names]
-    found = [
-        torch.autograd.grad(totals[k], outputs, retain_graph=k + 1 < reduction.n_outputs, allow_unused=True)
-        for k in range(reduction.n_outputs)
-    ]
-    for name, *gradients in zip(names, *found, strict=True):
-        if any(gradient is None for gradient in gradients):
-            raise KernelError(f"the outputs do not depend on module {name!r}: leave it out")
-    return found
+    ends = leaves_of(logits)
+    for output in range(reduction.n_outputs if ends else 0):
+        recorder.output = output
+        more = output + 1 < reduction.n_outputs
+        torch.autograd.grad(totals[output], ends, retain_graph=more, allow_unused=True)
 
 
-def _output_inputs(h: Tensor, gradient: Tensor) -> Tensor:
+def _output_inputs(recorder: _Recorder, name: str) -> Tensor:
     """Inputs φ of the output layer: where it runs over all positions, at the one that the model reads."""
-    if h.ndim == 2:
+    (h,), ((gradient, *_),) = recorder.seen[name], recorder.gradients[name]
+    if h.ndim == 2 or gradient is None:
         return h
     read = gradient.flatten(2).abs().sum(2) if gradient.ndim > 2 else gradient.abs()
     return h[torch.arange(len(h), device=h.device), read.argmax(1)]

@@ -104,9 +104,10 @@ def kind_of(plan: Plan, recipe: Recipe) -> Run:
         The kind, without an adapter.
     """
     known = len(plan.train.features)
+    idle = () if plan.adapted.layout is None else plan.adapted.layout.idle
     return Run(
         model=fingerprint(plan.placed),
-        hidden_head=len(head_modules(plan.placed)) > 1,
+        hidden_head=sum(name not in idle for name in head_modules(plan.placed)) > 1,
         classes=plan.task.n_classes,
         known_rows=known,
         train_rows=max(recipe.train_rows, known),

@@ -21,11 +21,12 @@ from foretune.errors import ConfigError, DataError, few, shown
 from foretune.forecasting.head_layer import HeadLayer, find_activation
 from foretune.forecasting.simulation import Head, Sample, Start, lift
 from foretune.head import head_inputs, installed, probe_folds, probe_weights
+from foretune.head_parts import head_parts, in_head, trained_head
 from foretune.models import Encoded, batches
 from foretune.placement import head_modules
 from foretune.plan import Plan
 from foretune.sites import Site
-from foretune.tangent import Batch
+from foretune.tangent import Batch, run_logits
 from foretune.tokens import TokenFactors, token_factors
 
 Progress = Callable[[int], None]
@@ -101,7 +102,7 @@ def survey(
         plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
     assert plan.evaluation is not None
     y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
-    modules = head_modules(plan.placed)
+    plan, modules = _with_head(plan)
     *below, (name, layer) = modules.items()
     own = _own_head(plan, [module for _, module in below], layer)
     n = len(y_train)
@@ -156,9 +157,20 @@ def check_survey(plan: Plan, *, probe: bool = True) -> NDArray[np.int64]:
     folds = probe_folds(len(y_train), seed=plan.settings.seed) if probe else ()
     if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
         raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
-    head_modules(plan.placed)
+    _with_head(plan)
     _check_memory(plan)
     return y_train
+
+
+def _with_head(plan: Plan) -> tuple[Plan, dict[str, nn.Linear]]:
+    """The head's linear modules, for the pass too: a norm between them trains as well, but is taken as it is."""
+    idle = () if plan.adapted.layout is None else plan.adapted.layout.idle
+    modules = {name: module for name, module in head_modules(plan.placed).items() if name not in idle}
+    _, others = trained_head(plan.placed, str(plan.placed.active_adapter))
+    parts = head_parts(plan.placed.get_base_model())
+    if others and all(in_head(name, parts) for name in others):
+        plan = replace(plan, adapted=replace(plan.adapted, head=modules))
+    return plan, modules
 
 
 def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head:
@@ -171,8 +183,7 @@ def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head
         (batch,) = batches(plan.train, plan.classifier, batch_size=len(few), rows=few)
 
         def run() -> None:
-            with plan.adapted.forward():
-                plan.adapted.model(**batch.inputs)
+            run_logits(plan.adapted, batch)
 
         (module,) = below
         activation = find_activation(run, module, output)
@@ -193,7 +204,9 @@ def factor_bytes(plan: Plan) -> int:
     """
     n_outputs = plan.task.n_classes - 1  # of margin and full, whatever the plan's own reduction is
     tokens = int(plan.train.lengths.sum()) + (0 if plan.evaluation is None else int(plan.evaluation.lengths.sum()))
-    return 2 * tokens * sum(site.d_in + n_outputs * site.d_out for site in plan.adapted.sites)
+    uses = {} if plan.adapted.layout is None else plan.adapted.layout.positions
+    widths = (uses.get(site.name, 1.0) * (site.d_in + n_outputs * site.d_out) for site in plan.adapted.sites)
+    return int(2 * tokens * sum(widths))
 
 
 def _check_memory(plan: Plan) -> None:
@@ -233,7 +246,8 @@ def _survey(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: fl
     return Survey(train, evaluation, head, rows, plan.adapted.draws, time.perf_counter() - start)
 
 
-def _evaluation(plan: Plan, encoded: Encoded, on_batch: Progress | None) -> TokenFactors:
+def _evaluation(plan: Plan, encoded: Encoded | None, on_batch: Progress | None) -> TokenFactors:
+    assert encoded is not None  # refused at the start
     stream = _tracked(plan, encoded, None, on_batch)
     return token_factors(plan.adapted, stream, plan.reduction, n=len(encoded.features))
 

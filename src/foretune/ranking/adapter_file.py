@@ -173,7 +173,9 @@ def adapter_from_file(path: Path | str) -> LoraConfig:
     if content.get("task_type") not in (None, _TASK):
         raise ConfigError(f"{named} has task_type {_short(content['task_type'])}: only {_TASK!r} is supported")
     _check_values(content, named)
-    content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None, "modules_to_save": None}
+    content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None}
+    saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
+    content["modules_to_save"] = list(dict.fromkeys(saved)) or None  # peft adds its own names to every configuration
     with border(ConfigError, f"{named} is refused by peft"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on settings that do not go together: peft ignores one of them
         return LoraConfig.from_peft_type(**content)
@@ -222,10 +224,10 @@ def _check_values(content: dict[str, Any], named: str) -> None:
             raise ConfigError(
                 f"{named} has {_short(name)[1:-1]}={_short(value)}: must be a number above 0 and below {_LARGEST:,}"
             )
-    saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
-    if saved:
+    outside = [name for name in content.get("modules_to_save") or [] if "embed" in name]
+    if outside:  # the rest is held against the model when it is placed
         raise ConfigError(
-            f"{named} has modules_to_save={_short(saved)}: only the classifier's head may train as a whole"
+            f"{named} has modules_to_save={_short(outside)}: only the classifier's head may train as a whole"
         )
 
 

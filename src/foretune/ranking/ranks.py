@@ -32,12 +32,12 @@ from foretune.ranking.blocks import blocks_of
 from foretune.ranking.candidates import (
     BYTES_PER_PARAMETER,
     Candidate,
-    enumerate_candidates,
     fitting,
     label,
     parse_budget,
 )
 from foretune.ranking.finalists import Quick, choose_finalists, price
+from foretune.ranking.left_out import leave_out, list_candidates
 from foretune.ranking.screen import Blocks, quick_scores
 from foretune.ranking.settings import RankConfig, RankSample, RankSettings
 from foretune.sampling import n_training
@@ -244,7 +244,7 @@ def _rank(
         train_rows=recipe.train_rows,
         classes=plan.task.n_classes,
         steps=recipe.steps,
-        notes=tuple(dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons)),
+        notes=(*ready.notes, *dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons)),
         seconds=seconds,
     )
 
@@ -258,6 +258,7 @@ class _Prepared:
     candidates: tuple[Candidate, ...]  # of the plan's adapters
     model_sites: tuple[Site, ...]
     positions: tuple[int, ...]
+    notes: tuple[str, ...]
 
     def of_model(self, candidate: Candidate) -> Candidate:
         # names and costs are those in the whole model, whatever the user leaves to choose from
@@ -284,16 +285,16 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
         seed=sample.seed,
     )
     plan = prepare(classifier, task, template, score)
+    plan, notes = leave_out(plan, wanted)
     sites = plan.adapted.sites
-    kinds = None if wanted.target_modules is None else [wanted.target_modules]
-    candidates = enumerate_candidates(sites, kinds=kinds, layers=wanted.layers, ranks=wanted.ranks)
+    candidates = list_candidates(sites, wanted)
     if wanted.budget is not None:
         fitting(candidates, sites, parse_budget(wanted.budget))  # a budget that nothing fits is refused before the pass
     used = sorted({position for candidate in candidates for position in candidate.sites})
     adapters = tuple(plan.adapted.adapters[position] for position in used)
     own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
     plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
-    return _Prepared(plan, template, own, sites, tuple(used))
+    return _Prepared(plan, template, own, sites, tuple(used), notes)
 
 
 def _check_rows(task: Task, sample: RankSample) -> None:

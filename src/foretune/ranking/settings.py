@@ -65,6 +65,8 @@ class Candidates:
 
     Attributes:
         target_modules: Module kinds that may carry one, by the end of their names; without it all linear ones.
+        exclude_modules: Module kinds that may not, by the end of their names. What no output depends on, and what is
+            too narrow for the ranks (an expert's gate), is left out by itself.
         layers: Numbers of the layers that may, from 0; without it all.
         ranks: Ranks.
         budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
@@ -77,6 +79,7 @@ class Candidates:
     """
 
     target_modules: tuple[str, ...] | None = None
+    exclude_modules: tuple[str, ...] | None = None
     layers: tuple[Layer, ...] | None = None
     ranks: tuple[Rank, ...] = (8,)
     budget: str | None = None

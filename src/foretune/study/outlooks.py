@@ -199,9 +199,11 @@ def _module_names(group: _Group, classifier: Classifier) -> list[tuple[str, ...]
 
 def _starts(group: _Group, names: Sequence[Sequence[str]], held: Survey) -> list[Start]:
     places = {site.name: index for index, site in enumerate(held.sites)}
-    return [
-        held.start([places[name] for name in own], cell.adapter.r) for cell, own in zip(group.cells, names, strict=True)
-    ]
+    starts = []
+    for cell, own in zip(group.cells, names, strict=True):
+        known = [places[name] for name in own if name in places]  # no output depends on the others
+        starts.append(held.start(known, cell.adapter.r))
+    return starts
 
 
 def _comparisons(

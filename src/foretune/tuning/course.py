@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel
 
 from foretune.config import TuneSettings
 from foretune.data import Task, TextSplit
+from foretune.head_parts import check_saved
 from foretune.models import Classifier, Encoded, encode
 from foretune.placement import is_base, read_adapters
 from foretune.plan import place_for
@@ -106,9 +107,13 @@ def prepare_tune(
 
     Returns:
         The plan.
+
+    Raises:
+        PlacementError: If a layer is new and would not be saved with the adapter.
     """
     placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
+    check_saved(placed)
     rows = split(task, samples=0, eval_samples=settings.eval_samples, seed=settings.seed)
     train = _rows(task.train, rows.training, classifier, settings.max_length)
     evaluation = _rows(task.evaluation or task.train, rows.eval_indices, classifier, settings.max_length)

@@ -1,0 +1,88 @@
+"""What a ranking leaves out: by itself what cannot be adapted, saying so, and what the user excludes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from foretune.errors import PlacementError
+from foretune.placement import beside_experts, fused_experts, linear_names
+from foretune.plan import Plan
+from foretune.ranking.candidates import Candidate, enumerate_candidates
+from foretune.ranking.settings import Candidates
+from foretune.sites import Site, kinds_in_words
+
+
+def leave_out(plan: Plan, wanted: Candidates) -> tuple[Plan, tuple[str, ...]]:
+    """Take modules out of a plan that no adapter can be put on.
+
+    Args:
+        plan: Plan over all linear modules.
+        wanted: Which adapters to choose from.
+
+    Returns:
+        The plan without modules that no output depends on, and without those too narrow for the ranks where few are
+        and none was asked for (a mixture's gates); and what to say of what was left out.
+
+    Raises:
+        PlacementError: If none is left.
+    """
+    layout, rank = plan.adapted.layout, max(wanted.ranks)
+    names = linear_names(plan.classifier.model)
+    idle = [] if layout is None else [name for name in layout.idle if name in names]
+    rest = [site for site in plan.adapted.sites if site.name not in idle]
+    narrow = [site.name for site in rest if min(site.d_in, site.d_out) < rank]
+    if 2 * len(narrow) >= len(rest) or wanted.target_modules is not None:
+        narrow = []
+    adapters = tuple(adapter for adapter in plan.adapted.adapters if adapter.site.name not in {*idle, *narrow})
+    if not adapters:
+        raise PlacementError("the outputs depend on no linear module: there is nothing to adapt")
+    return replace(plan, adapted=replace(plan.adapted, adapters=adapters)), _notes(plan, idle, narrow)
+
+
+def list_candidates(sites: Sequence[Site], wanted: Candidates) -> tuple[Candidate, ...]:
+    """List the placements of the modules that are not excluded.
+
+    Args:
+        sites: Every module that can be adapted.
+        wanted: Which of them, and at which ranks.
+
+    Returns:
+        Candidates, by the positions of their modules among all.
+
+    Raises:
+        PlacementError: If an excluded module does not exist, or none is left.
+    """
+    left = list(range(len(sites)))
+    for name in wanted.exclude_modules or ():
+        out = [index for index in left if f".{sites[index].name}".endswith(f".{name}")]
+        if not any(f".{site.name}".endswith(f".{name}") for site in sites):
+            kinds = ", ".join(sorted({site.kind.rsplit(".", 1)[-1] for site in sites}))
+            raise PlacementError(f"excluded module {name!r} matches nothing: the model has {kinds}")
+        left = [index for index in left if index not in out]
+    if not left:
+        raise PlacementError("exclude_modules leaves no module to adapt: exclude fewer")
+    kinds_wanted = None if wanted.target_modules is None else [wanted.target_modules]
+    found = enumerate_candidates(
+        [sites[index] for index in left], kinds=kinds_wanted, layers=wanted.layers, ranks=wanted.ranks
+    )
+    return tuple(Candidate(tuple(left[at] for at in held.sites), held.rank) for held in found)
+
+
+def _notes(plan: Plan, idle: Sequence[str], narrow: Sequence[str]) -> tuple[str, ...]:
+    """What was left out by itself, and what makes the pass slow."""
+    base = plan.classifier.model
+    layout, experts = plan.adapted.layout, fused_experts(base)
+    beside = [name for name in linear_names(base) if name not in beside_experts(base)]
+    singly = () if layout is None else layout.singly
+    reasons = [
+        ("no output depends on it", idle),
+        ("narrower than the rank", narrow),
+        ("experts in one tensor are no linear modules", experts),
+        ("peft takes it for a part of the experts", beside),
+    ]
+    notes = [f"Left out: {kinds_in_words(names)} ({why})." for why, names in reasons if names]
+    if singly:
+        notes.append(
+            f"Texts went through the model one at a time, which is slower: {kinds_in_words(singly)} sees several texts "
+            "mixed, or what all texts share."
+        )
+    return tuple(notes)
