@@ -104,7 +104,7 @@ def test_what_is_saved_beside_the_adapter_is_kept(tmp_path):
     content = json.loads(file.read_text(encoding="utf-8"))
     for wrong in ("pooler", [1], {"pooler": 1}):
         file.write_text(json.dumps({**content, "modules_to_save": wrong}), encoding="utf-8")
-        with pytest.raises(ConfigError, match=r"modules_to_save=.*must be a list of names"):
+        with pytest.raises(ConfigError, match=r"modules_to_save=.*must be .*list\[str\]"):
             adapter_from_file(tmp_path)
 
 

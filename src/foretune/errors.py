@@ -61,10 +61,9 @@ def reason(error: BaseException) -> str:
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, OSError) and error.strerror and error.filename is None:
-        words = error.strerror
-    else:
-        words = " ".join(str(error).split())
+    words = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        words = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     if len(words) > LONGEST_REASON:
         words = words[: LONGEST_REASON - 1] + "…"
     return words or type(error).__name__
@@ -147,4 +146,7 @@ def border(kind: type[ForetuneError], what: str, *, remedy: str = "") -> Iterato
     except ForetuneError:
         raise
     except Exception as error:  # each library fails in its own way
-        raise kind(f"{what}: {reason(error)}" + (f"; {remedy}" if remedy else "")) from error
+        why = reason(error)
+        if isinstance(error, OSError) and error.strerror and str(error.filename) in what:
+            why = error.strerror  # the file is named already
+        raise kind(f"{what}: {why}" + (f"; {remedy}" if remedy else "")) from error

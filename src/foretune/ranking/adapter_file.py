@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -239,7 +239,7 @@ def _check_type(name: str, value: Any, kind: Any, named: str) -> None:
     except ValidationError:
         odd = True
     if odd:
-        of = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+        of = str(kind).replace("typing.", "") if get_args(kind) else getattr(kind, "__name__", str(kind))
         raise ConfigError(f"{named} has {name}={_short(value)}: must be {_short(of)[1:-1]}")
 
 
