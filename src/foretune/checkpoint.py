@@ -127,7 +127,10 @@ def _hint(wrong: Sequence[str], other: Iterable[str], unexpected: Sequence[str],
         inner = name.removeprefix(prefix)
         for key in sorted(unexpected):
             if key.endswith(f".{inner}"):
-                return f"its keys begin with {key.removesuffix(inner)!r}: save it again without that"
+                begin = key.removesuffix(inner)
+                return (
+                    f"its keys begin with {begin!r}: save it without that, or take the config.json that belongs to it"
+                )
     numbers = [_NUMBER.search(name) for name in wrong]
     if all(numbers) and not unexpected:
         return "it has fewer layers than config.json says, or lacks a file: take the whole checkpoint"

@@ -98,10 +98,10 @@ def locate(source: str) -> str:
     """
     with border(ModelError, f"cannot look for model {shown(source)}"):
         path = Path(source).expanduser()
-        if path.is_dir():
+        if path.is_dir() and source:
             _check_folder(path, source)
             return str(path)
-        if path.exists():
+        if path.exists() and source:
             raise ModelError(f"model {shown(source)} is a file: give the folder that holds it with config.json")
         if not source or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
             raise ModelError(
@@ -155,16 +155,17 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
     location = locate(source)
     _refuse_adapter(location, source)
     with _loading(source, "config.json of model"), quiet():
+        _check_numbers(transformers.PreTrainedConfig.get_config_dict(location)[0], source)
         config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
     _check_config(config, source, trust_remote_code=trust_remote_code)
     return config
 
 
 @contextmanager
-def _loading(source: str, what: str) -> Iterator[None]:
+def _loading(source: str, what: str, remedy: str = "") -> Iterator[None]:
     """The border around transformers, with the remedy that fits the fault."""
     begun = f"cannot load {what} {shown(source)}"
-    with border(ModelError, begun):
+    with border(ModelError, begun, remedy=remedy):
         try:
             yield
         except ModelError:
@@ -186,6 +187,16 @@ def _loading(source: str, what: str) -> Iterator[None]:
                     "download it and give its folder"
                 ) from error
             raise
+
+
+def _check_numbers(content: Any, source: str) -> None:
+    """Numbers that would fill the memory before anything else could look at them."""
+    if not isinstance(content, dict):
+        raise ModelError(f"config.json of model {shown(source)} holds no mapping of names to values")
+    for name in ("num_labels", "max_position_embeddings", "n_positions"):
+        value = content.get(name)
+        if isinstance(value, int) and value > _ABSURD_SIZE * 100:
+            raise ModelError(f"config.json of model {shown(source)} says {name} = {value}: set it right")
 
 
 def _check_config(config: Any, source: str, *, trust_remote_code: bool) -> None:
@@ -302,16 +313,13 @@ def load_parts(
 
 
 def _load_tokenizer(location: str, source: str, *, trust_remote_code: bool) -> Any:
-    with border(ModelError, f"cannot load model {shown(source)}", remedy=_TOKENIZER_REMEDY):
-        with _loading(source, "the tokenizer of model"), quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
-            empty = _is_empty(tokenizer)
-        if empty:
+    with _loading(source, "the tokenizer of model", _TOKENIZER_REMEDY), quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        if _is_empty(tokenizer):
             raise ModelError(
-                f"cannot load model {shown(source)}: it has no tokenizer, or one with an empty vocabulary: "
-                f"{_TOKENIZER_REMEDY}"
+                f"model {shown(source)} has no tokenizer, or one with an empty vocabulary: {_TOKENIZER_REMEDY}"
             )
-        return tokenizer
+    return tokenizer
 
 
 def _is_empty(tokenizer: Any) -> bool:
