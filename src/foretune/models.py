@@ -280,6 +280,8 @@ def encode(texts: Sequence[str], pairs: Sequence[str] | None, classifier: Classi
     tokenizer = classifier.tokenizer
     if tokenizer.pad_token is None:
         raise ModelError("the tokenizer has no padding token: set tokenizer.pad_token")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ModelError(f"model_max_length {tokenizer.model_max_length!r} of the tokenizer is no number: set it right")
     limits = [max_length, _limit(tokenizer.model_max_length), position_limit(classifier.model)]
     longest = min(limit for limit in limits if limit is not None)
     arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
