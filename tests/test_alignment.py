@@ -259,14 +259,19 @@ def test_limits_of_positions_that_are_none(value, limit):
     assert position_limit(model) == limit
 
 
-@pytest.mark.parametrize("limit", [-1, 0, 1e30, 10**30, float("inf"), float("nan"), 2.5, 8])
+@pytest.mark.parametrize("limit", [-1, 0, 1e30, 10**30, float("inf"), float("nan"), 3.5, 8])
 @pytest.mark.parametrize("family", ["xlnet", "bert", "t5"])
 def test_lengths_that_a_tokenizer_says(family, limit):
     tokenizer = cases.tokenizer()
     classifier = own_classifier(cases.tiny(family), tokenizer, bare=True)
     tokenizer.model_max_length = limit
     encoded = encode(["good " * 40], None, classifier, max_length=20)
-    assert encoded.max_length == {2.5: 2, 8: 8}.get(limit, 20)
+    assert encoded.max_length == {3.5: 3, 8: 8}.get(limit, 20)
+    for short in (1, 2):  # [CLS] and [SEP] alone
+        with pytest.raises(ModelError, match=f"max length {short} leaves no room"):
+            encode(["good film"], None, classifier, max_length=short)
+    with pytest.raises(ModelError, match="max length 3 leaves no room"):
+        encode(["good film"], ["bad"], classifier, max_length=3)
     for wrong in (None, "512", []):
         tokenizer.model_max_length = wrong
         with pytest.raises(ModelError, match=r"model_max_length .* is no number"):

@@ -516,6 +516,15 @@ def test_flipped_bytes_work_or_are_one_line(copied, seed):
         (copied / name).write_bytes(whole)
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_tokenizer_that_panics_is_one_line(copied, number):
+    path = copied / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["post_processor"]["single"][number]["SpecialToken"]["id"] = "x"  # a panic in Rust is no Exception
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert is_one_line(refusal(lambda: encode(["good film"], None, load(copied), max_length=8)))
+
+
 def test_places_that_are_no_folder(tmp_path, sound):
     (tmp_path / "empty").mkdir()
     for source, words in {

@@ -14,7 +14,7 @@ from torch import nn
 
 from foretune.errors import ModelError
 
-_FEW = 3
+_FEW, _FIRST = 3, 2
 _WRAPPERS = ("base_layer.", "_orig_mod.", "module.", "base_model.model.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -94,9 +94,9 @@ def check_backbone(model: nn.Module, found: CheckpointNames, source: str) -> tup
     if wrong:
         first = [
             f"{name} ({_shape(other[name][0])} instead of {_shape(other[name][1])})" if name in other else name
-            for name in wrong[:_FEW]
+            for name in wrong[:_FIRST]
         ]
-        many = f" and {len(wrong) - _FEW} more" if len(wrong) > _FEW else ""
+        many = f" and {len(wrong) - _FIRST} more" if len(wrong) > _FIRST else ""
         what = "weight" if len(wrong) == 1 else "weights"
         raise ModelError(
             f"the checkpoint of model {source} does not give {len(wrong)} {what} of the architecture in config.json: "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST_REASON = 300
+_PANIC = "PanicException"  # what libraries in Rust raise, and derive from BaseException
 
 
 class ForetuneError(Exception):
@@ -86,5 +87,7 @@ def border(kind: type[ForetuneError], what: str, *, remedy: str = "") -> Iterato
         yield
     except ForetuneError:
         raise
-    except Exception as error:  # each library fails in its own way
+    except BaseException as error:  # each library fails in its own way
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
         raise kind(f"{what}: {reason(error)}" + (f"; {remedy}" if remedy else "")) from error

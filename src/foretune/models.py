@@ -284,6 +284,11 @@ def encode(texts: Sequence[str], pairs: Sequence[str] | None, classifier: Classi
         raise ModelError(f"model_max_length {tokenizer.model_max_length!r} of the tokenizer is no number: set it right")
     limits = [max_length, _limit(tokenizer.model_max_length), position_limit(classifier.model)]
     longest = min(limit for limit in limits if limit is not None)
+    added = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+    if longest <= added:  # some tokenizers then do not cut at all
+        raise ModelError(
+            f"max length {longest} leaves no room for a word beside the {added} tokens of the tokenizer: raise it"
+        )
     arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
     with border(ModelError, f"the tokenizer cannot cut the texts to {longest} tokens"), quiet():
         encoded = tokenizer(*arguments, truncation=True, max_length=longest)
