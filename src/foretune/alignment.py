@@ -174,8 +174,8 @@ def is_neutral(model: Any, tokenizer: Any) -> bool:
     """
     pad = tokenizer.pad_token_id
     return (
-        model.config.pad_token_id == pad == _texts_config(model).pad_token_id
-        and model.config.problem_type in (None, _TASK)
+        all(getattr(config, "pad_token_id", None) == pad for config in (model.config, _texts_config(model)))
+        and getattr(model.config, "problem_type", None) in (None, _TASK)
         and all(getattr(config, "return_dict", True) is True for config in _configs(model))
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         and not _input_grad_hooks(model)
