@@ -66,6 +66,42 @@ def llama(n_classes: int) -> nn.Module:
     return tf.LlamaForSequenceClassification(config)
 
 
+def other(name: str, n_classes: int) -> nn.Module:
+    """Families whose head, backbone or reading differs: built from their own names of sizes."""
+    special = {"pad_token_id": PAD, "eos_token_id": 3, "bos_token_id": 2, "num_labels": n_classes}
+    ends = {"decoder_start_token_id": 3, "d_model": 16}
+    kind, options = {
+        "albert": ("Albert", {"embedding_size": 12, **SIZES}),
+        "electra": ("Electra", {"embedding_size": 12, **SIZES}),
+        "deberta-v2": (
+            "DebertaV2",
+            {"type_vocab_size": 0, "relative_attention": True, "pos_att_type": ["p2c"], **SIZES},
+        ),
+        "modernbert": ("ModernBert", {"cls_token_id": 2, "sep_token_id": 3, "local_attention": 8, **SIZES}),
+        "xlm": ("XLM", {"emb_dim": 16, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 40}),
+        "xlnet": ("XLNet", {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}),
+        "opt": ("OPT", {"ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 40, **SIZES}),
+        "bart": (
+            "Bart",
+            {
+                **{
+                    f"{part}_{what}": n
+                    for part in ("encoder", "decoder")
+                    for what, n in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
+                },
+                "max_position_embeddings": 40,
+                **ends,
+            },
+        ),
+        "t5": ("T5", {"d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, **ends}),
+    }[name]
+    if name == "opt":
+        options.pop("intermediate_size", None)
+    config = getattr(tf, f"{kind}Config")(vocab_size=VOCABULARY, **{**special, **options})
+    return getattr(tf, f"{kind}ForSequenceClassification")(config)
+
+
+OTHERS = ("albert", "electra", "deberta-v2", "modernbert", "xlm", "xlnet", "opt", "bart", "t5")
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "bert": bert,
     "roberta": roberta,
@@ -88,7 +124,7 @@ TARGETS = {
 def tiny(name: str, n_classes: int = 2, *, dtype: torch.dtype = torch.float64, spread: float = 10.0) -> nn.Module:
     """A tiny model with weights `spread` times the usual, so that gradients are not lost in rounding."""
     torch.manual_seed(3)
-    model = MODELS[name](n_classes)
+    model = MODELS[name](n_classes) if name in MODELS else other(name, n_classes)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:

@@ -14,6 +14,7 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 _LONGEST_NAME = 40
 _MOST_NAMES = 8
 _LONGEST_LIST = 80
+_PANIC = "PanicException"  # what libraries in Rust raise, and derive from BaseException
 
 
 class ForetuneError(Exception):
@@ -145,7 +146,9 @@ def border(kind: type[ForetuneError], what: str, *, remedy: str = "") -> Iterato
         yield
     except ForetuneError:
         raise
-    except Exception as error:  # each library fails in its own way
+    except BaseException as error:  # each library fails in its own way
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
         why = reason(error)
         if isinstance(error, OSError) and error.strerror and str(error.filename) in what:
             why = error.strerror  # the file is named already

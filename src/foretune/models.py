@@ -1,22 +1,34 @@
 """Models and tokenizers: load a classifier, check it, turn texts into batches of token ids."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch import nn
-from transformers.utils import logging as transformers_logging
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
+from foretune.alignment import (
+    check_ids,
+    check_padding,
+    is_neutral,
+    make_neutral,
+    pad_tokenizer,
+    padding_side,
+    sharing_copy,
+    try_out,
+)
 from foretune.config import Dtype, ModelConfig
-from foretune.errors import ModelError
+from foretune.errors import ModelError, border
+from foretune.loading import load_parts, quiet, shown
 from foretune.tangent import Batch
+
+_NO_LIMIT = 10**9  # transformers says "no limit" by a number of 31 digits
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,16 @@ class Classifier:
         model: transformers model in eval mode.
         tokenizer: Its tokenizer.
         head_source: `checkpoint`, or `seed S` where the head was initialised at random.
+        new: Modules that the checkpoint did not give: of the head, and a pooler.
+        notes: What to say of the checkpoint's own classes.
     """
 
     source: str
     model: Any
     tokenizer: Any
     head_source: str
+    new: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -60,21 +76,6 @@ class Encoded:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each text."""
         return np.array([len(feature["input_ids"]) for feature in self.features])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' loading report and bar away: the caller says what was loaded."""
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -112,12 +113,12 @@ def load_classifier(
 ) -> Classifier:
     """Load a pretrained model with a classification head for the given classes.
 
-    The seed is set before loading, so that a head that the checkpoint lacks is the same for the same seed.
+    A head that the checkpoint lacks is the same for the same seed; the global generators are left as they were.
     Only safetensors are read: nothing is unpickled.
 
     Args:
         source: Local folder or hub id.
-        label_names: Names of the C classes.
+        label_names: Names of the C classes; a head in the checkpoint that has them in another order follows.
         seed: Seed of a new head.
         dtype: One of `foretune.config.Dtype`.
         device: As `resolve_device`.
@@ -127,38 +128,69 @@ def load_classifier(
         Model in eval mode on the device, and its tokenizer.
 
     Raises:
-        ModelError: If it cannot be loaded, or a weight is not finite.
+        ModelError: If it cannot be loaded, its weights do not fit its architecture, or one is not finite.
     """
     if dtype not in get_args(Dtype):
         raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(get_args(Dtype))}")
     target = resolve_device(device)
-    path = Path(source).expanduser()
-    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1):
-        raise ModelError(f"model folder {source!r} does not exist: give a folder with config.json, or a hub id")
-    location = str(path) if path.is_dir() else source
-    names = dict(enumerate(label_names))
-    transformers.set_seed(seed)
-    try:
-        with _quiet():
-            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-                location,
-                num_labels=len(names),
-                id2label=names,
-                label2id={name: index for index, name in names.items()},
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head for other classes is replaced, see head_source
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"cannot load model {source!r}: {_reason(error)}") from error
-    new = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
-    model = model.eval().to(target)
+    loaded = load_parts(
+        source, label_names=label_names, seed=seed, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+    )
+    tokenizer = pad_tokenizer(loaded.tokenizer)
+    check_padding(loaded.model, tokenizer)
+    make_neutral(loaded.model, tokenizer)
+    with border(ModelError, f"cannot put model {shown(source)} on the device {str(target)!r}"):
+        model = loaded.model.eval().to(target)
     check_finite(model)
-    _set_padding(model, tokenizer)
-    return Classifier(source, model, tokenizer, f"seed {seed}" if new else "checkpoint")
+    try_out(model, tokenizer, f"model {shown(source)}")
+    head_source = f"seed {seed}" if loaded.new else "checkpoint"
+    return Classifier(source, model, tokenizer, head_source, loaded.new, loaded.notes)
+
+
+def own_classifier(model: Any, tokenizer: Any, *, bare: bool) -> Classifier:
+    """Take the user's own objects; they are left as they are.
+
+    Where the model has to be set to fit (its padding token is not the tokenizer's, it checkpoints, it is set to another
+    task, it returns tuples), a copy that shares the weights is taken.
+
+    Args:
+        model: transformers sequence classifier, or a peft model of one.
+        tokenizer: Its tokenizer.
+        bare: Whether adapters are still to be put on it, so that it must not have any.
+
+    Returns:
+        Both, brought to agree.
+
+    Raises:
+        ModelError: If one of them is something else, or the two do not fit.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "num_labels"):
+        raise ModelError(f"expected a transformers sequence classifier as the model, got {type(model).__name__}")
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        raise ModelError(
+            f"expected a transformers tokenizer, got {type(tokenizer).__name__}: load it with "
+            "AutoTokenizer.from_pretrained"
+        )
+    if bare and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(
+            "the model carries an adapter already: give it without (model.unload()), or, to score or train that "
+            "adapter, give no configuration beside it"
+        )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    kind = type(base)
+    if kind.__module__.startswith("transformers.") and not kind.__name__.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{kind.__name__} has no head that gives the logits of classes: load the model with "
+            "AutoModelForSequenceClassification.from_pretrained(…, num_labels=C)"
+        )
+    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    tokenizer = pad_tokenizer(tokenizer)
+    check_padding(base, tokenizer)
+    if not is_neutral(model, tokenizer):
+        model = sharing_copy(model)
+        make_neutral(model, tokenizer)
+    try_out(model, tokenizer, f"the model {kind.__name__}")
+    return Classifier(name, model, tokenizer, "given")
 
 
 def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Classifier:
@@ -182,14 +214,6 @@ def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Cl
     )
 
 
-def _reason(error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    if "couldn't connect" in reason or "offline" in reason.lower():
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        return f"it is no local folder, and the hub cannot be reached{offline}: download it and give its folder"
-    return reason[:300]
-
-
 def check_finite(model: nn.Module) -> None:
     """Refuse weights that are not finite.
 
@@ -204,14 +228,6 @@ def check_finite(model: nn.Module) -> None:
             raise ModelError(f"weights {name!r} of the model are not finite: load another checkpoint or dtype")
 
 
-def _set_padding(model: Any, tokenizer: Any) -> None:
-    """Decoders often come without a padding token, and classify at the last token that is none."""
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-
-
 def position_limit(model: Any) -> int | None:
     """Find the longest sequence that the model's position embeddings allow.
 
@@ -220,14 +236,27 @@ def position_limit(model: Any) -> int | None:
 
     Returns:
         Tokens, or None where positions are not bounded by a table.
+
+    Raises:
+        ModelError: If the table holds no position.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = _limit(getattr(model.config, "max_position_embeddings", None))
     if limit is None:
         return None
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            return int(limit) - int(module.padding_idx) - 1  # RoBERTa and its kin count from padding_idx + 1
-    return int(limit)
+            limit -= int(module.padding_idx) + 1  # RoBERTa and its kin count from padding_idx + 1
+            break
+    if limit < 1:
+        raise ModelError(f"max_position_embeddings of the model's config.json leaves {limit} positions: set it right")
+    return limit
+
+
+def _limit(value: Any) -> int | None:
+    """A length as settings give it: many say 'none' by −1, 0 or a number beyond all bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < _NO_LIMIT:
+        return None
+    return int(value)
 
 
 def encode(texts: Sequence[str], pairs: Sequence[str] | None, classifier: Classifier, *, max_length: int) -> Encoded:
@@ -243,23 +272,48 @@ def encode(texts: Sequence[str], pairs: Sequence[str] | None, classifier: Classi
         Token ids.
 
     Raises:
-        ModelError: If `max_length` is below 1, or the tokenizer cannot pad.
+        ModelError: If `max_length` is too short for a token of the text, the tokenizer cannot pad, or a token is
+            beyond the model's table.
     """
     if max_length < 1:
         raise ModelError(f"max length {max_length} must be at least 1")
     tokenizer = classifier.tokenizer
     if tokenizer.pad_token is None:
         raise ModelError("the tokenizer has no padding token: set tokenizer.pad_token")
-    limits = [max_length, int(tokenizer.model_max_length), position_limit(classifier.model) or max_length]
-    longest = min(limits)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ModelError(f"model_max_length {tokenizer.model_max_length!r} of the tokenizer is no number: set it right")
+    limits = [max_length, _limit(tokenizer.model_max_length), position_limit(classifier.model)]
+    longest = min(limit for limit in limits if limit is not None)
+    added = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+    if longest <= added:  # some tokenizers then do not cut at all
+        raise ModelError(
+            f"max length {longest} leaves no room for a word beside the {added} tokens of the tokenizer: raise it"
+        )
     arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
-    with _quiet():  # counting the whole length warns of long sequences
+    with border(ModelError, f"the tokenizer cannot cut the texts to {longest} tokens"), quiet():
         encoded = tokenizer(*arguments, truncation=True, max_length=longest)
         whole = tokenizer(*arguments, truncation=False, return_attention_mask=False)
     names = [name for name in encoded if name in tokenizer.model_input_names]
+    check_ids(encoded["input_ids"], classifier.model, tokenizer)
     features = tuple({name: encoded[name][i] for name in names} for i in range(len(texts)))
     n_truncated = sum(len(ids) > longest for ids in whole["input_ids"])
     return Encoded(features, n_truncated, longest)
+
+
+def padded(features: Sequence[Mapping[str, Any]], classifier: Classifier) -> Mapping[str, Tensor]:
+    """Put texts into one batch, padded to the longest.
+
+    Args:
+        features: Token ids of each text.
+        classifier: Whose tokenizer pads, on the side that its model takes.
+
+    Returns:
+        The model's inputs.
+    """
+    held: Mapping[str, Tensor] = classifier.tokenizer.pad(
+        [dict(feature) for feature in features], padding_side=padding_side(classifier.model), return_tensors="pt"
+    )
+    return held
 
 
 def batches(
@@ -282,8 +336,6 @@ def batches(
     order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        padded = classifier.tokenizer.pad(
-            [encoded.features[row] for row in part], padding_side="right", return_tensors="pt"
-        )
-        inputs = {name: tensor.to(classifier.device) for name, tensor in padded.items()}
+        batch = padded([encoded.features[row] for row in part], classifier)
+        inputs = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
         yield Batch(torch.as_tensor(part), inputs)

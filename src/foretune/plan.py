@@ -237,6 +237,8 @@ def describe(plan: Plan) -> dict[str, Any]:
         "head": {
             "policy": settings.head,
             "source": plan.classifier.head_source,
+            "new": list(plan.classifier.new),
+            "notes": list(plan.classifier.notes),
             "heads": settings.heads if settings.head == "average" else 1,
             "parameters": head,
             "in_kernel": settings.ntk_params == "adapter+head",

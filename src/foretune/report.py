@@ -38,6 +38,8 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         ("adapter", f"{placement}; {facts['adapter']['sites']} modules, {facts['adapter']['parameters']:,} parameters"),
         ("draws of A", str(facts["adapter"]["draws_of_a"])),
         ("head", f"{head['policy']} (from {head['source']}), {head['parameters']:,} parameters, {inside} the kernel"),
+        *([("new", f"{', '.join(head['new'])} from {head['source']}")] if head["new"] else []),
+        *(("", note) for note in head["notes"]),
         (
             "memory",
             f"about {memory['total'] / _GIB:.2f} GiB: weights {memory['weights'] / _GIB:.2f}, "

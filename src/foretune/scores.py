@@ -19,7 +19,7 @@ from foretune.config import ScoreSettings
 from foretune.data import Task
 from foretune.forecasts import Evaluation, Forecast, forecast
 from foretune.measure import Measurement, Progress, measure
-from foretune.models import Classifier
+from foretune.models import own_classifier
 from foretune.outputs import OutputReduction
 from foretune.plan import Plan, describe, prepare
 from foretune.provenance import versions
@@ -207,8 +207,7 @@ def score(
     Returns:
         The result.
     """
-    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-    classifier = Classifier(name, model, tokenizer, "given")
+    classifier = own_classifier(model, tokenizer, bare=config is not None)
     return run(prepare(classifier, task, config, settings or ScoreSettings()))
 
 

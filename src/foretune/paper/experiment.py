@@ -6,13 +6,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 import yaml
 
 from foretune.config import DataConfig, PaperSettings
 from foretune.data import load_task
-from foretune.errors import DataError, ModelError, PlacementError
+from foretune.errors import DataError, PlacementError
+from foretune.loading import read_skeleton
 from foretune.paper.published import NAMES
 from foretune.placement import linear_names
 from foretune.sites import split_name
@@ -117,13 +116,7 @@ def _short(model: str) -> str:
 
 def _module_names(model: str) -> tuple[str, ...]:
     """Names of the linear modules, without the weights."""
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(Path(model).expanduser()))
-        with torch.device("meta"):
-            return linear_names(transformers.AutoModelForSequenceClassification.from_config(config))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"cannot load model {model!r}: {reason}; give a local folder with --model") from error
+    return linear_names(read_skeleton(model))
 
 
 def _placement(entry: Mapping[str, Any], names: Sequence[str], n_layers: int) -> dict[str, Any]:
@@ -134,8 +127,11 @@ def _placement(entry: Mapping[str, Any], names: Sequence[str], n_layers: int) ->
     for projection in entry["modules"]:
         known = [kind for kind in PROJECTIONS[projection] if kind in kinds]
         if not known:
-            held = ", ".join(sorted(kinds))
-            raise PlacementError(f"the model has no module that is known as {projection}: it has {held}")
+            held = sorted(kinds)
+            more = f" and {len(held) - 12} more" if len(held) > 12 else ""
+            raise PlacementError(
+                f"the model has no module that is known as {projection}: it has {', '.join(held[:12])}{more}"
+            )
         modules.append(known[0])
     name = f"({{{','.join(map(str, layers))}}}, {{{','.join(entry['modules'])}}})"
     return {"name": name, "layers": layers, "target_modules": modules}

@@ -24,7 +24,7 @@ from foretune.forecasting.calibration import (
 from foretune.forecasting.outlook import Outlook, kind_of, n_steps, outlooks, runs_of
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.survey import check_rare, survey
-from foretune.models import Classifier, load_model
+from foretune.models import Classifier, load_model, own_classifier
 from foretune.placement import lora_config
 from foretune.plan import Plan, prepare
 from foretune.ranking.adapter_file import module_names
@@ -173,8 +173,7 @@ def rank(
     Raises:
         ForetuneError: If the settings do not fit the model or the data.
     """
-    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-    classifier = Classifier(name, model, tokenizer, "given")
+    classifier = own_classifier(model, tokenizer, bare=True)
     return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_news)
 
 
@@ -244,9 +243,18 @@ def _rank(
         train_rows=recipe.train_rows,
         classes=plan.task.n_classes,
         steps=recipe.steps,
-        notes=(*ready.notes, *dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons)),
+        notes=(
+            *_of_checkpoint(classifier),
+            *ready.notes,
+            *dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons),
+        ),
         seconds=seconds,
     )
+
+
+def _of_checkpoint(classifier: Classifier) -> tuple[str, ...]:
+    new = (f"new: {', '.join(classifier.new)} from {classifier.head_source}",) if classifier.new else ()
+    return (*new, *classifier.notes)
 
 
 @dataclass(frozen=True)

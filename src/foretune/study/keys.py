@@ -8,15 +8,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from foretune.config import DataConfig
 from foretune.data import load_task
-from foretune.errors import ModelError
+from foretune.errors import ModelError, border
+from foretune.loading import model_files, shown
 from foretune.study.grid import Cell
 
 SCHEMA = 1
-_OF_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
 _ELSEWHERE = ("model", "dataset", "device", "report_to", "trust_remote_code")
 
 
@@ -55,14 +53,9 @@ def _data(config: DataConfig) -> str:
 
 @cache
 def _weights(source: str) -> str:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=list(_OF_MODEL)))
-        except Exception as error:  # each way of failing has its own class
-            reason = " ".join(str(error).split())[:200]
-            raise ModelError(f"model {source!r} is no local folder and cannot be had from the hub: {reason}") from error
-    return hash_files(path for pattern in _OF_MODEL for path in folder.glob(pattern))
+    paths = model_files(source)
+    with border(ModelError, f"cannot read the files of model {shown(source)}"):
+        return hash_files(paths)
 
 
 def hash_files(paths: Iterable[Path]) -> str:

@@ -155,6 +155,8 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
         "architecture": type(plan.placed.get_base_model()).__name__,
         "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
         "head_source": plan.classifier.head_source,
+        "head_new": list(plan.classifier.new),
+        "head_notes": list(plan.classifier.notes),
         "placement": {
             "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
             "layers": sorted({site.layer for site in plan.sites if site.layer is not None}),

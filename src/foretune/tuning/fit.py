@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from foretune.errors import ConfigError
 from foretune.folders import disk
+from foretune.models import padded
 from foretune.tuning.checkpoints import OnNote, last_whole, seal
 from foretune.tuning.course import TunePlan
 from foretune.tuning.curves import History, read_log
@@ -142,12 +143,11 @@ def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trai
     # in this order: read_log closes an epoch at the evaluation rows
     sets = {} if plan.train_eval is None else {"train": plan.train_eval.records(by_length=True)}
     sets["eval"] = plan.evaluation.records(by_length=True)
-    tokenizer = plan.classifier.tokenizer
 
     def collate(records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         labels = torch.tensor([record["labels"] for record in records])
         inputs = [{name: value for name, value in record.items() if name != "labels"} for record in records]
-        return {**tokenizer.pad(inputs, padding_side="right", return_tensors="pt"), "labels": labels}
+        return {**padded(inputs, plan.classifier), "labels": labels}
 
     try:
         trainer = Trainer(

@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from foretune.config import TuneSettings
 from foretune.data import Task
-from foretune.models import Classifier
+from foretune.models import own_classifier
 from foretune.provenance import versions
 from foretune.store import finite
 from foretune.tuning.course import TunePlan, describe_tune, prepare_tune
@@ -127,7 +127,7 @@ def tune(
     Returns:
         The result.
     """
-    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
-    plan = prepare_tune(Classifier(name, model, tokenizer, "given"), task, config, settings or TuneSettings())
+    classifier = own_classifier(model, tokenizer, bare=config is not None)
+    plan = prepare_tune(classifier, task, config, settings or TuneSettings())
     with tempfile.TemporaryDirectory() as folder:
         return run_tune(plan, Path(folder))

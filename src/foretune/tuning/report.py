@@ -31,6 +31,8 @@ def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> 
         ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
         ("adapter", f"{placement}; {len(counts['modules'])} modules, {counts['trainable_parameters']:,} parameters"),
         ("head", f"trains too, {counts['head_parameters']:,} parameters (from {facts['head_source']})"),
+        *([("new", f"{', '.join(facts['head_new'])} from {facts['head_source']}")] if facts["head_new"] else []),
+        *(("", note) for note in facts["head_notes"]),
     ]
     print_facts(console, rows)
 
