@@ -246,11 +246,11 @@ def apply_calibration(
 
     On the scale of the fit, the last x kept within its limits and d from `reach`, the interval is
 
-        s + Σ_j β_j x_j ± 2^(d/2) · t · √(spread² + v · max(0, 1/m − 1/m₀))
+        s + Σ_j β_j x_j ± 2^d · t · √(spread² + v · max(0, 1/m − 1/m₀))
 
     with the 95% quantile t of Student's distribution with (data sets − 1) degrees of freedom, since the spread is known
     from few data sets. The second term is what fewer evaluation rows m than the m₀ of the fit leave open: v is
-    1/(p (1−p)) for an accuracy p, and 1 for losses (as if they spread by their mean). With d > 2 there is no interval.
+    1/(p (1−p)) for an accuracy p, and 1 for losses (as if they spread by their mean). With d > 1 there is no interval.
 
     Args:
         calibration: Calibration.
@@ -307,7 +307,7 @@ def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> b
         Whether they tie.
     """
     difference = scale("accuracy", first.order[0]) - scale("accuracy", second.order[0])
-    widening = max(exp2(min(forecast.reach.doublings, FARTHEST) / 2.0) for forecast in (first, second))
+    widening = max(exp2(min(forecast.reach.doublings, FARTHEST)) for forecast in (first, second))
     return abs(difference) <= 1.645 * 2**0.5 * widening * calibration.lines["accuracy"].within
 
 

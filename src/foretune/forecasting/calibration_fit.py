@@ -1,8 +1,8 @@
-"""Fit a calibration on finished runs, and see up to how many training rows its intervals hold."""
+"""Fit a calibration on finished runs, and see up to how many training rows and classes its intervals hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from foretune.forecasting.reach import Run, domain_of
 
 Array = NDArray[np.float64]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-HELD = 0.85  # share of the left-out intervals that must hold for rows to count as seen
+HELD = 0.85  # share of the left-out intervals that must hold for a size to count as seen
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
         source: Name of the study, for the record.
 
     Returns:
-        The calibration. Its domain ends, in training rows over known rows, where less than 85% of the runs lay within
-        their left-out intervals; it is None if a case does not say what run it was.
+        The calibration. Its domain ends, in training rows over known rows and in classes, where less than 85% of the
+        runs lay within their left-out intervals; it is None if a case does not say what run it was.
 
     Raises:
         ConfigError: If there are too few data sets.
@@ -65,34 +65,32 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     runs = [case.run for case in cases if case.run is not None]
     domain = None
     if len(runs) == len(cases):
-        domain = domain_of(runs, ratio_held=_ratio_held(list(fits.values())))
+        most_rows = _most(fits.values(), [run.rows_ratio for run in runs])
+        most_classes = _most(fits.values(), [float(run.classes) for run in runs])
+        domain = domain_of(runs, most_rows=most_rows, most_classes=most_classes)
     return Calibration({name: fit.line for name, fit in fits.items()}, tuple(outputs), tuple(groups), source, domain)
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A line, and by how far it missed the runs of data sets that were left out."""
+    """A line, and by how far it missed each run when its data set was left out; NaN where the outcome is none."""
 
     line: Line
     errors: Array
-    doublings: Array
-
-    def held(self, low: float, high: float) -> float:
-        """Share of the left-out intervals that held, of runs with low < doublings ≤ high; 1 without such runs."""
-        there = (self.doublings > low) & (self.doublings <= high)
-        return float((np.abs(self.errors[there]) <= half_width(self.line)).mean()) if there.any() else 1.0
 
 
-def _ratio_held(fits: Sequence[_Fit]) -> float:
-    """Largest N/n of the runs, taken in steps of a doubling, up to which the left-out intervals held."""
-    most = 0.0
-    steps = sorted({ceil(value) for fit in fits for value in fit.doublings.tolist()})
-    for step in steps:
-        low = -1.0 if step == 0 else step - 1.0
-        if any(fit.held(low, step) < HELD for fit in fits):
+def _most(fits: Iterable[_Fit], sizes: Sequence[float]) -> float:
+    """Largest size of the runs, taken in steps of a doubling, up to which the left-out intervals held."""
+    step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
+    held = np.array([np.abs(fit.errors) <= half_width(fit.line) for fit in fits])
+    known = np.array([np.isfinite(fit.errors) for fit in fits])
+    most = min(sizes)
+    for one in np.unique(step):
+        there = step == one
+        if any((of_one & there).sum() < HELD * (of & there).sum() for of_one, of in zip(held, known, strict=True)):
             break
-        most = max(value for fit in fits for value in fit.doublings.tolist() if value <= step)
-    return float(2.0**most)
+        most = max(size for size, at in zip(sizes, there, strict=True) if at)
+    return most
 
 
 def _fit_line(outcome: Outcome, cases: Sequence[Case]) -> _Fit:
@@ -130,7 +128,9 @@ def _fit_line(outcome: Outcome, cases: Sequence[Case]) -> _Fit:
         groups=len(groups),
         runs=len(held),
     )
-    return _Fit(line, missed[best], np.array([case.outlook["doublings"] for case in held]))
+    errors = np.full(len(cases), np.nan)
+    errors[[isfinite(case.outcomes[outcome]) for case in cases]] = missed[best]
+    return _Fit(line, errors)
 
 
 def _limits(x: Array) -> tuple[float, float]:

@@ -3,11 +3,11 @@
 An interval is a promise, and it was checked on certain runs alone. For each number of a run that lies outside what was
 seen, the distance is the number of doublings (or halvings) to the nearest that was. With d their sum,
 
-    half-width = (half-width inside) · 2^(d/2)    for d ≤ 2,    no interval and no level for d > 2:
+    half-width = (half-width inside) · 2^d    for d ≤ 1,    no interval and no level for d > 1:
 
-what was checked on one size is twice as uncertain at four times that size, and beyond that nothing is promised. A head
-with a hidden layer and another model have no such distance: unless the calibration has seen them, the level is
-withheld. The order of candidates does not hang on this, and stays.
+what was checked on one size is twice as uncertain at twice that size, and beyond that nothing is promised. A head with
+a hidden layer and another model have no such distance: unless the calibration has seen them, the level is withheld.
+The order of candidates does not hang on this, and stays.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +16,8 @@ from math import exp2, inf, log2
 
 from foretune.errors import ConfigError
 
-FARTHEST = 2.0  # doublings in all
-ROUNDING = 0.01  # doublings that do not count
+FARTHEST = 1.0  # doublings in all
+ROUNDING = 0.05  # doublings that do not count: a last batch that is not full makes a step more
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Domain:
     Attributes:
         models: Fingerprints of the models.
         hidden_head: Whether heads with a hidden layer were among them.
-        classes: Classes.
+        classes: Classes, as far as the left-out intervals held.
         known_rows: Known rows.
-        rows_ratio: Training rows over known rows; the most only as far as the left-out intervals held.
+        rows_ratio: Training rows over known rows, as far as the left-out intervals held.
         eval_rows: Rows that the simulated runs were evaluated on, on average.
         longest: Tokens of the longest text.
         steps: Steps.
@@ -152,8 +152,8 @@ class Reach:
 
     @property
     def widening(self) -> float:
-        """Factor 2^(d/2) of the interval's half-width on the calibration's scale."""
-        return exp2(self.doublings / 2.0)
+        """Factor 2^d of the interval's half-width on the calibration's scale."""
+        return exp2(self.doublings)
 
     @property
     def verdict(self) -> str:
@@ -181,12 +181,13 @@ class Reach:
 INSIDE = Reach(0.0, ())
 
 
-def domain_of(runs: Sequence[Run], *, ratio_held: float) -> Domain:
+def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> Domain:
     """Say what a set of runs has shown.
 
     Args:
         runs: Runs that a calibration is fitted on.
-        ratio_held: Largest N/n up to which its left-out intervals held.
+        most_rows: Largest N/n up to which its left-out intervals held.
+        most_classes: Most classes up to which they held.
 
     Returns:
         The domain.
@@ -201,13 +202,15 @@ def domain_of(runs: Sequence[Run], *, ratio_held: float) -> Domain:
         held = [float(value) for value in values]
         return min(held), max(held)
 
-    ratios = span(run.rows_ratio for run in runs)
+    def kept(values: Sequence[float], most: float) -> Span:
+        return min(values), max(min(values), min(max(values), most))
+
     return Domain(
         models=tuple(sorted({run.model for run in runs})),
         hidden_head=any(run.hidden_head for run in runs),
-        classes=span(run.classes for run in runs),
+        classes=kept([float(run.classes) for run in runs], most_classes),
         known_rows=span(run.known_rows for run in runs),
-        rows_ratio=(ratios[0], max(ratios[0], min(ratios[1], ratio_held))),
+        rows_ratio=kept([run.rows_ratio for run in runs], most_rows),
         eval_rows=sum(run.eval_rows for run in runs) / len(runs),
         longest=span(run.longest for run in runs),
         steps=span(run.steps for run in runs),
