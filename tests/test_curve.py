@@ -173,7 +173,7 @@ def test_an_outlook_of_other_rows_than_were_trained_is_refused(grid, tmp_path, c
     path.write_text(json.dumps({**held, "schema": 1, "train_rows": 24}), encoding="utf-8")
     capsys.readouterr()
     assert run(["study", "report", str(store)]) == 2
-    assert "was trained on 30 rows and its outlook simulated on 24" in capsys.readouterr().err
+    assert "was trained on 30 rows, its outlook simulated on 24" in capsys.readouterr().err
     assert make_outlooks(cells, store, OutlookSettings(20, 10)) == 1  # an earlier version's is made again
     assert read_records(store)[0].quantities["simulated_accuracy"] is not None
 

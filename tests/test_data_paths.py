@@ -9,7 +9,7 @@ import pytest
 
 from foretune.config import DataConfig
 from foretune.data import load_task
-from foretune.errors import DataError
+from foretune.errors import DataError, ForetuneError
 
 ROWS = "text,label\na,x\nb,y\n"
 
@@ -20,7 +20,7 @@ def load(source, **options):
 
 def refused(source, **options):
     """The message, which takes one line of moderate length."""
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ForetuneError) as error:
         load(source, **options)
     message = str(error.value)
     assert message.isprintable()

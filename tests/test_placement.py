@@ -6,7 +6,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
 from foretune.config import AdapterConfig
-from foretune.errors import PlacementError
+from foretune.errors import ForetuneError, PlacementError
 from foretune.placement import head_modules, linear_names, lora_config, place, read_adapters
 from foretune.sites import split_name
 
@@ -99,7 +99,7 @@ BAD = [
     ({"target_modules": ("querry",)}, r"'querry' matches nothing \(did you mean 'query'\?\).*dense, key, query, value"),
     ({"target_modules": ("zzz",)}, "'zzz' matches nothing: the model has dense, key, query, value"),
     ({"layers": (0, 2)}, "layer 2 is out of range: the model has 2 layers, 0 to 1"),
-    ({"layers": (-1,)}, "layer -1 is out of range"),
+    ({"layers": (-1,)}, "layers = -1: must be at least 0"),
     ({"target_modules": ("all-linear",), "layers": (7,)}, "layer 7 is out of range"),
     ({"r": 0}, "r = 0"),
     ({"r": -3}, "r = -3"),
@@ -109,7 +109,7 @@ BAD = [
 @pytest.mark.parametrize(("options", "message"), BAD)
 def test_what_does_not_fit_is_named(options, message):
     base = tiny("bert")
-    with pytest.raises(PlacementError, match=message):
+    with pytest.raises(ForetuneError, match=message):
         place(base, lora_config(base, AdapterConfig(**{"target_modules": ("query",), **options})), seed=0)
 
 

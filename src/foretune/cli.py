@@ -271,7 +271,7 @@ class _ConfigFile(Yaml):
     def _load_config(self, path: Path) -> dict[str, Any]:
         content = read_yaml(path, kind=ConfigError)
         if not isinstance(content, dict):
-            raise ConfigError(f"--config {shown(str(path))} must hold a mapping of flags to values")
+            raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
         named = _named_flags(content)
         for name in {"adapter-config", "calibration"} & named.keys():  # a run folder holds this file, wherever it lies
             beside = path.parent / str(named[name])

@@ -223,6 +223,8 @@ def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> 
 def _beyond(value: float, seen: Span, *, below: bool = True) -> float:
     """Doublings from what was seen to a value; below it they count only if asked for."""
     low, high = seen
+    if value <= 0.0:  # a run of one step, all of it warm-up, has no rate
+        return inf if below else 0.0
     if value > high:
         return log2(value / high)
     return log2(low / value) if below and value < low else 0.0

@@ -72,7 +72,7 @@ def read_grid(path: Path) -> tuple[Cell, ...]:
     """
     content = read_yaml(path, kind=ConfigError)
     if not isinstance(content, dict):
-        raise ConfigError(f"study {shown(str(path))} must hold a mapping with {', '.join(KEYS)}")
+        raise ConfigError(f"study {str(path)!r} must hold a mapping with {', '.join(KEYS)}")
     return expand(content)
 
 

@@ -163,11 +163,16 @@ def _load(group: _Group, *, backbone: int | None = None) -> Classifier:
 
 def _draw_again(model: Any) -> None:
     # as the model's own initialisation does; transformers passes over what it thinks was loaded
+    kept = {name: bias.detach().clone() for name, bias in model.named_parameters() if name.endswith("bias")}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             parameter._is_hf_initialized = False
         module._is_hf_initialized = False
         model._init_weights(module)
+    with torch.no_grad():
+        for name, bias in model.named_parameters():
+            if name in kept and "pooler" in name:  # a pooler whose bias is 0 counts as new, and would train as a whole
+                bias.copy_(kept[name])
 
 
 def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tuple[Plan, Survey]:
