@@ -129,7 +129,7 @@ def test_farther_is_never_more_certain(known, rows, steps, rate, classes):
     assert more.doublings >= found.doublings
 
 
-@pytest.mark.parametrize("outcome", OUTCOMES)
+@pytest.mark.parametrize("outcome", ["accuracy", "eval_loss"])
 def test_the_interval_widens_by_the_rule(outcome):
     calibration = domains.by_hand(DOMAIN, coefficients=(0.0, 0.0, 0.0))
     inside = apply_calibration(calibration, VALUES, "margin", run=SEEN).levels[outcome]
@@ -139,6 +139,15 @@ def test_the_interval_widens_by_the_rule(outcome):
     assert scale(outcome, inside.high) - scale(outcome, inside.value) == pytest.approx(half)
     assert scale(outcome, away.high) - scale(outcome, away.value) == pytest.approx(half * 2)
     assert scale(outcome, away.value) - scale(outcome, away.low) == pytest.approx(half * 2)
+
+
+def test_outside_no_training_loss_is_forecast():
+    calibration = domains.by_hand(DOMAIN)
+    found = apply_calibration(calibration, VALUES, "margin", run=dataclasses.replace(SEEN, steps=150))
+    assert set(found.levels) == {"accuracy", "eval_loss"}
+    assert found.to_dict()["levels"]["train_loss"] is None
+    assert "no training loss" in found.reach.verdict
+    assert set(apply_calibration(calibration, VALUES, "margin", run=SEEN).levels) == set(OUTCOMES)
 
 
 def test_fewer_evaluation_rows_add_their_noise():
@@ -336,6 +345,7 @@ def test_a_widened_forecast_says_by_how_much(place, tmp_path, capsys):
     held = json.loads(capsys.readouterr().out)["rankings"][0]
     for row in held["rows"]:
         assert row["reach"]["widening"] == pytest.approx(2.0)
+        assert row["forecast"]["train_loss"] is None
         assert row["forecast"]["accuracy"]["low"] < row["forecast"]["accuracy"]["high"]
     assert any("2 times as wide" in note and "8 steps" in note for note in held["notes"])
     assert run(["score", *tokens, "--target-modules", "query", "--curve"]) == 0

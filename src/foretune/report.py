@@ -116,7 +116,7 @@ def _curve(curve: dict[str, Any]) -> Table:
         str(points[-1]["step"]),
         interval("accuracy", ".1%"),
         interval("eval_loss", ".3f"),
-        interval("train_loss", ".3f"),
+        "withheld" if end["train_loss"] is None else interval("train_loss", ".3f"),
     )
     return table
 

@@ -119,7 +119,8 @@ class RunForecast:
     """What is said of a run before it is made.
 
     Attributes:
-        levels: Forecasts by outcome, each with its 90% interval; None where they are withheld (`reach` says why).
+        levels: Forecasts by outcome, each with its 90% interval; without `train_loss` outside of what the calibration
+            has seen; None where all are withheld (`reach` says why).
         order: Calibrated accuracy, and evaluation loss, to put adapters of one model and data set into order by; no
             levels, where those are withheld.
         reach: Whether the run lies within what the calibration has seen.
@@ -140,7 +141,10 @@ class RunForecast:
         Returns:
             JSON-ready values: `levels`, None where withheld, and `reach`.
         """
-        levels = None if self.levels is None else {name: asdict(value) for name, value in self.levels.items()}
+        known = self.levels
+        levels = None
+        if known is not None:
+            levels = {name: asdict(known[name]) if name in known else None for name in OUTCOMES}
         return {"levels": levels, "reach": self.reach.to_dict()}
 
 
@@ -250,7 +254,9 @@ def apply_calibration(
 
     with the 95% quantile t of Student's distribution with (data sets − 1) degrees of freedom, since the spread is known
     from few data sets. The second term is what fewer evaluation rows m than the m₀ of the fit leave open: v is
-    1/(p (1−p)) for an accuracy p, and 1 for losses (as if they spread by their mean). With d > 1 there is no interval.
+    1/(p (1−p)) for an accuracy p, and 1 for losses (as if they spread by their mean). With d > 1 there is no
+    interval, and outside (d > 0) none of the training loss: the runs checked there missed it by up to five times the
+    half-width, since the simulation fits its rows too well.
 
     Args:
         calibration: Calibration.
@@ -287,6 +293,8 @@ def apply_calibration(
         kept = min(max(value, 0.01), 0.99)
         of_rows = 1.0 / (kept * (1.0 - kept)) if outcome == "accuracy" else 1.0
         half = 0.0 if reached.withheld else reached.widening * half_width(line, of_rows * fewer)
+        if outcome == "train_loss" and reached.reasons:
+            continue
         found[outcome] = Interval(value, unscale(outcome, middle - half), unscale(outcome, middle + half))
     order = (found["accuracy"].value, found["eval_loss"].value)
     return RunForecast(None if reached.withheld else found, order, reached)

@@ -155,8 +155,9 @@ def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
     course, end = outlook.course, forecast.levels
     if end is None:
         return Curve((), forecast)
+    of_training = end.get("train_loss")
     shift = {
-        "train_loss": log(end["train_loss"].value / max(outlook.end.train_loss, 1e-3)),
+        "train_loss": 0.0 if of_training is None else log(of_training.value / max(outlook.end.train_loss, 1e-3)),
         "eval_loss": log(end["eval_loss"].value / max(outlook.end.eval_loss, 1e-3)),
         "accuracy": scale("accuracy", end["accuracy"].value) - scale("accuracy", outlook.end.eval_accuracy),
     }
@@ -168,7 +169,7 @@ def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
         points.append(
             CurvePoint(
                 number,
-                float(np.mean(batches)) * exp(share * shift["train_loss"]) if batches else None,
+                float(np.mean(batches)) * exp(share * shift["train_loss"]) if batches and of_training else None,
                 loss * exp(share * shift["eval_loss"]),
                 unscale("accuracy", scale("accuracy", accuracy) + share * shift["accuracy"]) if share else accuracy,
             )

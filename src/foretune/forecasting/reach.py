@@ -162,7 +162,10 @@ class Reach:
             return ""
         if self.withheld:
             return "No level is forecast, read the order only: " + "; ".join(self.reasons) + "."
-        return f"Intervals are {self.widening:.2g} times as wide as inside what was checked: {'; '.join(self.reasons)}."
+        return (
+            f"Intervals are {self.widening:.2g} times as wide as inside what was checked, and no training loss is "
+            f"forecast: {'; '.join(self.reasons)}."
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Lay out as in `result.json`.

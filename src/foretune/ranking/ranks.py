@@ -71,7 +71,7 @@ class Row:
 
     @property
     def forecast(self) -> Mapping[str, Interval] | None:
-        """Forecasts by outcome, `train_loss`, `eval_loss` and `accuracy`, each with its 90% interval.
+        """Forecasts by outcome, `eval_loss`, `accuracy` and, inside, `train_loss`, each with its 90% interval.
 
         None where they are withheld: `said.reach.reasons` says why, and the order of the rows is all there is.
         """

@@ -115,7 +115,9 @@ def _caption(rankings: Sequence[Ranking]) -> str:
 def _levels(row: Row) -> tuple[str, ...]:
     if row.forecast is None:
         return ("withheld",) * 3
-    return percent(row.forecast["accuracy"]), _nats(row.forecast["eval_loss"]), _nats(row.forecast["train_loss"])
+    of_training = row.forecast.get("train_loss")
+    losses = _nats(row.forecast["eval_loss"]), "withheld" if of_training is None else _nats(of_training)
+    return percent(row.forecast["accuracy"]), *losses
 
 
 def percent(value: Interval) -> str:
@@ -150,7 +152,8 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
         held = row.forecast
-        values = [None] * 9 if held is None else [value for name in outcomes for value in vars(held[name]).values()]
+        intervals = [None if held is None else held.get(name) for name in outcomes]
+        values = [value for one in intervals for value in ((None,) * 3 if one is None else vars(one).values())]
         cells = [str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)]
         cells += ["" if value is None else f"{value:.6g}" for value in values]
         cells += [str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"]
