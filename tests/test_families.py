@@ -16,6 +16,7 @@ import foretune as ft
 from families import FAMILIES, LEAKING
 from foretune.cli import run
 from foretune.config import AdapterConfig
+from foretune.demo import model_folder
 from foretune.errors import ForetuneError, KernelError, PlacementError
 from foretune.head_parts import head_parts, modules_to_save, trained_head
 from foretune.kernel import tangent_kernel
@@ -157,11 +158,19 @@ def _a_kind(name):
     return [linear_names(families.build(name))[0].rsplit(".", 1)[-1]]
 
 
+def draw_anew(model, layer):
+    """As transformers starts a layer that the checkpoint lacks."""
+    torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.normal_(layer.weight, std=model.config.initializer_range)
+
+
 def test_a_pooler_that_the_base_lacks_trains_and_one_that_it_has_does_not():
     model = families.build("bert")
     assert head_parts(model) == ("classifier",)
     assert "bert.pooler.dense" in linear_names(model)
-    torch.nn.init.zeros_(model.bert.pooler.dense.bias)  # as transformers starts it
+    torch.nn.init.zeros_(model.bert.pooler.dense.bias)  # as MiniLM has it, whose pooler the checkpoint gives
+    assert head_parts(model) == ("classifier",)
+    draw_anew(model, model.bert.pooler.dense)
     assert head_parts(model) == ("bert.pooler", "classifier")
     assert "bert.pooler.dense" not in linear_names(model)
     placed = place(model, families.all_linear("bert"), seed=0)
@@ -182,12 +191,19 @@ def test_the_kernel_of_the_adapters_does_not_depend_on_what_trains_beside_them()
     assert list(whole.head) == ["pooler.dense", "classifier"]
 
 
+@pytest.mark.real
+def test_the_pooler_of_minilm_is_part_of_the_base():
+    given = ft.load_classifier(str(model_folder()), label_names=("a", "b"), seed=0)
+    assert head_parts(given.model) == ("classifier",)
+    assert "bert.pooler.dense" in linear_names(given.model)
+
+
 @pytest.mark.parametrize("name", ["bart", "big_bird", "deberta-v2", "eurobert", "funnel", "t5", "xlm"])
 def test_the_kernel_of_a_head_holds_all_that_trains(name):
     sequences = families.ragged()
     model = families.build(name)
     if name == "big_bird":  # a new pooler, that its classifier does not read
-        torch.nn.init.zeros_(model.bert.pooler.bias)
+        draw_anew(model, model.bert.pooler)
     placed = place(model, lora_config(model, AdapterConfig(("all-linear",), r=2)), seed=0)
     adapted = read_adapters(placed)
     adapted = replace(adapted, adapters=adapted.adapters[:1])

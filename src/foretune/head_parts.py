@@ -40,7 +40,8 @@ def head_parts(model: nn.Module) -> tuple[str, ...]:
     own = next((name for name, _ in model.named_parameters(recurse=False)), None)
     if own is not None:
         raise PlacementError(f"parameter {own!r} lies on the classifier itself: peft cannot save it with an adapter")
-    poolers = [f"{prefix}.{name}" for name, module in base.named_modules() if _new_pooler(name, module)]
+    deviation = getattr(getattr(model, "config", None), "initializer_range", None)
+    poolers = [f"{prefix}.{name}" for name, module in base.named_modules() if _new_pooler(name, module, deviation)]
     beside = [name for name, child in model.named_children() if child is not base and _has_parameters(child)]
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted([*poolers, *beside], key=order.__getitem__))
@@ -194,8 +195,18 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _new_pooler(name: str, module: nn.Module) -> bool:
-    return name.rsplit(".", 1)[-1] == _POOLER and _has_parameters(module) and _looks_new(module, unknown=False)
+def _new_pooler(name: str, module: nn.Module, deviation: float | None) -> bool:
+    if name.rsplit(".", 1)[-1] != _POOLER or not _has_parameters(module) or not _looks_new(module, unknown=False):
+        return False
+    # a pooler that was distilled or cut out of a larger model can have biases of 0 and is not new (MiniLM's)
+    matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1 and not parameter.is_meta]
+    return deviation is None or all(_as_drawn(matrix, deviation) for matrix in matrices)
+
+
+def _as_drawn(matrix: nn.Parameter, deviation: float) -> bool:
+    # within five standard errors of the standard deviation of that many normal numbers
+    allowed = max(0.05, 5.0 / (2.0 * matrix.numel()) ** 0.5)
+    return bool(abs(float(matrix.detach().double().std()) / deviation - 1.0) < allowed)
 
 
 def _looks_new(module: nn.Module, *, unknown: bool) -> bool:
