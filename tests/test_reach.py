@@ -24,6 +24,7 @@ from foretune.forecasting.calibration import (
     tied,
 )
 from foretune.forecasting.calibration_fit import Case, fit_calibration
+from foretune.forecasting.curve import read_curve
 from foretune.forecasting.identity import fingerprint
 from foretune.forecasting.reach import RUN, Run, domain_of, reach, run_from, run_values
 
@@ -348,10 +349,16 @@ def test_a_widened_forecast_says_by_how_much(place, tmp_path, capsys):
         assert row["forecast"]["train_loss"] is None
         assert row["forecast"]["accuracy"]["low"] < row["forecast"]["accuracy"]["high"]
     assert any("2 times as wide" in note and "8 steps" in note for note in held["notes"])
-    assert run(["score", *tokens, "--target-modules", "query", "--curve"]) == 0
+    scored = tmp_path / "scored"
+    assert run(["score", *tokens, "--target-modules", "query", "--curve", "--output", str(scored)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 times as wide" in printed
     assert "Forecast of the run, 90% intervals" in printed
+    # the curves of evaluation loss and accuracy are drawn, beside a fine-tune too
+    assert all(point.train_loss is None for point in read_curve(scored / "curve.csv"))
+    tune = ["tune", "--config", str(scored / "config.yaml"), "--forecast", str(scored)]
+    assert run([*tune, "--output", str(tmp_path / "tuned")]) == 0
+    assert (tmp_path / "tuned" / "loss.png").exists()
 
 
 def test_python_says_so_too(place):
