@@ -328,6 +328,9 @@ def test_a_curve_is_withheld_with_its_reason(place, tmp_path, capsys):
     assert curve["reach"]["withheld"]
     assert "no run of this model" in curve["note"]
     assert not (out / "curve.csv").exists()
+    said = json.loads((out / "result.json").read_text(encoding="utf-8"))["notes"]
+    assert any("no run of this model" in note for note in said)
+    assert any("do not read it as the level" in note for note in said)
     assert (
         run(["tune", "--config", str(out / "config.yaml"), "--forecast", str(out), "--output", str(tmp_path / "t")])
         == 2

@@ -202,7 +202,7 @@ def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None,
         from foretune.plan import describe, prepare
         from foretune.ranking.adapter_file import adapter_from_file, adapter_in_words
         from foretune.report import print_plan, print_result
-        from foretune.save import save_score
+        from foretune.save import save_score, score_content
         from foretune.scores import run as run_plan
 
         calibration = None if wanted is None else read_calibration(wanted.calibration)
@@ -217,19 +217,19 @@ def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None,
     print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
-    content, curve = result.to_dict(), None
+    curve = None
     if wanted is not None and calibration is not None:
         with progress(log, "steps of the simulated run", None) as update:
             course = forecast_run(
                 plan, wanted.training, calibration, on_step=lambda done, total: update(completed=done, total=total)
             )
-        content["curve"] = course.to_dict()
         curve = RunCurve(wanted.training, course, None if wanted.calibration is None else calibration)
     if output is not None:
         save_score(result, output, config, given, curve)
         log.print(f"saved to {output}")
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
+    content = score_content(result, curve)
     if as_json:
         print_json(to_json(content))
     else:

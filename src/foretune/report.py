@@ -87,7 +87,7 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     if "curve" in result and result["curve"]["end"] is not None:
         console.print(_curve(result["curve"]))
-    for note in notes(result):
+    for note in result["notes"]:
         console.print(Text(f"• {note}"), style="yellow")
     seconds = result["seconds"]
     console.print(
@@ -198,11 +198,11 @@ def notes(result: dict[str, Any]) -> list[str]:
         )
     if not result["bounds"]["printed"]["holds"]:
         said.append("The bound as the paper prints it does not hold for this kernel; the tight form does.")
-    if result["forecast"]["eval_accuracy"] is not None and "curve" not in result:
+    if result["forecast"]["eval_accuracy"] is not None:
         said.append(
             f"The forecast is kernel regression on {result['n']} samples, not a simulation of the training on "
             f"{result['details']['data']['train_rows']} rows: compare configurations by it, do not read it as the "
-            "level that will be reached. --curve simulates the run."
+            "level that will be reached." + ("" if "curve" in result else " --curve simulates the run.")
         )
     if result.get("curve", {}).get("note"):
         said.append(f"Run: {result['curve']['note']}")

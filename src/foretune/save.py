@@ -15,9 +15,26 @@ from foretune.figure import spectrum_figure
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.curve import CURVE, RunCurve, write_curve
 from foretune.ranking.adapter_file import save_adapter
+from foretune.report import notes
 from foretune.scores import ScoreResult
 from foretune.store import to_json, write_json, write_run
 from foretune.tuning.figure import curve_figure
+
+
+def score_content(result: ScoreResult, curve: RunCurve | None = None) -> dict[str, Any]:
+    """Lay a score out as in `result.json`, with what its numbers do not show.
+
+    Args:
+        result: The score.
+        curve: The run that was forecast and its course, if one was.
+
+    Returns:
+        JSON-ready values.
+    """
+    content = result.to_dict()
+    if curve is not None:
+        content["curve"] = curve.curve.to_dict()
+    return content | {"notes": notes(content)}
 
 
 def save_score(
@@ -36,9 +53,7 @@ def save_score(
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
         curve: The run that was forecast and its course, if one was.
     """
-    content = result.to_dict()
-    if curve is not None:
-        content["curve"] = curve.curve.to_dict()
+    content = score_content(result, curve)
     writers = {
         "kernel.safetensors": lambda path: _save_kernel(result, path),
         "spectrum.png": lambda path: spectrum_figure(result, path),
