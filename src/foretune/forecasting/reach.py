@@ -70,7 +70,8 @@ def run_values(run: Run) -> dict[str, float | None]:
     Returns:
         Numbers by the names of `RUN`.
     """
-    return {f"run_{name}": int(value, 16) if name == "model" else value for name, value in vars(run).items()}
+    held = vars(run) | {"model": int(run.model, 16), "hidden_head": int(run.hidden_head)}
+    return {f"run_{name}": value for name, value in held.items()}
 
 
 def run_from(values: Mapping[str, float | None]) -> Run | None:
