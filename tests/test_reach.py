@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -26,7 +27,12 @@ from foretune.forecasting.calibration import (
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.curve import read_curve
 from foretune.forecasting.identity import fingerprint
+from foretune.forecasting.outlook import kind_of, runs_of
 from foretune.forecasting.reach import RUN, Run, domain_of, reach, run_from, run_values
+from foretune.forecasting.recipe import Recipe
+from foretune.forecasting.survey import survey
+from foretune.placement import lora_config
+from foretune.plan import prepare
 
 import cases
 import domains
@@ -269,6 +275,46 @@ def test_the_fingerprint_is_that_of_the_pretrained_weights(tmp_path):
     with torch.no_grad():
         model.bert.encoder.layer[1].output.dense.weight[0, 0] += 1.0
     assert fingerprint(model) != same
+
+
+def test_a_plan_says_what_kind_of_run_it_makes(place):
+    model, dataset, _ = place
+    task = ft.load_task(ft.DataConfig(dataset, max_train=50))
+    given = ft.load_classifier(model, label_names=task.label_names, seed=0)
+    settings = ft.ScoreSettings(samples=20, eval_samples=10, draws=1, max_length=8)
+    plan = prepare(given, task, lora_config(given.model, ft.AdapterConfig(("query",))), settings)
+    recipe = Recipe(train_rows=50, epochs=2, batch_size=8, learning_rate=1e-2)
+    kind = kind_of(plan, recipe)
+    longest = max(
+        len(given.tokenizer(text)["input_ids"]) for text in np.array(task.train.texts)[plan.sample.train_indices]
+    )
+    assert kind == Run(
+        model=fingerprint(given.model),
+        hidden_head=False,
+        classes=2,
+        known_rows=20,
+        train_rows=50,
+        eval_rows=10,
+        longest=min(longest, 8),
+        steps=14,
+        batch_size=8,
+        learning_rate=float(recipe.rates().mean()),
+        update_rate=None,
+    )
+    assert 4e-3 < kind.learning_rate < 6e-3
+
+
+@pytest.mark.parametrize(("rslora", "factors"), [(False, (8.0, 8.0)), (True, (8.0 * 2**0.5, 8.0 * 4**0.5))])
+def test_the_rate_of_an_adapter_is_alpha_times_the_rate_whatever_its_rank(place, rslora, factors):
+    model, dataset, _ = place
+    task = ft.load_task(ft.DataConfig(dataset))
+    given = ft.load_classifier(model, label_names=task.label_names, seed=0)
+    config = lora_config(given.model, ft.AdapterConfig(("query",), r=4, alpha=8, rslora=rslora))
+    settings = ft.ScoreSettings(samples=20, eval_samples=10, draws=1, reduction="margin")
+    held = survey(prepare(given, task, config, settings))
+    alone, *runs = runs_of(SEEN, [held.start([]), held.start([0], 2), held.start([0], 4)])
+    assert alone == dataclasses.replace(SEEN, update_rate=alone.update_rate)
+    assert [one.update_rate for one in runs] == pytest.approx([1e-3 * factor for factor in factors])
 
 
 def test_the_shipped_calibration_says_what_it_has_seen():
