@@ -156,6 +156,7 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
         hooks = Hooks(
             on_step=lambda done, total, _: on_news(f"step {done} of {total}"),
             on_record=lambda history: write_history(history, tune_folder),
+            on_note=on_news,
         )
         close_folder(run_tune(tune_plan, tune_folder, seconds_load=seconds_load, hooks=hooks), tune_folder)
     with border(StoreError, f"what was done of cell {key} is damaged", remedy=f"remove {str(part)!r}"):
