@@ -21,6 +21,7 @@ def everywhere(*models, hidden_head=True):
         rows_ratio=WIDE,
         eval_rows=1.0,
         longest=WIDE,
+        epochs=WIDE,
         steps=WIDE,
         batch_size=WIDE,
         learning_rate=WIDE,

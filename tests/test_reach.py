@@ -45,6 +45,7 @@ SEEN = Run(
     train_rows=400,
     eval_rows=300,
     longest=50,
+    epochs=5,
     steps=100,
     batch_size=32,
     learning_rate=1e-3,
@@ -65,6 +66,7 @@ OUTSIDE = {
     "rows over known rows": (lambda k: {"train_rows": int(400 * k)}, "training rows"),
     "few known rows": (lambda k: {"known_rows": int(400 / k), "train_rows": int(400 / k)}, "known rows"),
     "more steps": (lambda k: {"steps": int(100 * k)}, "steps"),
+    "more epochs": (lambda k: {"epochs": int(5 * k), "steps": int(100 * k**0.5)}, "epochs"),
     "fewer steps": (lambda k: {"steps": int(100 / k)}, "steps"),
     "a higher learning rate": (lambda k: {"learning_rate": 1e-3 * k, "update_rate": 8e-3 * k}, "learning rate"),
     "a lower learning rate": (lambda k: {"learning_rate": 1e-3 / k, "update_rate": 8e-3 / k}, "learning rate"),
@@ -296,6 +298,7 @@ def test_a_plan_says_what_kind_of_run_it_makes(place):
         train_rows=50,
         eval_rows=10,
         longest=min(longest, 8),
+        epochs=2,
         steps=14,
         batch_size=8,
         learning_rate=float(recipe.rates().mean()),
@@ -324,6 +327,7 @@ def test_the_shipped_calibration_says_what_it_has_seen():
     assert not domain.hidden_head
     assert domain.classes == (2, 2)  # nor of six classes, when those were left out
     assert domain.steps == (80, 126)
+    assert domain.epochs == (2, 5)
     assert len(domain.models) == 1
 
 

@@ -35,7 +35,7 @@ RUNS = HERE / "runs.csv"
 KNOWN, LENGTH = 512, 48
 # name: rows, epochs, learning rate
 SETTINGS = {
-    "inside": (512, 8, 4e-3),
+    "more epochs": (512, 8, 4e-3),
     "lower rate": (512, 5, 2e-3),
     "far lower rate": (512, 5, 1e-3),
     "higher rate": (512, 5, 1e-2),

@@ -113,6 +113,7 @@ def kind_of(plan: Plan, recipe: Recipe) -> Run:
         train_rows=max(recipe.train_rows, known),
         eval_rows=0 if plan.evaluation is None else len(plan.evaluation.features),
         longest=int(plan.train.lengths.max()),
+        epochs=recipe.epochs,
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         learning_rate=float(recipe.rates().mean()),

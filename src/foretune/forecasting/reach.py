@@ -32,6 +32,7 @@ class Run:
         train_rows: Training rows N of the run.
         eval_rows: Labelled rows that the simulated run is evaluated on.
         longest: Tokens of the longest known text, as it is truncated.
+        epochs: Passes over the training rows.
         steps: Optimiser steps.
         batch_size: Texts in a step.
         learning_rate: Mean learning rate over the steps: that of the head.
@@ -46,6 +47,7 @@ class Run:
     train_rows: int
     eval_rows: int
     longest: int
+    epochs: int
     steps: int
     batch_size: int
     learning_rate: float
@@ -103,6 +105,7 @@ class Domain:
         rows_ratio: Training rows over known rows, as far as the left-out intervals held.
         eval_rows: Rows that the simulated runs were evaluated on, on average.
         longest: Tokens of the longest text.
+        epochs: Epochs.
         steps: Steps.
         batch_size: Texts in a step.
         learning_rate: Mean learning rate.
@@ -116,6 +119,7 @@ class Domain:
     rows_ratio: Span
     eval_rows: float
     longest: Span
+    epochs: Span
     steps: Span
     batch_size: Span
     learning_rate: Span
@@ -217,6 +221,7 @@ def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> 
         rows_ratio=kept([run.rows_ratio for run in runs], most_rows),
         eval_rows=sum(run.eval_rows for run in runs) / len(runs),
         longest=span(run.longest for run in runs),
+        epochs=span(run.epochs for run in runs),
         steps=span(run.steps for run in runs),
         batch_size=span(run.batch_size for run in runs),
         learning_rate=span(run.learning_rate for run in runs),
@@ -238,7 +243,7 @@ def reach(domain: Domain, run: Run) -> Reach:
     """Compare a run with what a calibration has seen.
 
     More known rows than seen, shorter texts and fewer training rows for each known one do not count: there is less to
-    extrapolate. The two learning rates count once, the farther of them.
+    extrapolate. The two learning rates count once, the farther of them; so do steps and epochs.
 
     Args:
         domain: From the calibration.
@@ -261,6 +266,10 @@ def reach(domain: Domain, run: Run) -> Reach:
     rate = f"a mean learning rate of {run.learning_rate:.2g}, checked {_range(domain.learning_rate)}"
     if of_adapter > of_head:
         rate = f"a mean learning rate times α of {run.update_rate:.2g}, checked {_range(domain.update_rate)}"
+    of_steps, of_epochs = _beyond(run.steps, domain.steps), _beyond(run.epochs, domain.epochs)
+    length = f"{run.steps:,} steps, checked {_range(domain.steps)}"
+    if of_epochs > of_steps:
+        length = f"{run.epochs:,} epochs, checked {_range(domain.epochs)}"
     for distance, what in (
         (
             _beyond(run.rows_ratio, domain.rows_ratio, below=False),
@@ -271,7 +280,7 @@ def reach(domain: Domain, run: Run) -> Reach:
             max(0.0, log2(domain.known_rows[0] / run.known_rows)),
             f"{run.known_rows:,} known rows, checked from {domain.known_rows[0]:,.0f}",
         ),
-        (_beyond(run.steps, domain.steps), f"{run.steps:,} steps, checked {_range(domain.steps)}"),
+        (max(of_steps, of_epochs), length),
         (max(of_head, of_adapter), rate),
         (
             _beyond(run.batch_size, domain.batch_size),
