@@ -126,6 +126,8 @@ console().print("κ ≥ λ_max × ∞ ☃")
 Table("Spearman's ρ – •", ("κ", "λ"), (("a · b" * 9, "√2"),)).show(console())
 print_json('{"κ": "☃"}')
 console(stderr=True).print("done")
+for stream in (sys.stdout, sys.stderr):
+    close_stream(stream)  # as the command does at its end
 """
 
 
