@@ -16,10 +16,11 @@ import torch
 from peft import LoraConfig
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from foretune.kernel import tangent_kernel
-from foretune.outputs import output_reduction
-from foretune.placement import place, read_adapters
-from foretune.tangent import Batch, tangent_features
+from foretune.models.adapted import Batch
+from foretune.models.placement import place, read_adapters
+from foretune.ntk.jacobian import tangent_features
+from foretune.ntk.kernel import tangent_kernel
+from foretune.tasks.outputs import output_reduction
 
 PLACEMENTS = {
     "one placement: query, value of layers 0, 5, 11": LoraConfig(

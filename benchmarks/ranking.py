@@ -5,9 +5,9 @@ import time
 
 import numpy as np
 
+from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate
-from foretune.ranking.screen import Blocks, quick_scores
-from foretune.sites import Site
+from foretune.ranking.quick_score import Blocks, quick_scores
 
 LAYERS, COUNT, RANKS = 12, 10_000, (2, 4, 8, 16)
 KINDS = {"query": (768, 768), "key": (768, 768), "value": (768, 768), "out": (768, 768), "up": (768, 3072)}

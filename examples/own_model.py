@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import foretune as ft
-from foretune.demo import bbc_news, model_folder
+from foretune.tasks.demo import bbc_news, model_folder
 
 
 def main(samples: int = 32, max_length: int = 64) -> ft.ScoreResult:

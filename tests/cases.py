@@ -8,7 +8,7 @@ import transformers as tf
 from peft import LoraConfig
 from torch import nn
 
-from foretune.tangent import Batch
+from foretune.models.adapted import Batch
 
 VOCABULARY = 50
 PAD = 1

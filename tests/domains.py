@@ -5,8 +5,8 @@ import json
 import transformers as tf
 
 from foretune.forecasting.calibration import OUTCOMES, Calibration, Line
-from foretune.forecasting.identity import fingerprint
 from foretune.forecasting.reach import Domain
+from foretune.models.identity import fingerprint
 
 WIDE = (1e-9, 1e9)
 

@@ -7,10 +7,10 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from foretune.config import AdapterConfig
-from foretune.layout import find_layout
-from foretune.models import Classifier, Encoded
-from foretune.placement import lora_config
+from foretune.models.classifier import Classifier, Encoded
+from foretune.models.placement import lora_config
+from foretune.ntk.layout import find_layout
+from foretune.settings.groups import AdapterConfig
 
 import cases
 

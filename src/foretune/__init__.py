@@ -7,70 +7,89 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foretune.bounds import RiskBounds as RiskBounds
-    from foretune.bounds import label_energy_bound as label_energy_bound
-    from foretune.bounds import risk_bounds as risk_bounds
-    from foretune.config import AdapterConfig as AdapterConfig
-    from foretune.config import DataConfig as DataConfig
-    from foretune.config import ModelConfig as ModelConfig
-    from foretune.config import ScoreConfig as ScoreConfig
-    from foretune.config import ScoreSettings as ScoreSettings
-    from foretune.config import TuneConfig as TuneConfig
-    from foretune.config import TuneSettings as TuneSettings
-    from foretune.data import Task as Task
-    from foretune.data import load_task as load_task
-    from foretune.data import task_from_datasets as task_from_datasets
     from foretune.errors import ForetuneError as ForetuneError
-    from foretune.features import TangentFeatures as TangentFeatures
+    from foretune.evaluation.correlations import StudyReport as StudyReport
+    from foretune.evaluation.correlations import summarise as summarise
+    from foretune.evaluation.records import Record as Record
+    from foretune.evaluation.records import read_records as read_records
     from foretune.forecasting.calibration import Calibration as Calibration
     from foretune.forecasting.calibration import Interval as Interval
     from foretune.forecasting.calibration import read_calibration as read_calibration
-    from foretune.forecasting.training import Training as Training
-    from foretune.forecasts import Evaluation as Evaluation
-    from foretune.forecasts import Forecast as Forecast
-    from foretune.forecasts import forecast as forecast
-    from foretune.kernel import TangentKernel as TangentKernel
-    from foretune.kernel import tangent_kernel as tangent_kernel
-    from foretune.models import Classifier as Classifier
-    from foretune.models import batches as batches
-    from foretune.models import encode as encode
-    from foretune.models import load_classifier as load_classifier
-    from foretune.outputs import OutputReduction as OutputReduction
-    from foretune.outputs import output_reduction as output_reduction
-    from foretune.placement import place as place
-    from foretune.placement import read_adapters as read_adapters
-    from foretune.ranking.ranks import Ranking as Ranking
-    from foretune.ranking.ranks import rank as rank
+    from foretune.models.adapted import Batch as Batch
+    from foretune.models.classifier import Classifier as Classifier
+    from foretune.models.classifier import batches as batches
+    from foretune.models.classifier import encode as encode
+    from foretune.models.classifier import load_classifier as load_classifier
+    from foretune.models.placement import place as place
+    from foretune.models.placement import read_adapters as read_adapters
+    from foretune.models.sites import Site as Site
+    from foretune.ntk.bounds import RiskBounds as RiskBounds
+    from foretune.ntk.bounds import label_energy_bound as label_energy_bound
+    from foretune.ntk.bounds import risk_bounds as risk_bounds
+    from foretune.ntk.features import TangentFeatures as TangentFeatures
+    from foretune.ntk.jacobian import tangent_features as tangent_features
+    from foretune.ntk.kernel import TangentKernel as TangentKernel
+    from foretune.ntk.kernel import tangent_kernel as tangent_kernel
+    from foretune.ntk.prediction import Evaluation as Evaluation
+    from foretune.ntk.prediction import Forecast as Forecast
+    from foretune.ntk.prediction import forecast as forecast
+    from foretune.ntk.regression import KernelRegression as KernelRegression
+    from foretune.ntk.regression import fit_regression as fit_regression
+    from foretune.ntk.regression import predict as predict
+    from foretune.ntk.spectrum import Spectrum as Spectrum
+    from foretune.ntk.spectrum import decompose as decompose
+    from foretune.ntk.spectrum import spectrum as spectrum
+    from foretune.ranking.rank import Ranking as Ranking
+    from foretune.ranking.rank import rank as rank
     from foretune.ranking.report import save_adapter as save_adapter
-    from foretune.ranking.settings import Candidates as Candidates
-    from foretune.ranking.settings import RankSample as RankSample
-    from foretune.ranking.settings import RankSettings as RankSettings
-    from foretune.regression import KernelRegression as KernelRegression
-    from foretune.regression import fit_regression as fit_regression
-    from foretune.regression import predict as predict
-    from foretune.save import save_score as save_score
-    from foretune.scores import ScoreResult as ScoreResult
-    from foretune.scores import score as score
-    from foretune.sites import Site as Site
-    from foretune.spectra import Spectrum as Spectrum
-    from foretune.spectra import decompose as decompose
-    from foretune.spectra import spectrum as spectrum
+    from foretune.report.curves import History as History
+    from foretune.scoring.files import save_score as save_score
+    from foretune.scoring.score import ScoreResult as ScoreResult
+    from foretune.scoring.score import score as score
+    from foretune.settings.groups import AdapterConfig as AdapterConfig
+    from foretune.settings.groups import DataConfig as DataConfig
+    from foretune.settings.groups import ModelConfig as ModelConfig
+    from foretune.settings.groups import ScoreConfig as ScoreConfig
+    from foretune.settings.groups import ScoreSettings as ScoreSettings
+    from foretune.settings.groups import TuneConfig as TuneConfig
+    from foretune.settings.groups import TuneSettings as TuneSettings
+    from foretune.settings.ranking import Candidates as Candidates
+    from foretune.settings.ranking import RankSample as RankSample
+    from foretune.settings.ranking import RankSettings as RankSettings
+    from foretune.settings.run import Training as Training
     from foretune.study.grid import Cell as Cell
     from foretune.study.grid import read_grid as read_grid
-    from foretune.study.records import Record as Record
-    from foretune.study.records import read_records as read_records
-    from foretune.study.summary import StudyReport as StudyReport
-    from foretune.study.summary import summarise as summarise
-    from foretune.tangent import Batch as Batch
-    from foretune.tangent import tangent_features as tangent_features
-    from foretune.tuning.curves import History as History
-    from foretune.tuning.outcome import TuneResult as TuneResult
-    from foretune.tuning.outcome import tune as tune
+    from foretune.tasks.load import Task as Task
+    from foretune.tasks.load import load_task as load_task
+    from foretune.tasks.load import task_from_datasets as task_from_datasets
+    from foretune.tasks.outputs import OutputReduction as OutputReduction
+    from foretune.tasks.outputs import output_reduction as output_reduction
+    from foretune.training.tune import TuneResult as TuneResult
+    from foretune.training.tune import tune as tune
 
 # Where each public name lives, by stage.
 _HOME = {
     "errors": ["ForetuneError"],
-    "config": [
+    "evaluation.correlations": ["StudyReport", "summarise"],
+    "evaluation.records": ["Record", "read_records"],
+    "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
+    "models.adapted": ["Batch"],
+    "models.classifier": ["Classifier", "batches", "encode", "load_classifier"],
+    "models.placement": ["place", "read_adapters"],
+    "models.sites": ["Site"],
+    "ntk.bounds": ["RiskBounds", "label_energy_bound", "risk_bounds"],
+    "ntk.features": ["TangentFeatures"],
+    "ntk.jacobian": ["tangent_features"],
+    "ntk.kernel": ["TangentKernel", "tangent_kernel"],
+    "ntk.prediction": ["Evaluation", "Forecast", "forecast"],
+    "ntk.regression": ["KernelRegression", "fit_regression", "predict"],
+    "ntk.spectrum": ["Spectrum", "decompose", "spectrum"],
+    "ranking.rank": ["Ranking", "rank"],
+    "ranking.report": ["save_adapter"],
+    "report.curves": ["History"],
+    "scoring.files": ["save_score"],
+    "scoring.score": ["ScoreResult", "score"],
+    "settings.groups": [
         "AdapterConfig",
         "DataConfig",
         "ModelConfig",
@@ -79,30 +98,12 @@ _HOME = {
         "TuneConfig",
         "TuneSettings",
     ],
-    "data": ["Task", "load_task", "task_from_datasets"],
-    "models": ["Classifier", "batches", "encode", "load_classifier"],
-    "outputs": ["OutputReduction", "output_reduction"],
-    "sites": ["Site"],
-    "placement": ["place", "read_adapters"],
-    "tangent": ["Batch", "tangent_features"],
-    "features": ["TangentFeatures"],
-    "kernel": ["TangentKernel", "tangent_kernel"],
-    "spectra": ["Spectrum", "decompose", "spectrum"],
-    "bounds": ["RiskBounds", "label_energy_bound", "risk_bounds"],
-    "regression": ["KernelRegression", "fit_regression", "predict"],
-    "forecasts": ["Evaluation", "Forecast", "forecast"],
-    "scores": ["ScoreResult", "score"],
-    "save": ["save_score"],
-    "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
-    "forecasting.training": ["Training"],
-    "ranking.settings": ["Candidates", "RankSample", "RankSettings"],
-    "ranking.ranks": ["Ranking", "rank"],
-    "ranking.report": ["save_adapter"],
-    "tuning.curves": ["History"],
-    "tuning.outcome": ["TuneResult", "tune"],
+    "settings.ranking": ["Candidates", "RankSample", "RankSettings"],
+    "settings.run": ["Training"],
     "study.grid": ["Cell", "read_grid"],
-    "study.records": ["Record", "read_records"],
-    "study.summary": ["StudyReport", "summarise"],
+    "tasks.load": ["Task", "load_task", "task_from_datasets"],
+    "tasks.outputs": ["OutputReduction", "output_reduction"],
+    "training.tune": ["TuneResult", "tune"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

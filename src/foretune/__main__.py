@@ -7,7 +7,7 @@ from contextlib import suppress
 def main() -> None:
     """Run the command line and exit with its code."""
     from foretune.cli import run
-    from foretune.terminal import close_stream, open_streams
+    from foretune.report.terminal import close_stream, open_streams
 
     open_streams()
     code = run(sys.argv[1:])

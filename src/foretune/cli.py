@@ -5,35 +5,31 @@ until the input has been parsed.
 """
 
 import sys
-import time
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Yaml
 
-from foretune.config import (
-    AdapterConfig,
-    DataConfig,
-    ModelConfig,
-    ScoreConfig,
-    ScoreSettings,
-    TuneSettings,
-    one_adapter,
-)
+from foretune.commands.demo import demo
+from foretune.commands.paper import paper
+from foretune.commands.rank import rank
+from foretune.commands.score import score
+from foretune.commands.study import study
+from foretune.commands.tune import tune
 from foretune.errors import ConfigError, ForetuneError, border, reason, shown
 from foretune.faults import fault_of_outside
-from foretune.forecasting.training import CurveWanted, Training
-from foretune.paper.command import paper
-from foretune.ranking.command import rank
-from foretune.ranking.settings import Candidates, RankSample
-from foretune.store import read_yaml
-from foretune.study.command import study
-from foretune.tuning.command import tune
+from foretune.report.store import read_yaml
+from foretune.settings.groups import (
+    AdapterConfig,
+    ScoreSettings,
+    TuneSettings,
+)
+from foretune.settings.ranking import Candidates, RankSample
+from foretune.settings.run import Training
 
 # Names that Hugging Face's scripts give the same things; `-` and `_` are alike everywhere.
 ALIASES = {
@@ -79,161 +75,12 @@ app = App(
 )
 
 
+app.command(score)
+app.command(demo)
 app.command(tune)
 app.command(rank)
 app.command(study)
 app.command(paper)
-
-
-def _flat(title: str) -> Parameter:
-    return Parameter(name="*", group=Group(title))
-
-
-@app.command
-def score(
-    *,
-    model: Annotated[ModelConfig, _flat("Model")],
-    data: Annotated[DataConfig, _flat("Data")],
-    adapter: Annotated[AdapterConfig | None, _flat("Adapter")] = None,
-    adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
-    settings: Annotated[ScoreSettings | None, _flat("Score")] = None,
-    curve: Annotated[bool, Parameter(group="Forecast")] = False,
-    training: Annotated[Training | None, _flat("Forecast")] = None,
-    calibration: Annotated[Path | None, Parameter(group="Forecast")] = None,
-    output: Annotated[Path | None, Parameter(group="Run")] = None,
-    config: Annotated[Path | None, Parameter(group="Run")] = None,
-    json: Annotated[bool, Parameter(group="Run")] = False,
-) -> None:
-    """Score one LoRA configuration: spectrum of its tangent kernel, risk bounds and a first forecast.
-
-    Example: foretune score --model ./MiniLM --dataset ./sst2 --target-modules query value --layers 0 5 --output run
-
-    Flags answer to Hugging Face's long names too (--model_name_or_path, --dataset_name, --lora_r, …).
-
-    Args:
-        model: Model.
-        data: Data set.
-        adapter: Adapter.
-        adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
-        settings: How to score.
-        curve: Forecast the course of the run with these settings too: losses and accuracy over its steps.
-        training: The run that --curve forecasts.
-        calibration: Calibration of that forecast, from a study's report; without it the one that comes with foretune.
-        output: New folder for result.json, kernel.safetensors, config.yaml, spectrum.png and the curve.
-        config: YAML file with any of these flags by name; the command line wins.
-        json: Print result.json to stdout instead of the table.
-
-    Raises:
-        ConfigError: If a run is described and not forecast.
-    """
-    if (training is not None or calibration is not None) and not curve:
-        raise ConfigError(
-            "settings of a run such as --epochs and --calibration shape the forecast of --curve: add it, or leave them"
-        )
-    described = one_adapter(adapter, adapter_config)
-    run_config = ScoreConfig(model, data, described, settings or ScoreSettings(), adapter_config)
-    wanted = CurveWanted(training or Training(), calibration) if curve else None
-    score_command(run_config, output, curve=wanted, as_json=json)
-
-
-@app.command
-def demo(
-    *,
-    output: Annotated[Path | None, Parameter(group="Run")] = None,
-    samples: Annotated[int, Parameter(group="Run")] = 32,
-    json: Annotated[bool, Parameter(group="Run")] = False,
-) -> None:
-    """Score an adapter on real weights and real text that come with the extra `demo`: MiniLM and BBC news.
-
-    Args:
-        output: New folder for the run; the texts are written beside it, to OUTPUT-data.
-        samples: Training samples of the kernel.
-        json: Print result.json to stdout instead of the table.
-    """
-    import shlex
-
-    from foretune.demo import data_of_demo, model_folder
-    from foretune.terminal import console
-
-    with data_of_demo(output) as folder:
-        tokens = ["score", "--model", str(model_folder()), "--dataset", str(folder)]
-        tokens += ["--target-modules", "query", "value", "--layers", "0", "2", "5"]
-        tokens += ["--samples", str(samples), "--max-length", "128"]
-        tokens += [] if output is None else ["--output", str(output)]
-        tokens += ["--json"] if json else []
-        command = f"$ {shlex.join(['foretune', *tokens])}"
-        console(stderr=True).print(command, soft_wrap=True)
-        app(tokens, exit_on_error=False, print_error=False)  # what was printed is what runs
-
-
-def score_command(config: ScoreConfig, output: Path | None, *, curve: CurveWanted | None = None, as_json: bool) -> None:
-    """Load, plan, run, save and print one score.
-
-    Args:
-        config: All settings.
-        output: Folder of the run, or None to save nothing.
-        curve: The run whose course is forecast, None for no such forecast.
-        as_json: Whether to print JSON instead of the table.
-    """
-    from foretune.folders import hold
-    from foretune.store import check_free
-
-    with ExitStack() as stack:
-        if output is not None:
-            stack.enter_context(hold(output))
-            check_free(output)
-        _score(config, output, curve, as_json=as_json)
-
-
-def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None, *, as_json: bool) -> None:
-    """Score, save to a free folder that no other run writes to, and print."""
-    from foretune.store import to_json
-    from foretune.terminal import console, placement_in_words, print_json, progress
-
-    log = console(stderr=True)
-    start = time.perf_counter()
-    with log.status("loading"):
-        from foretune.data import load_task
-        from foretune.forecasting.calibration import read_calibration
-        from foretune.forecasting.curve import RunCurve, forecast_run
-        from foretune.forecasting.survey import check_survey
-        from foretune.models import load_model
-        from foretune.placement import lora_config
-        from foretune.plan import describe, prepare
-        from foretune.ranking.adapter_file import adapter_from_file, adapter_in_words
-        from foretune.report import print_plan, print_result
-        from foretune.save import save_score, score_content
-        from foretune.scores import run as run_plan
-
-        calibration = None if wanted is None else read_calibration(wanted.calibration)
-        given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
-        task = load_task(config.data)
-        classifier = load_model(config.model, task.label_names, config.settings.seed)
-        lora = lora_config(classifier.model, config.adapter) if given is None else given
-        plan = prepare(classifier, task, lora, config.settings, inplace=True)
-        if wanted is not None:
-            check_survey(plan)
-    seconds_load = time.perf_counter() - start
-    print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
-    with progress(log, "texts through the model", plan.n_passes) as update:
-        result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
-    curve = None
-    if wanted is not None and calibration is not None:
-        with progress(log, "steps of the simulated run", None) as update:
-            course = forecast_run(
-                plan, wanted.training, calibration, on_step=lambda done, total: update(completed=done, total=total)
-            )
-        curve = RunCurve(wanted.training, course, None if wanted.calibration is None else calibration)
-    if output is not None:
-        save_score(result, output, config, given, curve)
-        log.print(f"saved to {output}")
-    else:
-        log.print("nothing saved: name a folder with --output", style="dim")
-    content = score_content(result, curve)
-    if as_json:
-        print_json(to_json(content))
-    else:
-        print_result(console(), content)
 
 
 def canonical(tokens: Sequence[str]) -> list[str]:
@@ -345,7 +192,7 @@ def run(tokens: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    from foretune.terminal import close_stream
+    from foretune.report.terminal import close_stream
 
     try:
         parsed = _bare(canonical(tokens))
@@ -381,7 +228,7 @@ def _bare(tokens: list[str]) -> list[str]:
 
 def _say(message: str, *, fault: bool = False) -> None:
     """Print to stderr: one line of bounded length; a fault of foretune whole, and from every process."""
-    from foretune.terminal import console
+    from foretune.report.terminal import console
 
     log = console(stderr=True)
     if fault:

@@ -14,21 +14,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
-from foretune.data import load_task
-from foretune.forecasting.calibration import OUTCOMES, apply_calibration, case_values, scale
+from foretune.evaluation.held_out import OUTPUTS, cases_of
+from foretune.evaluation.records import read_records
+from foretune.forecasting.calibration import OUTCOMES, apply_calibration, scale
 from foretune.forecasting.calibration_fit import fit_calibration
-from foretune.forecasting.outlook import kind_of, outlooks, runs_of
+from foretune.forecasting.linearise import survey
 from foretune.forecasting.reach import reach, run_from, run_values
 from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.survey import survey
-from foretune.models import load_model
-from foretune.placement import adapted_names, lora_config
-from foretune.plan import prepare
-from foretune.study.foresight import OUTPUTS, cases_of
-from foretune.study.records import read_records
-from foretune.tuning.course import prepare_tune
-from foretune.tuning.outcome import run_tune
+from foretune.forecasting.runs import case_values, kind_of, outlooks, runs_of
+from foretune.models.classifier import load_model
+from foretune.models.placement import adapted_names, lora_config
+from foretune.problem import prepare
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
+from foretune.tasks.load import load_task
+from foretune.training.plan import prepare_tune
+from foretune.training.tune import run_tune
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import exp, exp2, isfinite, log, log2, sqrt
+from math import exp, exp2, isfinite, log, sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError, border
-from foretune.forecasting.outlook import Outlook
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 
 Array = NDArray[np.float64]
@@ -146,26 +145,6 @@ class RunForecast:
         if known is not None:
             levels = {name: asdict(known[name]) if name in known else None for name in OUTCOMES}
         return {"levels": levels, "reach": self.reach.to_dict()}
-
-
-def case_values(outlook: Outlook) -> dict[str, float]:
-    """Take what a calibration needs out of an outlook.
-
-    Args:
-        outlook: Outlook.
-
-    Returns:
-        Numbers by name.
-    """
-    return {
-        "simulated_train_loss": outlook.end.train_loss,
-        "simulated_eval_loss": outlook.end.eval_loss,
-        "simulated_accuracy": outlook.end.eval_accuracy,
-        "probe_loss": outlook.probe_loss,
-        "probe_accuracy": outlook.probe_accuracy,
-        "movement": outlook.course.movement,
-        "doublings": log2(max(1.0, outlook.train_rows / outlook.samples)),
-    }
 
 
 def scale(outcome: Outcome, value: float) -> float:

@@ -9,44 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from foretune.errors import ConfigError, reason
-from foretune.forecasting.calibration import (
-    Calibration,
-    Interval,
-    RunForecast,
-    apply_calibration,
-    case_values,
-    scale,
-    unscale,
-)
-from foretune.forecasting.outlook import Outlook, kind_of, n_steps, outlooks, runs_of
+from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration, scale, unscale
+from foretune.forecasting.linearise import survey
 from foretune.forecasting.reach import reach
 from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.survey import survey
-from foretune.forecasting.training import Training
-from foretune.outputs import output_reduction
-from foretune.plan import Plan
+from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
+from foretune.problem import Plan
+from foretune.report.curves import HEADER, CurvePoint
+from foretune.settings.run import Training
+from foretune.tasks.outputs import output_reduction
 
 POINTS = 20
-CURVE = "curve.csv"
-HEADER = ("step", "train_loss", "eval_loss", "eval_accuracy")
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """A forecast after some steps. Losses in nats, accuracy as a fraction.
-
-    Attributes:
-        step: Optimiser steps done.
-        train_loss: Mean loss of the batches since the point before; None before training.
-        eval_loss: Loss on the evaluation rows.
-        eval_accuracy: Accuracy on them.
-    """
-
-    step: int
-    train_loss: float | None
-    eval_loss: float
-    eval_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -191,33 +164,3 @@ def write_curve(curve: Curve, path: Path) -> None:
         for point in curve.points:
             train = "" if point.train_loss is None else f"{point.train_loss:.6g}"
             writer.writerow([point.step, train, f"{point.eval_loss:.6g}", f"{point.eval_accuracy:.6g}"])
-
-
-def read_curve(path: Path) -> tuple[CurvePoint, ...]:
-    """Read the points of a curve.
-
-    Args:
-        path: File of `write_curve`.
-
-    Returns:
-        Points.
-
-    Raises:
-        ConfigError: If it is no such file.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return tuple(
-                CurvePoint(
-                    int(row["step"]),
-                    float(row["train_loss"]) if row["train_loss"] else None,
-                    float(row["eval_loss"]),
-                    float(row["eval_accuracy"]),
-                )
-                for row in csv.DictReader(file)
-            )
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"cannot read the forecast curve {str(path)!r}: {reason(error)}; make it with foretune score --curve "
-            "--output (where the level is withheld there is none)"
-        ) from error

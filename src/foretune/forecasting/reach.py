@@ -25,7 +25,7 @@ class Run:
     """What a forecast is for, as far as it may lie outside what a calibration has seen.
 
     Attributes:
-        model: Fingerprint of the pretrained weights (`foretune.forecasting.identity`).
+        model: Fingerprint of the pretrained weights (`foretune.models.identity`).
         hidden_head: Whether the classifier's head has a hidden layer.
         classes: Classes C.
         known_rows: Labelled training rows n that are known.

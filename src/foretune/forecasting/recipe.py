@@ -7,7 +7,7 @@ from math import ceil, cos, pi
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.config import Scheduler, TuneSettings
+from foretune.settings.groups import Scheduler, TuneSettings
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from foretune.study.quantities import KAPPA
-from foretune.study.records import Record
-from foretune.study.statistics import Scope
-from foretune.study.summary import SCOPE_WORDS, Finding, finding_in_words, summarise
+from foretune.evaluation.correlations import SCOPE_WORDS, Finding, finding_in_words, summarise
+from foretune.evaluation.predictors import KAPPA
+from foretune.evaluation.records import Record
+from foretune.evaluation.statistics import Scope
 
 Verdict = Literal["borne out", "reversed", "not established"]
 # The paper's reading: a small κ goes with a small loss and a high accuracy.

@@ -8,14 +8,14 @@ from typing import Any
 
 import yaml
 
-from foretune.config import DataConfig, PaperSettings
-from foretune.data import load_task
 from foretune.errors import DataError, PlacementError
-from foretune.loading import read_skeleton
+from foretune.models.loading import read_skeleton
+from foretune.models.placement import linear_names
+from foretune.models.sites import split_name
 from foretune.paper.published import NAMES
-from foretune.placement import linear_names
-from foretune.sites import split_name
+from foretune.settings.groups import DataConfig, PaperSettings
 from foretune.study.grid import Cell, expand
+from foretune.tasks.load import load_task
 
 # What architectures call the paper's projections, by the last part of the module's name.
 PROJECTIONS = {

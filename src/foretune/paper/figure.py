@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foretune.evaluation.correlations import SCOPE_WORDS
+from foretune.evaluation.predictors import KAPPA
+from foretune.evaluation.records import Record
 from foretune.paper.claims import check_claims
 from foretune.paper.experiment import Experiment, title
-from foretune.study.plots import COLOURS, MARKERS
-from foretune.study.quantities import KAPPA
-from foretune.study.records import Record
-from foretune.study.summary import SCOPE_WORDS
-from foretune.texts import for_figure
-from foretune.tuning.curves import running_mean
+from foretune.report.curves import running_mean
+from foretune.report.figures import COLOURS, MARKERS
+from foretune.report.texts import for_figure
 
 CURVES = (2, 3)  # placements of panels (a) and (b): {first, middle, last} with {W_q, W_v} and with {W_k}
 

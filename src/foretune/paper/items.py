@@ -6,15 +6,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from foretune.evaluation.records import Record, write_records
 from foretune.paper.claims import check_claims
 from foretune.paper.experiment import Experiment
 from foretune.paper.figure import caption, figure1
 from foretune.paper.tables import KEYS_ONLY, table1, table2, table3
-from foretune.store import make_folder, write_text
+from foretune.report.figures import save_figure
+from foretune.report.store import make_folder, write_text
+from foretune.report.texts import for_markdown
 from foretune.study.grid import Cell
-from foretune.study.plots import save_figure
-from foretune.study.records import Record, write_records
-from foretune.texts import for_markdown
 
 
 def needed_cells(experiment: Experiment, items: Sequence[str]) -> tuple[Cell, ...]:

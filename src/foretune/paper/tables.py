@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 
+from foretune.evaluation.records import Record
 from foretune.paper.experiment import Experiment, title
 from foretune.paper.published import COMMON3, TABLE1, TABLE2, TABLE3
+from foretune.report.tables import Table
 from foretune.study.grid import Cell
-from foretune.study.records import Record
-from foretune.study.tables import Table
 
 KEYS_ONLY = 3  # index of ({0,5,11}, {W_k}) among the placements, which Table 2 is about
 

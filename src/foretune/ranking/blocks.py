@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from foretune.forecasting.survey import Survey, first_examples
-from foretune.kernel import tangent_kernel
-from foretune.outputs import output_reduction
-from foretune.ranking.screen import Blocks
-from foretune.tokens import TokenFactors, adapter_features
+from foretune.forecasting.linearise import Survey, first_examples
+from foretune.ntk.factors import TokenFactors, adapter_features
+from foretune.ntk.kernel import tangent_kernel
+from foretune.ranking.quick_score import Blocks
+from foretune.tasks.outputs import output_reduction
 
 SAMPLES = 256  # at most, for the quick score: its cost grows with their cube
 

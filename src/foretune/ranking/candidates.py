@@ -1,21 +1,14 @@
 """Candidates: sets of modules with a rank, their names for people, and the budgets that they must fit."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from fractions import Fraction
 
-from foretune.errors import ConfigError, PlacementError
-from foretune.sites import Site
+from foretune.errors import PlacementError
+from foretune.models.sites import Site
 
 _QUERY = frozenset({"query", "q", "q_proj", "q_lin", "query_proj", "wq", "to_q"})
 _VALUE = frozenset({"value", "v", "v_proj", "v_lin", "value_proj", "wv", "to_v"})
-
-BYTES_PER_PARAMETER = 4
-_AMOUNT = re.compile(r"(\d{1,15}(?:_\d{1,15})*(?:\.\d{0,15})?(?:[eE]\+?\d{1,2})?)\s*([A-Za-z]*)")
-_PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
-_BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 @dataclass(frozen=True)
@@ -45,19 +38,6 @@ class Candidate:
             raise PlacementError(f"candidate with site {sites[0]}: positions count from 0")
         if self.rank < 1:
             raise PlacementError(f"candidate of rank {self.rank}: must be at least 1")
-
-
-def n_parameters(candidate: Candidate, sites: Sequence[Site]) -> int:
-    """Count the trainable parameters of the adapters, without the head.
-
-    Args:
-        candidate: Placement.
-        sites: Every module that can be adapted; their own ranks do not count.
-
-    Returns:
-        Σ r · (d_in + d_out) over the candidate's modules.
-    """
-    return sum(candidate.rank * (sites[position].d_in + sites[position].d_out) for position in candidate.sites)
 
 
 def short_kinds(sites: Iterable[Site]) -> dict[str, str]:
@@ -301,99 +281,3 @@ def _ranges(sites: Sequence[Site], allowed: Sequence[int], group: frozenset[str]
             if held:
                 found.append(tuple(sorted(held)))
     return found
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How large an adapter may be.
-
-    Attributes:
-        parameters: Trainable parameters of the adapter, at most.
-        text: As the user wrote it.
-        bytes_per_parameter: Bytes of a parameter in the adapter's file.
-    """
-
-    parameters: int
-    text: str
-    bytes_per_parameter: int = BYTES_PER_PARAMETER
-
-
-def parse_budget(text: str, *, bytes_per_parameter: int = BYTES_PER_PARAMETER) -> Budget:
-    """Read a budget of trainable parameters or of bytes in the adapter's file.
-
-    Bytes are parameters times `bytes_per_parameter`; the few kilobytes of the file's header do not count.
-
-    Args:
-        text: Parameters, such as `500000`, `500k` or `1.2M`, or a size, such as `500KB`, `2MB` (10⁶ bytes) or
-            `1.5MiB` (2²⁰ bytes); upper and lower case are alike.
-        bytes_per_parameter: 4 for float32, 2 for half precision.
-
-    Returns:
-        The budget, rounded down to whole parameters.
-
-    Raises:
-        ConfigError: If the text is neither, or leaves no parameter.
-
-    Example:
-        >>> parse_budget("1.2M").parameters, parse_budget("2MB").parameters
-        (1200000, 500000)
-    """
-    if bytes_per_parameter < 1:
-        raise ConfigError(f"bytes_per_parameter = {bytes_per_parameter}: must be at least 1")
-    forms = "use parameters as in 500000, 500k or 1.2M, or the size of the file as in 500KB, 2MB or 1.5MiB"
-    match = _AMOUNT.fullmatch(text.strip())
-    if match is None:
-        raise ConfigError(f"budget = {text!r}: {forms}")
-    amount, unit = Fraction(match[1].replace("_", "")), match[2].lower()
-    if unit in _PARAMETERS:
-        parameters = int(amount * _PARAMETERS[unit])
-    elif unit in _BYTES:
-        parameters = int(amount * _BYTES[unit] / bytes_per_parameter)
-    else:
-        raise ConfigError(f"budget = {text!r} has the unit {match[2]!r}: {forms}")
-    if parameters < 1:
-        raise ConfigError(f"budget = {text!r} leaves no parameter: {forms}")
-    return Budget(parameters, text.strip(), bytes_per_parameter)
-
-
-def fitting(candidates: Iterable[Candidate], sites: Sequence[Site], budget: Budget) -> tuple[Candidate, ...]:
-    """Keep the candidates that a budget allows.
-
-    Args:
-        candidates: Placements.
-        sites: Every module that can be adapted.
-        budget: Budget.
-
-    Returns:
-        Those with at most `budget.parameters` parameters, in their order.
-
-    Raises:
-        ConfigError: If there is none, naming the smallest candidate.
-    """
-    held = tuple(candidates)
-    kept = tuple(candidate for candidate in held if n_parameters(candidate, sites) <= budget.parameters)
-    if not kept:
-        raise ConfigError(misfit(held, sites, budget))
-    return kept
-
-
-def misfit(candidates: Sequence[Candidate], sites: Sequence[Site], budget: Budget) -> str:
-    """Say of a budget that no candidate fits it.
-
-    Args:
-        candidates: Placements, none of which fits.
-        sites: Every module that can be adapted.
-        budget: Budget.
-
-    Returns:
-        The message of an error, naming the smallest candidate and its size.
-    """
-    if not candidates:
-        return f"budget = {budget.text!r}: there is no candidate that could fit it, name modules and ranks"
-    smallest = min(candidates, key=lambda candidate: n_parameters(candidate, sites))
-    count = n_parameters(smallest, sites)
-    size = count * budget.bytes_per_parameter / 1000
-    return (
-        f"budget = {budget.text!r} ({budget.parameters:,} parameters) fits no candidate: the smallest, "
-        f"{label(smallest, sites)!r}, has {count:,} parameters ({size:,.1f} KB)"
-    )

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from foretune.drawing import save_drawing
 from foretune.ranking.candidates import short_kinds
-from foretune.ranking.ranks import Ranking
-from foretune.texts import for_figure
+from foretune.ranking.rank import Ranking
+from foretune.report.drawing import save_drawing
+from foretune.report.texts import for_figure
 
 
 def heat_map(ranking: Ranking, path: Path) -> None:

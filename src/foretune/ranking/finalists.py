@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.ranking.candidates import Candidate, fitting, n_parameters, parse_budget
-from foretune.ranking.screen import Blocks, quick_scores
+from foretune.models.sites import Site
+from foretune.ranking.budget import fitting, n_parameters, parse_budget
+from foretune.ranking.candidates import Candidate
+from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.ranking.search import beam, greedy
-from foretune.ranking.settings import Candidates
-from foretune.sites import Site
+from foretune.settings.ranking import Candidates
 
 BEAM_WIDTH = 4
 SEARCH_LIMIT = 5_000

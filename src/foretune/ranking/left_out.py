@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from foretune.errors import PlacementError
-from foretune.placement import beside_experts, fused_experts, linear_names
-from foretune.plan import Plan
+from foretune.models.placement import beside_experts, fused_experts, linear_names
+from foretune.models.sites import Site, kinds_in_words
+from foretune.problem import Plan
 from foretune.ranking.candidates import Candidate, enumerate_candidates
-from foretune.ranking.settings import Candidates
-from foretune.sites import Site, kinds_in_words
+from foretune.settings.ranking import Candidates
 
 
 def leave_out(plan: Plan, wanted: Candidates) -> tuple[Plan, tuple[str, ...]]:

@@ -9,17 +9,17 @@ from typing import Any
 import yaml
 from peft import LoraConfig
 
-from foretune.config import ADAPTER_FILE
 from foretune.forecasting.calibration import CALIBRATION, Calibration, Interval
-from foretune.provenance import versions
-from foretune.ranking.adapter_file import candidate_config, write_adapter_config
-from foretune.ranking.adapter_file import save_adapter as save_config
+from foretune.models.adapter_file import save_adapter as save_config
+from foretune.ranking.adapter import candidate_config, write_adapter_config
 from foretune.ranking.figure import heat_map
 from foretune.ranking.finalists import Quick
-from foretune.ranking.ranks import Ranking, Row
-from foretune.ranking.settings import RankConfig
-from foretune.store import finite, plain_text, write_json, write_run
-from foretune.study.tables import Table
+from foretune.ranking.rank import Ranking, Row
+from foretune.report.provenance import versions
+from foretune.report.store import finite, plain_text, write_json, write_run
+from foretune.report.tables import Table
+from foretune.settings.groups import ADAPTER_FILE
+from foretune.settings.ranking import RankConfig
 
 SCHEMA = 1
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.errors import ConfigError, PlacementError
-from foretune.ranking.candidates import Budget, Candidate, check_ranks, misfit
-from foretune.sites import Site
+from foretune.models.sites import Site
+from foretune.ranking.budget import Budget, misfit
+from foretune.ranking.candidates import Candidate, check_ranks
 
 Score = Callable[[Sequence[Candidate]], NDArray[np.float64]]
 

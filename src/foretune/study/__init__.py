@@ -1,1 +1,1 @@
-"""Grids of scores and fine-tunes, and what the ones say of the others."""
+"""Grids of scores and fine-tunes: makes the cells, judges nothing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foretune.errors import StoreError, reason, shown
-from foretune.texts import printable
+from foretune.report.texts import printable
 
 Value = float | None
 Row = TypeVar("Row")

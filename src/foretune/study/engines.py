@@ -15,14 +15,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
-from foretune.config import EngineName
 from foretune.errors import ConfigError, ForetuneError, StoreError, reason
 from foretune.faults import disk_is_full, fault_of_outside
-from foretune.provenance import usable_cores
-from foretune.ranges import Range
-from foretune.store import write_text
+from foretune.report.provenance import usable_cores
+from foretune.report.store import write_text
+from foretune.settings.groups import EngineName
+from foretune.settings.ranges import Range
+from foretune.study.cell import OnNews, work
 from foretune.study.grid import Cell
-from foretune.study.work import OnNews, work
 
 MOST_WORKERS = 1024
 

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from foretune.config import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
 from foretune.errors import ConfigError, reason, shown
-from foretune.store import read_yaml
-from foretune.texts import printable
+from foretune.report.store import read_yaml
+from foretune.report.texts import printable
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
 
 Config = TypeVar("Config", ModelConfig, DataConfig, AdapterConfig, ScoreSettings, TuneSettings)
 MOST_CELLS = 100_000

@@ -8,11 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from foretune.config import DataConfig
-from foretune.data import load_task
 from foretune.errors import ModelError, border
-from foretune.loading import model_files, shown
+from foretune.models.loading import model_files, shown
+from foretune.settings.groups import DataConfig
 from foretune.study.grid import Cell
+from foretune.tasks.load import load_task
 
 SCHEMA = 1
 _ELSEWHERE = ("model", "dataset", "device", "report_to", "trust_remote_code")

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from foretune.config import EngineName
 from foretune.errors import ConfigError, StoreError
-from foretune.store import RESULT, check_writable, read_json
+from foretune.report.store import RESULT, check_writable, read_json
+from foretune.report.tables import Table
+from foretune.settings.groups import EngineName
 from foretune.study.board import Board
+from foretune.study.cell import cell_folder, set_aside
 from foretune.study.engines import Job, engine
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
-from foretune.study.records import read_cell
-from foretune.study.tables import Table
-from foretune.study.work import cell_folder, set_aside
+from foretune.study.stored import read_stored
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _damage(store: Path, key: str) -> str | None:
     if not folder.is_dir():
         return None
     try:
-        read_cell(folder, outlook=False)
+        read_stored(folder)
     except StoreError as error:
         return str(error)
     return None

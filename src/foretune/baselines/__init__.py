@@ -1,1 +1,0 @@
-"""Predictors of others, which forecasts and rankings are measured against."""

@@ -1,0 +1,146 @@
+"""`foretune study` and `foretune study report`."""
+
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from foretune.settings.groups import EngineName
+from foretune.settings.ranges import LARGEST, Range
+
+study = App(name="study", help="Score and fine-tune a grid of configurations, and compare forecasts with outcomes.")
+
+
+@study.default
+def run_study(
+    grid: Path,
+    /,
+    *,
+    output: Path,
+    workers: Annotated[int, Parameter(group="Run")] = 1,
+    engine: Annotated[EngineName, Parameter(group="Run")] = "local",
+    plan: Annotated[bool, Parameter(group="Run")] = False,
+) -> int:
+    """Score and fine-tune a grid of configurations; what is finished is kept, and the same command goes on.
+
+    Example: foretune study grid.yaml --output study && foretune study report study
+
+    Args:
+        grid: YAML file with models, datasets, placements, ranks, seeds, score and train (docs/study.md).
+        output: Folder of the results; may hold those of an earlier run.
+        workers: Processes on this machine, which share its cores.
+        engine: `local`, or `ray` for a Ray cluster whose machines share the folder.
+        plan: Only list the cells and which of them are finished.
+
+    Returns:
+        Exit code: 1 if a cell failed by a fault of foretune or a library.
+    """
+    from foretune.report.terminal import console
+    from foretune.study.grid import read_grid
+    from foretune.study.runs import list_cells, run_cells
+
+    cells = read_grid(grid)
+    log = console(stderr=True)
+    if plan:
+        list_cells(cells, output).show(console())
+        return 0
+    code = run_cells(cells, output, workers=workers, engine_name=engine, log=log).settle(log)
+    if code:
+        return code
+    log.print(f"all {len(cells)} cells are in {output}; next: foretune study report {quote(str(output))}")
+    return 0
+
+
+@study.command(name="outlook")
+def outlook_study(
+    grid: Path,
+    /,
+    *,
+    output: Path,
+    samples: Annotated[int, Parameter(group="Run")] = 512,
+    eval_samples: Annotated[int, Parameter(group="Run")] = 256,
+    comparisons: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Simulate the runs of a grid from a few labelled samples, without training: one pass for all placements.
+
+    Example: foretune study outlook grid.yaml --output study && foretune study report study
+
+    Args:
+        grid: YAML file of the study.
+        output: Folder of the study; its cells need not be finished.
+        samples: Labelled training samples, at most: all rows that train where these are fewer.
+        eval_samples: Labelled rows to predict, at most, of the evaluation split or of the rows held out.
+        comparisons: Also simulate with A fixed, at the random head, with permuted labels and with a random backbone.
+    """
+    from foretune.evaluation.simulations import OutlookSettings, make_outlooks
+    from foretune.report.store import check_writable
+    from foretune.report.terminal import console, progress
+    from foretune.study.grid import read_grid
+
+    Range(4, LARGEST).check("samples", samples)
+    Range(1, LARGEST).check("eval_samples", eval_samples)
+    cells = read_grid(grid)
+    check_writable(output)
+    log = console(stderr=True)
+    with progress(log, "data sets and seeds", None) as update:
+        made = make_outlooks(
+            cells,
+            output,
+            OutlookSettings(samples, eval_samples, comparisons),
+            on_news=lambda what, done, total: update(completed=done, total=total, note=what),
+        )
+    log.print(f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {quote(str(output))}")
+
+
+@study.command(name="report")
+def report_study(
+    folder: Path,
+    /,
+    *,
+    output: Path | None = None,
+    grid: Path | None = None,
+    coefficient: Literal["spearman", "kendall", "pearson"] = "spearman",
+    resamples: int = 2000,
+) -> None:
+    """Compare what was known before training with what came of it: correlations, regrets, scatter plots.
+
+    Args:
+        folder: Folder of a study, or of the `cells.csv` of a report.
+        output: Folder for CSV, Markdown, LaTeX, PNG, SVG and PDF; by default `report` in the study's folder.
+        grid: YAML file of the study, if the folder holds cells of several.
+        coefficient: Which one to print; all are written.
+        resamples: Draws of the bootstrap.
+    """
+    from rich.text import Text
+
+    from foretune.evaluation.correlations import correlation_table, notes, regret_table, save_report, summarise
+    from foretune.evaluation.held_out import foresee
+    from foretune.evaluation.quality import area_table, quality_table, rivals_table, save_forecasts
+    from foretune.evaluation.records import read_records
+    from foretune.evaluation.statistics import SCOPES
+    from foretune.report.terminal import console
+    from foretune.study.grid import read_grid
+
+    Range(100, 100_000).check("resamples", resamples)
+    log = console(stderr=True)
+    foresight = foresee(read_records(folder, None if grid is None else read_grid(grid)))
+    with log.status("resampling"):
+        report = summarise(foresight.records, resamples=resamples)
+    out = folder / "report" if output is None else output
+    save_report(report, out)
+    save_forecasts(foresight, report, out)
+    screen = console()
+    for scope in SCOPES:
+        table = correlation_table(report, coefficient, scope)
+        if table.rows:
+            table.show(screen)
+            screen.print()
+    regret_table(report).show(screen)
+    if foresight.forecasts:
+        for table in (quality_table(foresight), rivals_table(report), area_table(foresight.records)):
+            screen.print()
+            table.show(screen)
+    for note in notes(report):
+        screen.print(Text(f"• {note}"), style="yellow")
+    log.print(f"saved to {out}")

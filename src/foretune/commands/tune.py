@@ -1,0 +1,142 @@
+"""`foretune tune`."""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+from rich.text import Text
+
+from foretune.errors import ConfigError
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, TuneConfig, TuneSettings, one_adapter
+
+
+def tune(
+    *,
+    model: Annotated[ModelConfig, Parameter(name="*", group=Group("Model"))],
+    data: Annotated[DataConfig, Parameter(name="*", group=Group("Data"))],
+    adapter: Annotated[AdapterConfig | None, Parameter(name="*", group=Group("Adapter"))] = None,
+    adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
+    settings: Annotated[TuneSettings | None, Parameter(name="*", group=Group("Training"))] = None,
+    forecast: Annotated[Path | None, Parameter(group="Run")] = None,
+    output: Annotated[Path | None, Parameter(group="Run")] = None,
+    config: Annotated[Path | None, Parameter(group="Run")] = None,
+    json: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Fine-tune one LoRA configuration for real: the one that `foretune score` scores with the same flags.
+
+    Example: foretune tune --config scored/config.yaml --epochs 5 --learning-rate 5e-3 --output tuned
+
+    The defaults are those of the paper. A run that was cut off goes on from its last epoch when the same command
+    is given again. Several GPUs: accelerate launch -m foretune tune …
+
+    Args:
+        model: Model.
+        data: Data set.
+        adapter: Adapter.
+        adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
+        settings: How to train.
+        forecast: Folder of a score with --curve, whose forecast loss.png shows beside the run.
+        output: Folder for result.json, history.csv, steps.csv, config.yaml, loss.png and the adapter.
+        config: YAML file with any of these flags by name, or the config.yaml of a score; the command line wins.
+        json: Print result.json to stdout instead of the table.
+    """
+    described = one_adapter(adapter, adapter_config)
+    run_config = TuneConfig(model, data, described, settings or TuneSettings(), adapter_config)
+    tune_command(run_config, output, forecast=forecast, as_json=json)
+
+
+def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | None = None, as_json: bool) -> None:
+    """Load, plan, train, save and print one fine-tune.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        forecast: Forecast curve, or None.
+        as_json: Whether to print JSON instead of the table.
+
+    Raises:
+        ConfigError: If a curve is to be drawn and nothing is saved.
+    """
+    from foretune.report.folders import disk, hold, place_of
+    from foretune.report.terminal import is_first_process
+
+    if output is None:
+        if forecast is not None:
+            raise ConfigError(f"--forecast {str(forecast)!r} is drawn into loss.png: name a folder with --output")
+        with ExitStack() as stack:
+            with disk("cannot make a temporary folder"):
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            _tune(config, folder, None, None, as_json=as_json)
+    elif is_first_process():  # it alone writes, and holds the folder for all processes of the run
+        with hold(output) as folder:
+            _tune(config, folder, output, forecast, as_json=as_json)
+    else:
+        _tune(config, place_of(output), output, forecast, as_json=as_json)
+
+
+def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path | None, *, as_json: bool) -> None:
+    """Tune in a folder that no other run writes to, `output` if that is given."""
+    from foretune.models.adapter_file import placement_in_words
+    from foretune.report.terminal import console, is_first_process, print_json, progress
+
+    log = console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.models.adapter_file import adapter_from_file, adapter_in_words
+        from foretune.models.classifier import load_model
+        from foretune.models.placement import lora_config
+        from foretune.report.store import to_json
+        from foretune.tasks.load import load_task
+        from foretune.training.fit import Hooks
+        from foretune.training.folder import begun, claim, close_folder, read_forecast, write_history
+        from foretune.training.plan import describe_tune, prepare_tune
+        from foretune.training.report import print_tune, print_tune_plan
+        from foretune.training.tune import run_tune
+
+        flags = config.to_dict()
+        given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
+        writes = output is not None and is_first_process()
+        goes_on = writes and claim(folder, flags, given)
+        drawn = read_forecast(folder, forecast)
+        task = load_task(config.data)
+        classifier = load_model(config.model, task.label_names, config.settings.seed)
+        lora = lora_config(classifier.model, config.adapter) if given is None else given
+        plan = prepare_tune(classifier, task, lora, config.settings, inplace=True)
+    seconds_load = time.perf_counter() - start
+    words = placement_in_words(config.adapter) if given is None else adapter_in_words(given)
+    print_tune_plan(log, describe_tune(plan), words)
+    if goes_on:
+        log.print(f"going on with the run in {output}", style="yellow")
+    with ExitStack() as stack:
+        if writes:
+            stack.enter_context(begun(folder, flags, given, forecast=drawn))
+        update = stack.enter_context(progress(log, "steps", None))
+
+        def on_step(done: int, total: int, loss: float | None) -> None:
+            update(completed=done, total=total, note="" if loss is None else f"loss {loss:.4f}")
+
+        def on_note(note: str) -> None:
+            log.print(Text(note), style="yellow", soft_wrap=True)
+
+        on_record = None if output is None else lambda history: write_history(history, folder)
+        hooks = Hooks(on_step, on_record, on_note)
+        try:
+            result = run_tune(plan, folder, seconds_load=seconds_load, hooks=hooks)
+        except KeyboardInterrupt as error:
+            kept = "nothing was saved" if output is None else "the same command goes on from the last whole epoch"
+            raise KeyboardInterrupt(f"interrupted: {kept}") from error
+    if not result.is_main:
+        return
+    if output is None:
+        log.print("nothing saved: name a folder with --output", style="dim")
+    else:
+        close_folder(result, folder, forecast=drawn)
+        log.print(f"saved to {output}")
+    content = result.to_dict()
+    if as_json:
+        print_json(to_json(content))
+    else:
+        print_tune(console(), content)

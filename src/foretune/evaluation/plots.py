@@ -1,0 +1,57 @@
+"""Scatter plots of quantities at initialisation against outcomes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from foretune.evaluation.predictors import OUTCOMES, Outcome, Quantity
+from foretune.evaluation.records import Record
+from foretune.report.figures import COLOURS, MARKERS
+from foretune.report.texts import for_figure
+
+
+def scatter_figure(records: Sequence[Record], quantities: Sequence[Quantity]) -> Figure:
+    """Draw each quantity against each outcome, one mark for each cell, one colour for each model and data set.
+
+    Args:
+        records: Cells.
+        quantities: Quantities, one column of panels each.
+
+    Returns:
+        The figure.
+    """
+    groups = sorted({record.group for record in records})
+    several_models = len({model for model, _ in groups}) > 1
+    figure = Figure(figsize=(2.6 * len(quantities) + 0.6, 2.3 * len(OUTCOMES) + 0.6), layout="constrained")
+    panels = figure.subplots(len(OUTCOMES), len(quantities), squeeze=False, sharex="col", sharey="row")
+    for row, outcome in zip(panels, OUTCOMES, strict=True):
+        for axes, quantity in zip(row, quantities, strict=True):
+            for index, group in enumerate(groups):
+                label = for_figure(" · ".join(group) if several_models else group[1])
+                held = [record for record in records if record.group == group]
+                _marks(axes, held, quantity, outcome, index, label)
+            if quantity.logarithmic and all((r.quantities[quantity.name] or 0.0) > 0 for r in records):
+                axes.set_xscale("log")
+            axes.grid(alpha=0.3, linewidth=0.5)
+    for axes, quantity in zip(panels[-1], quantities, strict=True):
+        axes.set_xlabel(quantity.label)
+    for row, outcome in zip(panels, OUTCOMES, strict=True):
+        row[0].set_ylabel(outcome.label)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(groups), 6), frameon=False, fontsize=8)
+    return figure
+
+
+def _marks(axes: Axes, records: Sequence[Record], quantity: Quantity, outcome: Outcome, index: int, label: str) -> None:
+    points = [
+        (x, y)
+        for record in records
+        if (x := record.quantities[quantity.name]) is not None and (y := record.outcomes[outcome.name]) is not None
+    ]
+    if points:
+        x, y = np.array(points).T
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        axes.scatter(x, y, s=18, color=colour, marker=marker, label=label, alpha=0.8, linewidths=0)

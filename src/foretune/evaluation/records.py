@@ -1,0 +1,319 @@
+"""The finished cells of a study, from its store or from the CSV files of a report."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foretune.errors import StoreError
+from foretune.evaluation.early_stop import early_quantities
+from foretune.evaluation.predictors import HELD
+from foretune.report.curves import Step, running_mean, steps_to_reach
+from foretune.report.store import read_json, write_whole
+from foretune.report.texts import for_spreadsheet, from_spreadsheet, printable
+from foretune.study.cell import CELLS, OUTLOOKS, cell_folder
+from foretune.study.damage import Value, check_course, numbers, read_rows, same, undamaged
+from foretune.study.grid import Cell
+from foretune.study.keys import cell_key
+from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, read_stored, step_of
+
+AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
+SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate", "survey", "simulate", "baselines")
+CELLS_CSV, CURVES_CSV = "cells.csv", "curves.csv"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished cell.
+
+    Attributes:
+        key: Content key.
+        model: Name of the model.
+        dataset: Name of the data set.
+        placement: Name of the placement.
+        r: Rank.
+        seed: Seed.
+        quantities: Numbers at initialisation.
+        outcomes: Numbers after training.
+        facts: Rows, classes, parameters, steps.
+        seconds: Time of each stage.
+        steps: Training loss over steps.
+        family: Name that versions of one data set share.
+    """
+
+    key: str
+    model: str
+    dataset: str
+    placement: str
+    r: int
+    seed: int
+    quantities: Mapping[str, Value]
+    outcomes: Mapping[str, Value]
+    facts: Mapping[str, Value]
+    seconds: Mapping[str, Value]
+    steps: tuple[Step, ...]
+    family: str = ""
+
+    def __post_init__(self) -> None:
+        """Make a data set that is alone a family of its own."""
+        object.__setattr__(self, "family", self.family or self.dataset)
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Model and data set: placements are compared within one."""
+        return self.model, self.dataset
+
+    @property
+    def kin(self) -> tuple[str, str]:
+        """Model and family of the data set: what no two independent groups share."""
+        return self.model, self.family
+
+    @property
+    def unit(self) -> tuple[str, str, str, int]:
+        """All but the seed."""
+        return self.model, self.dataset, self.placement, self.r
+
+
+def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Record, ...]:
+    """Read the finished cells of a study.
+
+    Args:
+        folder: A study's folder, or one with the `cells.csv` (and `curves.csv`) of a report.
+        cells: Cells of a grid to take, by their content and under the grid's names; None takes all there are.
+
+    Returns:
+        Records, by data set, placement and seed, with the outcome `steps_to_loss` added.
+
+    Raises:
+        StoreError: If there are none, or two differ in their settings alone.
+    """
+    if (folder / CELLS).is_dir():
+        named: Iterable[tuple[Path, Cell | None]]
+        if cells is None:
+            paths = sorted((folder / CELLS).iterdir())
+            named = [(path, None) for path in paths if path.suffix == "" and path.name[0] != "."]
+        else:
+            named = [(cell_folder(folder, cell_key(cell)), cell) for cell in cells]
+        records = _whole_records([(path, cell) for path, cell in named if path.is_dir()])
+    elif (folder / CELLS_CSV).is_file():
+        records = _from_csv(folder)
+    else:
+        raise StoreError(f"{str(folder)!r} holds no study: name the --output of foretune study")
+    if not records:
+        raise StoreError(f"study {str(folder)!r} holds no finished cell yet: run foretune study first")
+    seen: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        name = (*record.unit, record.seed)
+        if name in seen:
+            raise StoreError(
+                f"cells {seen[name].key} and {record.key} of {str(folder)!r} have the same names "
+                f"({' · '.join(map(str, name))}) and other settings: choose with --grid GRID.yaml"
+            )
+        seen[name] = record
+    ordered = sorted(
+        records, key=lambda record: (record.model, record.dataset, record.placement, record.r, record.seed)
+    )
+    return _with_steps_to_loss(ordered)
+
+
+def _whole_records(named: Sequence[tuple[Path, Cell | None]]) -> list[Record]:
+    """Read cells; a report that passes over damaged ones would be of another study."""
+    records, damaged = [], []
+    for path, cell in named:
+        try:
+            records.append(read_cell(path, cell))
+        except StoreError as error:
+            damaged.append(error)
+    if damaged:
+        more = "" if len(damaged) == 1 else f" ({len(damaged)} cells are damaged)"
+        raise StoreError(f"{damaged[0]}{more}") from damaged[0]
+    return records
+
+
+def read_cell(path: Path, cell: Cell | None = None) -> Record:
+    """Read a finished cell.
+
+    Args:
+        path: Its folder.
+        cell: The cell, whose names are taken; None takes those in the folder.
+
+    Returns:
+        The record, without `steps_to_loss`.
+
+    Raises:
+        StoreError: Naming the cell or its outlook if a file is missing, cut off or holds what foretune does not write.
+    """
+    stored = read_stored(path)
+    simulated, seconds = _read_outlook(path, stored.facts["train_rows"])
+    early = early_quantities(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
+    quantities = {**stored.quantities, **simulated, **early}
+    return Record(
+        **(stored.names if cell is None else cell.names),  # type: ignore[arg-type]
+        key=stored.key,
+        quantities={name: quantities.get(name) for name in HELD},
+        outcomes={**stored.outcomes, **_areas(stored.steps, stored.epochs)},
+        facts=stored.facts,
+        seconds={name: stored.seconds.get(name, seconds.get(name)) for name in SECONDS},
+        steps=stored.steps,
+        family=stored.family if cell is None else cell.family,
+    )
+
+
+def _read_outlook(cell: Path, trained: Value) -> tuple[Mapping[str, Value], Mapping[str, Value]]:
+    """Quantities and seconds of a cell's outlook; none where there is no outlook."""
+    path = cell.parent.parent / OUTLOOKS / f"{cell.name}.json"
+    if not path.is_file():
+        return {}, {}
+    with undamaged(f"outlook {str(path)!r}", "remove the file, and foretune study outlook makes it again"):
+        held = read_json(path)
+        found = numbers(held["quantities"]), numbers(held["seconds"])
+        simulated = held.get("train_rows")
+    if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
+        raise StoreError(
+            f"cell {cell.name} was trained on {trained or 0:.0f} rows, its outlook simulated on {simulated}: make it "
+            f"anew with foretune study outlook; if they still differ, delete {str(cell)!r} and run the study"
+        )
+    return found
+
+
+def _curve_row(row: Mapping[str, str]) -> tuple[str, Step]:
+    return printable(from_spreadsheet(row["key"])), step_of(row)
+
+
+def _areas(steps: Sequence[Step], epochs: Sequence[tuple[int, float, float]]) -> dict[str, Value]:
+    losses = [step.loss for step in steps]
+    at, values = [step for step, _, _ in epochs], [loss for _, loss, _ in epochs]
+    return {
+        "train_area": float(np.mean(losses)) if losses else None,
+        "eval_area": float(np.trapezoid(values, at)) / at[-1] if at and at[-1] else None,
+    }
+
+
+def _with_steps_to_loss(records: Sequence[Record]) -> tuple[Record, ...]:
+    targets = target_losses(records)
+    return tuple(
+        replace(record, outcomes={**record.outcomes, "steps_to_loss": _steps_to(record, targets.get(record.group))})
+        for record in records
+    )
+
+
+def _window(record: Record) -> int:
+    return max(1, record.steps[-1].step // 20)
+
+
+def _steps_to(record: Record, target: float | None) -> Value:
+    if target is None or not record.steps:
+        return None
+    reached = steps_to_reach(record.steps, target, window=_window(record))
+    return None if reached is None else float(reached)
+
+
+def target_losses(records: Sequence[Record]) -> dict[tuple[str, str], float]:
+    """Choose for each model and data set the training loss that all its runs reach.
+
+    The loss is the mean over the last twentieth of all steps; the target is the largest over the runs of the least
+    that each one reaches.
+
+    Args:
+        records: Cells.
+
+    Returns:
+        Target by group; groups with a run that reaches no finite loss are left out.
+    """
+    least: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records:
+        means = (
+            [mean for mean in running_mean(record.steps, window=_window(record)) if mean is not None]
+            if (record.steps)
+            else []
+        )
+        finite = [mean for mean in means if math.isfinite(mean)]
+        least[record.group].append(min(finite) if finite else math.nan)
+    return {group: max(values) for group, values in least.items() if not any(map(math.isnan, values))}
+
+
+def write_records(records: Sequence[Record], folder: Path) -> None:
+    """Write `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
+
+    Args:
+        records: Cells.
+        folder: Existing folder.
+    """
+    header = ["key", *NAMES, "family", *HELD, *MEASURED, *AREAS, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
+
+    def cells(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for record in records:
+                words = (record.key, record.model, record.dataset, record.placement, record.family)
+                key, *names, family = map(for_spreadsheet, words)
+                values = [record.quantities.get(name) for name in HELD]
+                values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
+                values += [record.facts[name] for name in FACTS]
+                values += [record.seconds.get(name) for name in SECONDS]
+                writer.writerow([key, *names, record.r, record.seed, family, *(_written(value) for value in values)])
+
+    def curves(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["key", "step", "loss"])
+            writer.writerows(
+                [for_spreadsheet(record.key), step.step, f"{step.loss:.{DIGITS}g}"]
+                for record in records
+                for step in record.steps
+            )
+
+    write_whole(folder / CELLS_CSV, cells)
+    write_whole(folder / CURVES_CSV, curves)
+
+
+def _written(value: Value) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def _from_csv(folder: Path) -> list[Record]:
+    again = "take the files of a report, or the folder of the study itself"
+    curves: dict[str, list[Step]] = defaultdict(list)
+    if (folder / CURVES_CSV).is_file():
+        with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
+            for key, step in read_rows(folder / CURVES_CSV, _curve_row, ("key", "step", "loss")):
+                curves[key].append(step)
+    with undamaged(f"table {str(folder / CELLS_CSV)!r}", again):
+        needed = ("key", *NAMES, *MEASURED, *FACTS)
+        records = list(read_rows(folder / CELLS_CSV, lambda row: _from_row(row, curves), needed))
+        keys = [record.key for record in records]
+        same(len(set(keys)), len(keys), "number of different keys")
+    with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
+        for record in records:
+            if record.steps:
+                course = [(step.step, step.loss) for step in record.steps]
+                check_course(course, record.facts["steps"], bool(record.facts["diverged"]), f"cell {record.key}")
+    return records
+
+
+def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> Record:
+    def values(names: Iterable[str], prefix: str = "") -> dict[str, Value]:
+        # a table of an earlier version lacks columns
+        held = {name: row.get(prefix + name, "") for name in names}
+        return numbers({name: None if value == "" else float(value) for name, value in held.items()})
+
+    words = {name: printable(from_spreadsheet(row[name])) for name in ("key", "model", "dataset", "placement")}
+    return Record(
+        **words,
+        r=int(row["r"]),
+        seed=int(row["seed"]),
+        quantities=values(HELD),
+        outcomes=values((*MEASURED, *AREAS)),
+        facts=values(FACTS),
+        seconds=values(SECONDS, "seconds_"),
+        steps=tuple(curves.get(words["key"], ())),
+        family=printable(from_spreadsheet(row.get("family", ""))),
+    )

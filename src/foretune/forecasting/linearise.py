@@ -1,0 +1,331 @@
+"""One pass over the samples that prices every adapter: token factors under a probe head, fitted without training.
+
+The gradients of the adapters pass through the head, and a new head is random: after a few steps of training it
+points elsewhere. So the factors are taken under a linear probe, each training example under one fitted without it,
+while a simulated run starts from the model's own head.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foretune.errors import ConfigError, DataError, few, shown
+from foretune.forecasting.head_layer import HeadLayer, find_activation
+from foretune.forecasting.simulate import Head, Sample, Start, lift
+from foretune.models.adapted import Batch
+from foretune.models.classifier import Encoded, batches
+from foretune.models.head import installed
+from foretune.models.head_parts import head_parts, in_head, trained_head
+from foretune.models.placement import head_modules
+from foretune.models.sites import Site
+from foretune.ntk.factors import TokenFactors, token_factors
+from foretune.ntk.jacobian import run_logits
+from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
+from foretune.problem import Plan
+
+Progress = Callable[[int], None]
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the samples gives.
+
+    Attributes:
+        train: Training examples, each under a probe head fitted without it.
+        evaluation: Evaluation examples under a probe head fitted on all training examples.
+        head: The model's own head, from which training starts.
+        rows: For each site the (draws · r) × d_in rows of A at the largest rank, draw-major; the first r are its own.
+        draws: Draws of A.
+        seconds: The pass and the probe.
+    """
+
+    train: Sample
+    evaluation: Sample
+    head: Head
+    rows: tuple[Tensor, ...]
+    draws: int
+    seconds: float
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Adapted modules at the largest rank."""
+        return self.train.factors.sites
+
+    def start(self, sites: Sequence[int], rank: int | None = None) -> Start:
+        """Take an adapter out of the survey.
+
+        Args:
+            sites: Positions of its modules.
+            rank: Its rank, at most the largest; None takes that.
+
+        Returns:
+            The adapter before training: the first rows of each A, rescaled as peft would draw them.
+        """
+        held = tuple(sorted(sites))
+        a, scaling = [], []
+        for index in held:
+            site = self.sites[index]
+            own = site.rank if rank is None else rank
+            # K grows by (r/r')^exponent: s = α/r or α/√r is 2 or 1 of it, the 1/r of gaussian entries of A is 2 more
+            of_a = 2.0 if site.rank_exponent > 2.0 else 0.0
+            ratio = site.rank / own
+            a.append(self.rows[index][:own] * ratio ** (of_a / 2.0))
+            scaling.append(site.scaling * ratio ** ((site.rank_exponent - of_a) / 2.0))
+        return Start(held, tuple(a), tuple(scaling))
+
+
+def survey(
+    plan: Plan, *, probe: bool = True, autocast: torch.dtype | None = None, on_batch: Progress | None = None
+) -> Survey:
+    """Run the pass.
+
+    Args:
+        plan: A score's plan over all modules of interest, with reduction `margin` or `full` and evaluation rows.
+        probe: Whether to take the factors under probe heads; else under the model's own head.
+        autocast: Type of mixed precision, such as that of the run that is forecast; None for none.
+        on_batch: Called with the number of examples after each batch.
+
+    Returns:
+        What it gave.
+    """
+    start = time.perf_counter()
+    y_train = check_survey(plan, probe=probe)
+    if autocast is not None:
+        mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
+        plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
+    assert plan.evaluation is not None
+    y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
+    plan, modules = _with_head(plan)
+    *below, (name, layer) = modules.items()
+    own = _own_head(plan, [module for _, module in below], layer)
+    n = len(y_train)
+    if not probe:
+        train = token_factors(plan.adapted, _tracked(plan, plan.train, None, on_batch), plan.reduction, n=n)
+        evaluation = _evaluation(plan, plan.evaluation, on_batch)
+        samples = (_sample(train, y_train, [own.weight]), _sample(evaluation, y_eval, [own.weight]))
+        return _survey(plan, *samples, own, start)
+    inputs = head_inputs(
+        plan.adapted, {name: layer}, _tracked(plan, plan.train, None, on_batch), n=n, n_classes=plan.task.n_classes
+    )
+    folds = probe_folds(n, seed=plan.settings.seed)
+    nobody = np.array([], dtype=np.int64)
+    *heads, last = probe_weights(name, layer, inputs, y_train, left_out=[*folds, nobody])
+
+    def each_fold() -> Iterator[Batch]:
+        for head, fold in zip(heads, folds, strict=True):
+            with installed(modules, head):
+                yield from _tracked(plan, plan.train, fold.tolist(), on_batch)
+
+    train = token_factors(plan.adapted, each_fold(), plan.reduction, n=n)
+    with installed(modules, last):
+        evaluation = _evaluation(plan, plan.evaluation, on_batch)
+    weights = [head.weights[name][0] for head in heads]
+    fold = np.empty(n, dtype=np.int64)
+    for index, held in enumerate(folds):
+        fold[held] = index
+    samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
+    return _survey(plan, *samples, own, start)
+
+
+def check_survey(plan: Plan, *, probe: bool = True) -> NDArray[np.int64]:
+    """Refuse what a survey cannot be made of, before any work.
+
+    Args:
+        plan: Plan of the pass; that of a score may have any reduction.
+        probe: As in `survey`.
+
+    Returns:
+        Classes of the training samples.
+
+    Raises:
+        DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
+        ConfigError: If the token factors would not fit into the memory that is free.
+    """
+    if plan.evaluation is None:
+        raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
+    y_train = plan.task.train.labels[plan.sample.train_indices]
+    check_rare(plan.task.label_names, plan.task.class_counts(plan.task.train))
+    trains = plan.task.train.labels[plan.sample.training]
+    check_classes(y_train, plan.task.label_names, np.bincount(trains, minlength=plan.task.n_classes))
+    folds = probe_folds(len(y_train), seed=plan.settings.seed) if probe else ()
+    if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
+        raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
+    _with_head(plan)
+    _check_memory(plan)
+    return y_train
+
+
+def _with_head(plan: Plan) -> tuple[Plan, dict[str, nn.Linear]]:
+    """The head's linear modules, for the pass too: a norm between them trains as well, but is taken as it is."""
+    idle = () if plan.adapted.layout is None else plan.adapted.layout.idle
+    modules = {name: module for name, module in head_modules(plan.placed).items() if name not in idle}
+    _, others = trained_head(plan.placed, str(plan.placed.active_adapter))
+    parts = head_parts(plan.placed.get_base_model())
+    if others and all(in_head(name, parts) for name in others):
+        plan = replace(plan, adapted=replace(plan.adapted, head=modules))
+    return plan, modules
+
+
+def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head:
+    """The head as it is, with the hidden layer's activation if it has one such layer."""
+    copies = [module.weight.detach().clone() for module in below]
+    bias = None if output.bias is None else output.bias.detach().clone()
+    weight = output.weight.detach().clone()
+    if len(below) == 1:
+        few = range(min(8, len(plan.train.features)))
+        (batch,) = batches(plan.train, plan.classifier, batch_size=len(few), rows=few)
+
+        def run() -> None:
+            run_logits(plan.adapted, batch)
+
+        (module,) = below
+        activation = find_activation(run, module, output)
+        if activation is not None:
+            own = weight.new_zeros(len(copies[0])) if module.bias is None else module.bias.detach().clone()
+            return Head(weight, bias, layer=HeadLayer(copies[0], own, activation))
+    return Head(weight, bias, tuple(copies))
+
+
+def factor_bytes(plan: Plan) -> int:
+    """Estimate the memory of the token factors, rather too high: inputs that several modules share count for each.
+
+    Args:
+        plan: Plan of the pass.
+
+    Returns:
+        Σ over tokens and modules of (d_in + (C − 1)·d_out) numbers in bfloat16.
+    """
+    n_outputs = plan.task.n_classes - 1  # of margin and full, whatever the plan's own reduction is
+    tokens = int(plan.train.lengths.sum()) + (0 if plan.evaluation is None else int(plan.evaluation.lengths.sum()))
+    uses = {} if plan.adapted.layout is None else plan.adapted.layout.positions
+    widths = (uses.get(site.name, 1.0) * (site.d_in + n_outputs * site.d_out) for site in plan.adapted.sites)
+    return int(2 * tokens * sum(widths))
+
+
+def _check_memory(plan: Plan) -> None:
+    needed, free = factor_bytes(plan), _free_bytes(plan.classifier.device)
+    if needed > free:
+        raise ConfigError(
+            f"the pass keeps about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: "
+            "lower --samples, --eval-samples or --max-length, or name fewer --target-modules or --layers"
+        )
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
+
+
+@contextmanager
+def _mixed(forward: Callable[[], AbstractContextManager[None]], device: str, dtype: torch.dtype) -> Iterator[None]:
+    with forward(), torch.autocast(device, dtype=dtype):
+        yield
+
+
+def _sample(
+    factors: TokenFactors,
+    labels: NDArray[np.int64],
+    weights: Sequence[Tensor],
+    fold: NDArray[np.int64] | None = None,
+) -> Sample:
+    """Examples under one probe or, cross-fitted, under the probe of their fold."""
+    device = factors.logits.device
+    lifts = torch.stack([lift(weight.to(device), factors.reduction.directions) for weight in weights])
+    where = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
+    return Sample(factors, labels, lifts, torch.as_tensor(where, device=device))
+
+
+def _survey(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Survey:
+    rows = tuple(adapter.rows.detach() for adapter in plan.adapted.adapters)
+    return Survey(train, evaluation, head, rows, plan.adapted.draws, time.perf_counter() - start)
+
+
+def _evaluation(plan: Plan, encoded: Encoded | None, on_batch: Progress | None) -> TokenFactors:
+    assert encoded is not None  # refused at the start
+    stream = _tracked(plan, encoded, None, on_batch)
+    return token_factors(plan.adapted, stream, plan.reduction, n=len(encoded.features))
+
+
+def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch: Progress | None) -> Iterator[Batch]:
+    for batch in batches(encoded, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
+        yield batch
+        if on_batch is not None:
+            on_batch(len(batch.rows))
+
+
+def check_classes(labels: NDArray[np.integer], names: Sequence[str], rows: NDArray[np.integer]) -> None:
+    """Refuse samples that do not show every class twice.
+
+    Args:
+        labels: Classes of the samples.
+        names: Names of the C classes.
+        rows: C counts of the training rows that samples can be drawn from.
+
+    Raises:
+        DataError: Naming the classes that lack and what shows them.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    table = zip(names, counts, rows, strict=True)
+    lacking = [f"{shown(name, 15)} has {count} (of {held} rows)" for name, count, held in table if count < 2]
+    if lacking:
+        enough = bool((np.asarray(rows) >= 2).all())
+        remedy = "raise --samples" if enough else "give a validation split"
+        raise DataError(
+            f"each class needs 2 of the {len(labels)} samples, but {few(lacking, most=3)}: {remedy}, or change --seed"
+        )
+
+
+def check_rare(names: Sequence[str], rows: NDArray[np.integer]) -> None:
+    """Refuse classes that no sample can show twice.
+
+    Args:
+        names: Names of the C classes.
+        rows: C counts of all training rows.
+
+    Raises:
+        DataError: Naming the classes and how many rows they have.
+    """
+    rare = [f"{shown(name, 20)} has {count}" for name, count in zip(names, rows, strict=True) if count < 2]
+    if rare:
+        raise DataError(
+            f"each class needs 2 training rows, but {few(rare, most=3)} in all: "
+            "add rows, merge the class into another, or drop it"
+        )
+
+
+def first_examples(sample: Sample, n: int) -> Sample:
+    """Keep the first examples of a sample.
+
+    Args:
+        sample: Sample.
+        n: How many.
+
+    Returns:
+        The same factors, of which only the first n examples are used.
+    """
+    f = sample.factors
+    factors = replace(f, inputs=f.inputs[:n], logits=f.logits[:n])
+    return Sample(factors, sample.labels[:n], sample.lifts, sample.fold[:n])
+
+
+def probe_scores(sample: Sample) -> tuple[float, float]:
+    """Loss and accuracy of the probe on a sample.
+
+    Args:
+        sample: Sample under probe heads.
+
+    Returns:
+        Cross-entropy in nats, accuracy as a fraction.
+    """
+    labels = torch.as_tensor(sample.labels, device=sample.factors.logits.device, dtype=torch.long)
+    logits = sample.factors.logits.double()
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return float(loss), float((logits.argmax(1) == labels).double().mean())

@@ -1,0 +1,1 @@
+"""Models with adapters: loaded, checked, placed."""

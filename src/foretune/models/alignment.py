@@ -1,0 +1,235 @@
+"""Model and tokenizer brought to agree, by one rule for what was loaded and for the user's own objects.
+
+The tokenizer pads the batches, so its padding token is the one that the model must take for padding: a decoder reads
+its logits at the last token that is none. The user's own model is never changed: where something has to be set, it is
+set on a copy that shares the weights.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from foretune.errors import ModelError, border
+from foretune.models.loading import quiet
+
+_TASK = "single_label_classification"
+_INPUT_GRADS = "make_inputs_require_grad"  # hooks of transformers and peft: enable_input_require_grads
+_TRIAL = ("a", "a a a")
+
+
+def sharing_copy(model: Any) -> Any:
+    """Copy a model's modules and settings, not its weights.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        A model of its own that has the same parameters and buffers.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def table_size(model: Any) -> int | None:
+    """Count the rows of the model's table of token embeddings.
+
+    Args:
+        model: transformers model.
+
+    Returns:
+        Rows; None where it has no such table.
+    """
+    try:
+        table = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
+    return int(table.num_embeddings) if isinstance(table, nn.Embedding) else None
+
+
+def pad_tokenizer(tokenizer: Any) -> Any:
+    """Give a tokenizer without padding token one: decoders often come without.
+
+    Args:
+        tokenizer: transformers tokenizer; not changed.
+
+    Returns:
+        The tokenizer itself, or a copy that pads with its end-of-text or unknown token.
+
+    Raises:
+        ModelError: If it has none of these.
+    """
+    if tokenizer.pad_token is not None:
+        return tokenizer
+    token = tokenizer.eos_token or tokenizer.unk_token
+    if token is None:
+        raise ModelError("the tokenizer has no padding token: set tokenizer.pad_token, and save it")
+    padded = copy.deepcopy(tokenizer)
+    padded.pad_token = token
+    return padded
+
+
+def check_padding(model: Any, tokenizer: Any) -> None:
+    """Refuse a padding token that the model cannot take.
+
+    Args:
+        model: transformers model.
+        tokenizer: A tokenizer with a padding token.
+
+    Raises:
+        ModelError: If it is beyond the table of embeddings, or the token at which the model reads its logits.
+    """
+    token, pad, rows = tokenizer.pad_token, tokenizer.pad_token_id, table_size(model)
+    if pad is None or pad < 0 or (rows is not None and pad >= rows):
+        raise ModelError(
+            f"the tokenizer's padding token {token!r} has the id {pad}, and the model's embedding table has {rows} "
+            "rows: call model.resize_token_embeddings(len(tokenizer)) and save, or let tokenizer.pad_token be another"
+        )
+    config = model.config
+    if getattr(config, "is_encoder_decoder", False) and pad == getattr(config, "eos_token_id", None):
+        raise ModelError(
+            f"the model reads its logits at the end-of-text token {token!r} (id {pad}), with which the tokenizer pads: "
+            "let tokenizer.pad_token be another"
+        )
+
+
+def check_ids(ids: Sequence[Sequence[int]], model: Any, tokenizer: Any) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Args:
+        ids: Token ids of some texts.
+        model: transformers model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        ModelError: If an id is beyond the table, or several texts hold nothing that the tokenizer knows.
+    """
+    rows = table_size(model)
+    largest = max((max(text) for text in ids if len(text)), default=0)
+    if rows is not None and largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise ModelError(
+            f"the token {token!r} has the id {largest}, and the model's embedding table has {rows} rows: take the "
+            "tokenizer that belongs to the model, or call model.resize_token_embeddings(len(tokenizer)) and save"
+        )
+    unknown = tokenizer.unk_token_id
+    special = set(tokenizer.all_special_ids)
+    known = any(not special.issuperset(text) for text in ids)
+    if len(ids) > 1 and not known and unknown is not None and any(unknown in text for text in ids):
+        raise ModelError(
+            "the tokenizer knows no word of the texts, all are its unknown token: take the tokenizer that belongs to "
+            "the model"
+        )
+
+
+def padding_side(model: Any) -> str:
+    """Say where a batch is padded.
+
+    Args:
+        model: transformers model.
+
+    Returns:
+        `right`; `left` for a model that reads its logits at the last position, whatever stands there (XLNet).
+    """
+    config = model.config
+    last = getattr(config, "model_type", None) == "xlnet" and getattr(config, "summary_type", None) == "last"
+    return "left" if last else "right"
+
+
+def _configs(model: nn.Module) -> Iterator[Any]:
+    """Every configuration in the model once: the parts of some models have their own."""
+    seen = set()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "to_dict") and id(config) not in seen:
+            seen.add(id(config))
+            yield config
+
+
+def _texts_config(model: Any) -> Any:
+    get = getattr(model.config, "get_text_config", None)
+    return model.config if get is None else get()
+
+
+def _input_grad_hooks(model: nn.Module) -> list[tuple[Any, int]]:
+    return [
+        (module._forward_hooks, number)
+        for module in model.modules()
+        for number, hook in module._forward_hooks.items()
+        if getattr(hook, "__name__", "").startswith(_INPUT_GRADS)
+    ]
+
+
+def is_neutral(model: Any, tokenizer: Any) -> bool:
+    """Tell whether nothing has to be set for the model to be read as this tokenizer pads.
+
+    Args:
+        model: transformers sequence classifier, or a peft model of one.
+        tokenizer: A tokenizer with a padding token.
+
+    Returns:
+        Whether `make_neutral` would change nothing.
+    """
+    pad = tokenizer.pad_token_id
+    return (
+        all(getattr(config, "pad_token_id", None) == pad for config in (model.config, _texts_config(model)))
+        and getattr(model.config, "problem_type", None) in (None, _TASK)
+        and all(getattr(config, "return_dict", True) is True for config in _configs(model))
+        and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        and not _input_grad_hooks(model)
+    )
+
+
+def make_neutral(model: Any, tokenizer: Any) -> None:
+    """Set what a checkpoint or a user brings from another task so that it does not change what is measured.
+
+    The padding token is the tokenizer's; the loss is that of classes; outputs have names; nothing is checkpointed and
+    the embeddings need no gradient, which costs passes and changes no number.
+
+    Args:
+        model: transformers sequence classifier, or a peft model of one; changed in place.
+        tokenizer: A tokenizer with a padding token.
+    """
+    for config in (model.config, _texts_config(model)):
+        config.pad_token_id = tokenizer.pad_token_id  # after the layers are made: their offsets stay
+    model.config.problem_type = _TASK
+    for config in _configs(model):
+        config.return_dict = True
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.gradient_checkpointing = False
+    for hooks, number in _input_grad_hooks(model):
+        del hooks[number]
+
+
+def try_out(model: Any, tokenizer: Any, named: str) -> None:
+    """Put two short texts through a copy of the model: what cannot work is found before the work starts.
+
+    Args:
+        model: transformers sequence classifier, or a peft model of one; left as it is.
+        tokenizer: A tokenizer with a padding token.
+        named: What the model is called in a message.
+
+    Raises:
+        ModelError: If the pass fails, or gives no logits of the classes.
+    """
+    trial = sharing_copy(model).eval()  # some models change their settings at the first short text
+    device = next(iter(trial.parameters())).device
+    with border(ModelError, f"{named} does not run on a short text"), quiet(), torch.no_grad():
+        encoded = tokenizer(list(_TRIAL))
+        check_ids([*encoded["input_ids"][:1]], model, tokenizer)
+        names = [name for name in encoded if name in tokenizer.model_input_names]
+        inputs = tokenizer.pad(
+            {name: encoded[name] for name in names}, padding_side=padding_side(model), return_tensors="pt"
+        )
+        output = trial(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    logits = getattr(output, "logits", None)
+    n_classes = model.config.num_labels
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(_TRIAL), n_classes):
+        shape = "no logits" if not isinstance(logits, torch.Tensor) else f"logits of shape {tuple(logits.shape)}"
+        raise ModelError(
+            f"{named} gives {shape} for {len(_TRIAL)} texts and {n_classes} classes: load it with "
+            "AutoModelForSequenceClassification.from_pretrained(…, num_labels=C)"
+        )

@@ -1,0 +1,341 @@
+"""Models and tokenizers: load a classifier, check it, turn texts into batches of token ids."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from foretune.errors import ModelError, border
+from foretune.models.adapted import Batch
+from foretune.models.alignment import (
+    check_ids,
+    check_padding,
+    is_neutral,
+    make_neutral,
+    pad_tokenizer,
+    padding_side,
+    sharing_copy,
+    try_out,
+)
+from foretune.models.loading import load_parts, quiet, shown
+from foretune.settings.groups import Dtype, ModelConfig
+
+_NO_LIMIT = 10**9  # transformers says "no limit" by a number of 31 digits
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded sequence classifier.
+
+    Attributes:
+        source: Path or hub id as given.
+        model: transformers model in eval mode.
+        tokenizer: Its tokenizer.
+        head_source: `checkpoint`, or `seed S` where the head was initialised at random.
+        new: Modules that the checkpoint did not give: of the head, and a pooler.
+        notes: What to say of the checkpoint's own classes.
+    """
+
+    source: str
+    model: Any
+    tokenizer: Any
+    head_source: str
+    new: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of some texts, truncated but not padded.
+
+    Attributes:
+        features: For each text the tokenizer's lists (`input_ids`, `attention_mask`, …).
+        n_truncated: Texts that were longer than `max_length`.
+        max_length: Longest sequence allowed, in tokens.
+    """
+
+    features: tuple[dict[str, list[int]], ...]
+    n_truncated: int
+    max_length: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text."""
+        return np.array([len(feature["input_ids"]) for feature in self.features])
+
+
+def resolve_device(name: str) -> torch.device:
+    """Resolve `auto` to the GPU if there is one, under a launcher to that of this process.
+
+    Args:
+        name: `auto`, `cpu`, `cuda`, `cuda:1`, …
+
+    Returns:
+        The device.
+
+    Raises:
+        ModelError: If the device does not exist here.
+    """
+    if name == "auto":
+        # a launcher of several processes numbers them; each has its own GPU
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} is not available here: use 'auto' or 'cpu'") from error
+    return device
+
+
+def load_classifier(
+    source: str,
+    *,
+    label_names: Sequence[str],
+    seed: int,
+    dtype: str = "float32",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Classifier:
+    """Load a pretrained model with a classification head for the given classes.
+
+    A head that the checkpoint lacks is the same for the same seed; the global generators are left as they were.
+    Only safetensors are read: nothing is unpickled.
+
+    Args:
+        source: Local folder or hub id.
+        label_names: Names of the C classes; a head in the checkpoint that has them in another order follows.
+        seed: Seed of a new head.
+        dtype: One of `foretune.settings.groups.Dtype`.
+        device: As `resolve_device`.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        Model in eval mode on the device, and its tokenizer.
+
+    Raises:
+        ModelError: If it cannot be loaded, its weights do not fit its architecture, or one is not finite.
+    """
+    if dtype not in get_args(Dtype):
+        raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(get_args(Dtype))}")
+    target = resolve_device(device)
+    loaded = load_parts(
+        source, label_names=label_names, seed=seed, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+    )
+    tokenizer = pad_tokenizer(loaded.tokenizer)
+    check_padding(loaded.model, tokenizer)
+    make_neutral(loaded.model, tokenizer)
+    with border(ModelError, f"cannot put model {shown(source)} on the device {str(target)!r}"):
+        model = loaded.model.eval().to(target)
+    check_finite(model)
+    try_out(model, tokenizer, f"model {shown(source)}")
+    head_source = f"seed {seed}" if loaded.new else "checkpoint"
+    return Classifier(source, model, tokenizer, head_source, loaded.new, loaded.notes)
+
+
+def own_classifier(model: Any, tokenizer: Any, *, bare: bool) -> Classifier:
+    """Take the user's own objects; they are left as they are.
+
+    Where the model has to be set to fit (its padding token is not the tokenizer's, it checkpoints, it is set to another
+    task, it returns tuples), a copy that shares the weights is taken.
+
+    Args:
+        model: transformers sequence classifier, or a peft model of one.
+        tokenizer: Its tokenizer.
+        bare: Whether adapters are still to be put on it, so that it must not have any.
+
+    Returns:
+        Both, brought to agree.
+
+    Raises:
+        ModelError: If one of them is something else, or the two do not fit.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "num_labels"):
+        raise ModelError(f"expected a transformers sequence classifier as the model, got {type(model).__name__}")
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        raise ModelError(
+            f"expected a transformers tokenizer, got {type(tokenizer).__name__}: load it with "
+            "AutoTokenizer.from_pretrained"
+        )
+    if bare and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(
+            "the model carries an adapter already: give it without (model.unload()), or, to score or train that "
+            "adapter, give no configuration beside it"
+        )
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    kind = type(base)
+    if kind.__module__.startswith("transformers.") and not kind.__name__.endswith("ForSequenceClassification"):
+        raise ModelError(
+            f"{kind.__name__} has no head that gives the logits of classes: load the model with "
+            "AutoModelForSequenceClassification.from_pretrained(…, num_labels=C)"
+        )
+    name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    tokenizer = pad_tokenizer(tokenizer)
+    check_padding(base, tokenizer)
+    if not is_neutral(model, tokenizer):
+        model = sharing_copy(model)
+        make_neutral(model, tokenizer)
+    try_out(model, tokenizer, f"the model {kind.__name__}")
+    return Classifier(name, model, tokenizer, "given")
+
+
+def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Classifier:
+    """Load the model that the settings name, as `load_classifier` does.
+
+    Args:
+        config: Which model, where and how precise.
+        label_names: Names of the C classes.
+        seed: Seed of a new head.
+
+    Returns:
+        Model in eval mode on the device, and its tokenizer.
+    """
+    return load_classifier(
+        config.model,
+        label_names=label_names,
+        seed=seed,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that are not finite.
+
+    Args:
+        model: Any model.
+
+    Raises:
+        ModelError: Naming the first parameter with an infinite or undefined entry.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"weights {name!r} of the model are not finite: load another checkpoint or dtype")
+
+
+def position_limit(model: Any) -> int | None:
+    """Find the longest sequence that the model's position embeddings allow.
+
+    Args:
+        model: transformers model.
+
+    Returns:
+        Tokens, or None where positions are not bounded by a table.
+
+    Raises:
+        ModelError: If the table holds no position.
+    """
+    limit = _limit(getattr(model.config, "max_position_embeddings", None))
+    if limit is None:
+        return None
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit -= int(module.padding_idx) + 1  # RoBERTa and its kin count from padding_idx + 1
+            break
+    if limit < 1:
+        raise ModelError(f"max_position_embeddings of the model's config.json leaves {limit} positions: set it right")
+    return limit
+
+
+def _limit(value: Any) -> int | None:
+    """A length as settings give it: many say 'none' by −1, 0 or a number beyond all bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < _NO_LIMIT:
+        return None
+    return int(value)
+
+
+def encode(texts: Sequence[str], pairs: Sequence[str] | None, classifier: Classifier, *, max_length: int) -> Encoded:
+    """Tokenise texts, or pairs of texts, and truncate them.
+
+    Args:
+        texts: Texts.
+        pairs: Second texts, or None.
+        classifier: Whose tokenizer and position table count.
+        max_length: Longest sequence in tokens; lowered to what model and tokenizer allow.
+
+    Returns:
+        Token ids.
+
+    Raises:
+        ModelError: If `max_length` is too short for a token of the text, the tokenizer cannot pad, or a token is
+            beyond the model's table.
+    """
+    if max_length < 1:
+        raise ModelError(f"max length {max_length} must be at least 1")
+    tokenizer = classifier.tokenizer
+    if tokenizer.pad_token is None:
+        raise ModelError("the tokenizer has no padding token: set tokenizer.pad_token")
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise ModelError(f"model_max_length {tokenizer.model_max_length!r} of the tokenizer is no number: set it right")
+    limits = [max_length, _limit(tokenizer.model_max_length), position_limit(classifier.model)]
+    longest = min(limit for limit in limits if limit is not None)
+    added = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+    if longest <= added:  # some tokenizers then do not cut at all
+        raise ModelError(
+            f"max length {longest} leaves no room for a word beside the {added} tokens of the tokenizer: raise it"
+        )
+    arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
+    with border(ModelError, f"the tokenizer cannot cut the texts to {longest} tokens"), quiet():
+        encoded = tokenizer(*arguments, truncation=True, max_length=longest)
+        whole = tokenizer(*arguments, truncation=False, return_attention_mask=False)
+    names = [name for name in encoded if name in tokenizer.model_input_names]
+    check_ids(encoded["input_ids"], classifier.model, tokenizer)
+    features = tuple({name: encoded[name][i] for name in names} for i in range(len(texts)))
+    n_truncated = sum(len(ids) > longest for ids in whole["input_ids"])
+    return Encoded(features, n_truncated, longest)
+
+
+def padded(features: Sequence[Mapping[str, Any]], classifier: Classifier) -> Mapping[str, Tensor]:
+    """Put texts into one batch, padded to the longest.
+
+    Args:
+        features: Token ids of each text.
+        classifier: Whose tokenizer pads, on the side that its model takes.
+
+    Returns:
+        The model's inputs.
+    """
+    held: Mapping[str, Tensor] = classifier.tokenizer.pad(
+        [dict(feature) for feature in features], padding_side=padding_side(classifier.model), return_tensors="pt"
+    )
+    return held
+
+
+def batches(
+    encoded: Encoded, classifier: Classifier, *, batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Group texts of like length, longest first, each batch padded to its longest.
+
+    Longest first, so that memory is at its peak in the first batch.
+
+    Args:
+        encoded: Token ids.
+        classifier: Whose tokenizer pads, on whose device the batches lie.
+        batch_size: Texts in a batch.
+        rows: Texts to take; None takes all.
+
+    Yields:
+        Batches with the positions of their texts.
+    """
+    chosen = np.arange(len(encoded.features)) if rows is None else np.asarray(rows)
+    order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        batch = padded([encoded.features[row] for row in part], classifier)
+        inputs = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
+        yield Batch(torch.as_tensor(part), inputs)

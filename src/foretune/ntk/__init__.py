@@ -1,0 +1,1 @@
+"""The tangent kernel of the adapters: gradients, kernel, spectrum, bounds, kernel regression."""

@@ -1,0 +1,189 @@
+"""Tangent kernels from tangent features: one block for each site, draw of A and step of rank.
+
+Gram products are accumulated in float64 whatever the dtype of the features. Blocks add: the kernel of a
+placement is the sum of the blocks of its sites.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foretune.errors import KernelError
+from foretune.models.sites import Site
+from foretune.ntk.features import HeadFactor, TangentFeatures
+from foretune.tasks.outputs import OutputReduction
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TangentKernel:
+    """Block kernel of every site between two samples of m and n examples.
+
+    Rows and columns are examples, or example-major (example, output) pairs for the `full` reduction.
+
+    Attributes:
+        sites: Adapted modules, M.
+        ranks: Increasing ranks P that can be read off; the last is the adapter's own.
+        blocks: M × D × P × m × n float64: site, draw of A, and the part of the kernel that the rows of A
+            between one rank and the next add.
+        head: m × n kernel of the trained head modules, or None.
+        reduction: Scalar outputs that were differentiated.
+        epsilon: Machine epsilon of the features' dtype.
+    """
+
+    sites: tuple[Site, ...]
+    ranks: tuple[int, ...]
+    blocks: Array
+    head: Array | None
+    reduction: OutputReduction
+    epsilon: float
+
+    @property
+    def draws(self) -> int:
+        """Draws of A."""
+        return int(self.blocks.shape[1])
+
+    def matrices(
+        self, sites: Sequence[int] | None = None, *, rank: int | None = None, with_head: bool = False
+    ) -> Array:
+        """Sum the blocks of a placement: K_S = Σ_{m∈S} K_m, for every draw of A.
+
+        Args:
+            sites: Positions of the sites in the placement; None takes all.
+            rank: One of `ranks`; None takes the adapter's own. A smaller rank r' keeps the first r' rows
+                of each A and rescales by (r/r')^rank_exponent.
+            with_head: Whether to add the kernel of the trained head.
+
+        Returns:
+            D × m × n kernels, float64. The mean over draws estimates the expected kernel over A.
+
+        Raises:
+            KernelError: If the rank was not kept, or the head is asked for and was not computed.
+        """
+        rank = self.ranks[-1] if rank is None else rank
+        if rank not in self.ranks:
+            raise KernelError(f"rank {rank} was not kept, only {list(self.ranks)}: compute the kernel with it")
+        steps = self.ranks.index(rank) + 1
+        total = np.zeros((self.draws, *self.blocks.shape[3:]))
+        for index in range(len(self.sites)) if sites is None else sites:
+            site = self.sites[index]
+            factor = (site.rank / rank) ** site.rank_exponent if steps < len(self.ranks) else 1.0
+            total += factor * self.blocks[index, :, :steps].sum(axis=1)
+        if with_head:
+            if self.head is None:
+                raise KernelError("the head's kernel was not computed: train the head (modules_to_save)")
+            total += self.head
+        return total
+
+
+def _rows(feature: Tensor, reduction: OutputReduction) -> Tensor:
+    """Lay k × n × … × width features out as float64 rows of the kernel, in one copy."""
+    by_example = feature.transpose(0, 1)  # n × k × …
+    rows = torch.empty(by_example.shape, dtype=torch.float64, device=feature.device).copy_(by_example)
+    return rows.flatten(0, 1).flatten(1) if reduction.block else rows.flatten(1)
+
+
+def _gram(left: Tensor, right: Tensor, reduction: OutputReduction) -> Tensor:
+    return _rows(left, reduction) @ _rows(right, reduction).T
+
+
+def _check_same(left: TangentFeatures, right: TangentFeatures, ranks: tuple[int, ...]) -> None:
+    if left.sites != right.sites or left.draws != right.draws or left.reduction.name != right.reduction.name:
+        raise KernelError("the two samples' features differ in sites, draws of A or output reduction")
+    smallest = min((site.rank for site in left.sites), default=0)
+    if any(rank < 1 for rank in ranks) or (len(ranks) > 1 and ranks[-2] > smallest):
+        raise KernelError(f"ranks {list(ranks)} must lie between 1 and the smallest rank of a site, {smallest}")
+    if len(ranks) > 1 and any(a is not None for a in left.a):
+        raise KernelError("smaller ranks can be read off only where B = 0: here every rank needs its own pass")
+
+
+def tangent_kernel(
+    left: TangentFeatures, right: TangentFeatures | None = None, *, ranks: Sequence[int] = ()
+) -> TangentKernel:
+    """Multiply features out to the block kernel K_m[i, j] = scale · Σ_c <∇_{θ_m} f_c(x_i), ∇_{θ_m} f_c(x'_j)>.
+
+    Cost: O(m · n · D · r · d_out) float64 operations for each site and output (squared for `full`).
+
+    Args:
+        left: Features of the m examples of the rows.
+        right: Features of the n examples of the columns; None takes `left` (exactly symmetric result).
+        ranks: Smaller ranks to keep beside the adapter's own.
+
+    Returns:
+        Block kernel in float64 on the CPU.
+
+    Raises:
+        KernelError: If the features do not belong together, or a rank cannot be read off.
+    """
+    reduction = left.reduction
+    own = max((site.rank for site in left.sites), default=0)
+    kept = (*sorted({int(rank) for rank in ranks if rank != own}), own)
+    other = left if right is None else right
+    _check_same(left, other, kept)
+    k = reduction.rows_per_example
+    blocks = np.zeros((len(left.sites), left.draws, len(kept), left.n * k, other.n * k))
+    for index, site in enumerate(left.sites):
+        b_left, b_right = (f.b[index].unflatten(2, (left.draws, site.rank)) for f in (left, other))
+        a_left, a_right = left.a[index], other.a[index]
+        for draw in range(left.draws):
+            start = 0
+            for step, rank in enumerate((*kept[:-1], site.rank)):
+                part = slice(start, rank)
+                gram = _gram(b_left[:, :, draw, part], b_right[:, :, draw, part], reduction)
+                if a_left is not None and a_right is not None:
+                    gram = gram + _gram(a_left, a_right, reduction)
+                blocks[index, draw, step] = gram.cpu().numpy()
+                start = rank
+    blocks *= reduction.scale
+    head = _head_kernel(left, other)
+    if right is None:
+        blocks = (blocks + blocks.swapaxes(-1, -2)) / 2
+        head = None if head is None else (head + head.T) / 2
+    epsilon = float(torch.finfo(left.logits.dtype).eps)
+    return TangentKernel(left.sites, kept, blocks, head, reduction, epsilon)
+
+
+def _head_kernel(left: TangentFeatures, right: TangentFeatures) -> Array | None:
+    if not left.head:
+        return None
+    total = sum(_head_gram(one, other, left.reduction) for one, other in zip(left.head, right.head, strict=True))
+    assert isinstance(total, Tensor)
+    return np.asarray(left.reduction.scale * total.cpu().numpy())
+
+
+def _head_gram(left: HeadFactor, right: HeadFactor, reduction: OutputReduction) -> Tensor:
+    """Gram of (weight, bias) gradients g hᵀ and g: Σ_a <g_a, g'_a> (<h, h'> + 1), without forming g hᵀ."""
+    if left.dense is not None and right.dense is not None:
+        return _gram(left.dense, right.dense, reduction)
+    if left.g is None or left.h is None or right.g is None or right.h is None:
+        raise KernelError("the two samples' head features have different forms")
+    inputs = left.h.double() @ right.h.double().T + (1.0 if left.bias else 0.0)
+    if reduction.block:
+        k = reduction.rows_per_example
+        inputs = inputs.repeat_interleave(k, 0).repeat_interleave(k, 1)
+    return _gram(left.g, right.g, reduction) * inputs
+
+
+def concatenate_rows(parts: Sequence[TangentKernel], rows: Sequence[NDArray[np.int64]]) -> TangentKernel:
+    """Join kernels against the same columns, computed batch by batch, in the order of the examples.
+
+    Args:
+        parts: Kernels of the batches, at least one.
+        rows: Positions of the examples of each batch; together 0 … m-1.
+
+    Returns:
+        The kernel of all m examples.
+    """
+    first = parts[0]
+    k = first.reduction.rows_per_example
+    order = np.argsort(np.concatenate(rows))
+    expanded = (order[:, None] * k + np.arange(k)).ravel()
+    blocks = np.concatenate([part.blocks for part in parts], axis=3)[:, :, :, expanded]
+    heads = [part.head for part in parts if part.head is not None]
+    head = np.concatenate(heads)[expanded] if heads else None
+    return TangentKernel(first.sites, first.ranks, blocks, head, first.reduction, first.epsilon)

@@ -1,0 +1,167 @@
+"""Whether examples may share a batch, and how a model lays them out: looked up once, on two examples.
+
+A kernel must not depend on the batches. It does where padding reaches the outputs (FNet mixes all positions, ConvBERT
+and Nyströmformer some) or where a classifier reads the last position, padding or not (XLNet). And a gradient of one
+example can only be read off a batch where a module has the examples on its first axis.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from foretune.errors import KernelError, border
+from foretune.models.adapted import AdaptedModel, Batch, Layout
+from foretune.models.classifier import Classifier, Encoded, batches
+from foretune.ntk.jacobian import batch_features, run_logits
+from foretune.ntk.premises import check_eval_mode, frozen, hooked, leaves_of
+from foretune.tasks.outputs import output_reduction
+
+ROUNDING = 1e-5  # relative change of outputs or gradients that float32 explains in any model
+CERTAIN = 3e-3  # that it explains in none; between the two, float64 decides
+HALF = 1e-1  # that half precision explains
+LARGEST = 2 * 10**8  # parameters of a model that is run in float64 to decide
+
+
+def find_layout(
+    adapted: AdaptedModel, classifier: Classifier, encoded: Sequence[Encoded], *, n_classes: int, batch_size: int
+) -> Layout:
+    """Run a short example alone and beside a longer one, and compare.
+
+    Args:
+        adapted: Model in eval mode with its adapters.
+        classifier: Whose tokenizer pads.
+        encoded: Texts of the passes to come; of one of them, the shortest and the longest text are taken.
+        n_classes: Classes C.
+        batch_size: Texts in a batch of these passes; with 1 nothing is compared.
+
+    Returns:
+        The layout.
+
+    Raises:
+        KernelError: If the model does not run, or batches have more than one example and the short example's outputs
+            or gradients depend on the batch.
+    """
+    check_eval_mode(adapted.model)
+    part = max(encoded, key=lambda part: int(part.lengths.max() - part.lengths.min()))
+    short, long = int(part.lengths.argmin()), int(part.lengths.argmax())
+    (one,) = batches(part, classifier, batch_size=1, rows=[short])
+    tokens = max(1, int(part.lengths[short]))
+    with border(KernelError, f"{_name(classifier)} does not run on a text of {tokens} tokens"):
+        alone = _look(adapted, one, backward=True)
+    # of a table that all examples share, such as relative positions, a text reads twice its length at most
+    positions = {
+        name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in held) / tokens for name, held in alone.shapes.items()
+    }
+    # with texts of one length there is no padding to reach the outputs
+    other = long if long != short else next((row for row in range(len(part.features)) if row != short), None)
+    if batch_size == 1 or other is None:
+        return Layout((), alone.idle, positions)
+    (both,) = batches(part, classifier, batch_size=2, rows=[short, other])
+    with border(KernelError, f"{_name(classifier)} does not run on two texts, one of {tokens} tokens"):
+        together = _look(adapted, both, backward=False)
+    singly = tuple(name for name, held in alone.shapes.items() if not _first_axis(held, together.shapes[name]))
+    layout = Layout(singly, alone.idle, positions)
+    used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
+    checked = replace(adapted, adapters=used, head={}, layout=layout)
+    place = both.rows.tolist().index(short)
+    reduction = output_reduction("class:0", n_classes)
+
+    def change() -> float:
+        own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))
+        # texts that go one at a time never met
+        logits = _look(adapted, both, backward=False).logits if singly else beside.logits
+        gradients = [b[:, 0] for b in own.b], [b[:, place] for b in beside.b]
+        return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
+
+    found = change()
+    if _leaks(found, change, adapted.model):
+        raise KernelError(
+            f"the outputs of {_name(classifier)} depend on the batch: those of a text alone and padded beside another, "
+            f"or their gradients, differ by {100 * found:.2g}%, and so would the kernel: use --batch-size 1"
+        )
+    return layout
+
+
+def _name(classifier: Classifier) -> str:
+    return type(classifier.model).__name__
+
+
+def _first_axis(alone: Sequence[torch.Size], together: Sequence[torch.Size]) -> bool:
+    return all(shape[0] == 1 for shape in alone) and all(len(shape) > 1 and shape[0] == 2 for shape in together)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Logits, the shapes of the inputs of each use of each module, and modules that the logits do not depend on."""
+
+    logits: Tensor
+    shapes: Mapping[str, Sequence[torch.Size]]
+    idle: tuple[str, ...]
+
+
+def _look(adapted: AdaptedModel, batch: Batch, *, backward: bool) -> _Seen:
+    shapes: dict[str, list[torch.Size]] = {}
+    reached: set[str] = set()
+
+    def hook(name: str) -> Callable[..., Tensor]:
+        shapes[name] = []
+
+        def note(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            shapes[name].append(args[0].shape)
+            output = hooked(output)
+            output.register_hook(lambda _: reached.add(name))
+            return output
+
+        return note
+
+    modules = {adapter.site.name: adapter.module for adapter in adapted.adapters} | dict(adapted.head)
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        with frozen(adapted.model), torch.enable_grad():
+            logits = run_logits(adapted, batch)
+            ends = leaves_of(logits) if backward else []
+            if ends:
+                torch.autograd.grad(logits.sum(), ends, allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Seen(logits.detach(), shapes, tuple(name for name in modules if name not in reached))
+
+
+def _change(alone: Sequence[Tensor], together: Sequence[Tensor]) -> float:
+    """‖together - alone‖ / ‖alone‖; 0 where something is not finite, for the pass says where that comes from."""
+    one, other = (torch.cat([part.detach().double().flatten() for part in parts]) for parts in (alone, together))
+    size = float(one.norm()) if one.numel() and bool(torch.isfinite(one).all() and torch.isfinite(other).all()) else 0.0
+    return float((other - one).norm()) / size if size > 0 else 0.0
+
+
+def _leaks(found: float, change: Callable[[], float], model: nn.Module) -> bool:
+    """Whether a change is more than rounding."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
+    if any(torch.finfo(tensor.dtype).eps > 1e-6 for tensor in tensors):
+        return found > HALF
+    if found <= ROUNDING or found > CERTAIN:
+        return found > CERTAIN
+    if sum(tensor.numel() for tensor in tensors) > LARGEST:
+        return found > CERTAIN / 3.0
+    try:
+        with _in_float64(tensors):
+            exact = change()
+    except (RuntimeError, KernelError):  # kernels of experts, say, know no float64
+        return found > CERTAIN / 3.0
+    return exact > found / 3.0  # rounding would all but vanish
+
+
+@contextmanager
+def _in_float64(tensors: Sequence[Tensor]) -> Iterator[None]:
+    before = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.double()
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data

@@ -1,0 +1,354 @@
+"""Rank the adapters of one model on one data set: one pass, a quick score for all, a simulated run for the best."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import LoraConfig
+
+from foretune.errors import ConfigError, KernelError
+from foretune.forecasting.calibration import (
+    Calibration,
+    Interval,
+    RunForecast,
+    apply_calibration,
+    shipped_calibration,
+    tied,
+)
+from foretune.forecasting.linearise import check_rare, survey
+from foretune.forecasting.recipe import recipe_of
+from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
+from foretune.models.classifier import Classifier, load_model, own_classifier
+from foretune.models.placement import lora_config
+from foretune.models.sites import Site
+from foretune.ntk.spectrum import spectrum
+from foretune.problem import Plan, prepare
+from foretune.ranking.adapter import module_names
+from foretune.ranking.blocks import blocks_of
+from foretune.ranking.budget import BYTES_PER_PARAMETER, fitting, parse_budget
+from foretune.ranking.candidates import Candidate, label
+from foretune.ranking.finalists import Quick, choose_finalists, price
+from foretune.ranking.left_out import leave_out, list_candidates
+from foretune.ranking.quick_score import Blocks, quick_scores
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings
+from foretune.settings.ranking import RankConfig, RankSample, RankSettings
+from foretune.tasks.load import Task, load_task
+from foretune.tasks.sampling import n_training
+
+OnNews = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A finalist of the ranking.
+
+    Attributes:
+        quick: Candidate and quick score.
+        said: Forecast, and whether the run lies within what the calibration has seen.
+        outlook: The simulated run, before calibration.
+        condition_number: κ of the kernel averaged over draws of A.
+        megabytes: Size of the adapter's file in 10⁶ bytes.
+        compute: Cost of a training step relative to one that goes back through all layers.
+        tie: Whether its accuracy cannot be told from that of the first row.
+    """
+
+    quick: Quick
+    said: RunForecast
+    outlook: Outlook
+    condition_number: float
+    megabytes: float
+    compute: float
+    tie: bool
+
+    @property
+    def forecast(self) -> Mapping[str, Interval] | None:
+        """Forecasts by outcome, `eval_loss`, `accuracy` and, inside, `train_loss`, each with its 90% interval.
+
+        None where they are withheld: `said.reach.reasons` says why, and the order of the rows is all there is.
+        """
+        return self.said.levels
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranked adapters of one model on one data set.
+
+    Attributes:
+        model: Model as given.
+        dataset: Data set as given.
+        modules: Names of all modules of the model, which itself is not kept.
+        template: peft's configuration of all modules, from which a candidate's is made.
+        sites: Every module that can be adapted.
+        rows: Finalists, the best first.
+        quick: All candidates, by quick score.
+        single: Quick score of every module alone, at the largest of the ranks, whether it fits the budget or not.
+        head_alone: Forecast of the head without an adapter.
+        majority: Share of the most frequent class among the evaluation samples.
+        samples: Labelled training samples.
+        train_rows: Training rows of the run that is forecast.
+        classes: Classes.
+        steps: Steps of the run.
+        notes: What to keep in mind when reading it.
+        seconds: Of `load`, `pass`, `quick` and `simulate`.
+    """
+
+    model: str
+    dataset: str
+    modules: tuple[str, ...]
+    template: LoraConfig
+    sites: tuple[Site, ...]
+    rows: tuple[Row, ...]
+    quick: tuple[Quick, ...]
+    single: NDArray[np.float64]
+    head_alone: RunForecast
+    majority: float
+    samples: int
+    train_rows: int
+    classes: int
+    steps: int
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+def rank_one(
+    config: RankConfig, model: str, dataset: str, calibration: Calibration, *, on_news: OnNews | None = None
+) -> Ranking:
+    """Load one model and one data set, and rank its adapters.
+
+    Args:
+        config: All settings.
+        model: One of its models.
+        dataset: One of its data sets.
+        calibration: Calibration of the forecasts.
+        on_news: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The ranking.
+    """
+    clock = time.perf_counter()
+    if on_news is not None:
+        on_news("loading", 0, 1)
+    task = load_task(DataConfig(**{**vars(config.data), "dataset": dataset}))
+    _check_rows(task, config.sample)
+    models = config.models
+    loaded = ModelConfig(model, models.dtype, models.device, models.trust_remote_code)
+    classifier = load_model(loaded, task.label_names, config.sample.seed)
+    seconds = time.perf_counter() - clock
+    ranking = _rank(classifier, task, config.settings, calibration, on_news)
+    spent = {**ranking.seconds, "load": ranking.seconds["load"] + seconds}
+    return replace(ranking, model=model, dataset=dataset, seconds=spent)
+
+
+def rank(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    settings: RankSettings | None = None,
+    calibration: Calibration | None = None,
+    on_news: OnNews | None = None,
+) -> Ranking:
+    """Rank the adapters of the user's own model on the user's own data; the model is left as it is.
+
+    Args:
+        model: transformers sequence classifier in eval mode, without an adapter.
+        tokenizer: Its tokenizer.
+        task: Data, from `load_task` or `task_from_datasets`.
+        settings: Settings; None takes the defaults.
+        calibration: Calibration of the forecasts; None takes the one that comes with foretune.
+        on_news: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ForetuneError: If the settings do not fit the model or the data.
+    """
+    classifier = own_classifier(model, tokenizer, bare=True)
+    return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_news)
+
+
+def _rank(
+    classifier: Classifier, task: Task, settings: RankSettings, calibration: Calibration, on_news: OnNews | None
+) -> Ranking:
+    news = on_news or (lambda *_: None)
+    seconds = {}
+    clock = time.perf_counter()
+    ready = _prepared(classifier, task, settings)
+    plan = ready.plan
+    seconds["load"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    n = len(plan.train.features)
+    texts = 2 * n + (0 if plan.evaluation is None else len(plan.evaluation.features))
+    done = 0
+
+    def on_batch(count: int) -> None:
+        nonlocal done
+        done += count
+        news("texts through the model", done, texts)
+
+    held = survey(plan, on_batch=on_batch)
+    seconds["pass"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    news("pricing candidates", 0, 1)
+    blocks = blocks_of(held, settings.candidates.ranks)
+    quick = price(settings.candidates, blocks, ready.candidates, ready.name)
+    finalists = choose_finalists(quick, blocks.sites, settings.candidates.finalists)
+    seconds["quick"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    recipe = recipe_of(
+        settings.training.settings(max_length=settings.sample.max_length, seed=settings.sample.seed), plan.train_rows
+    )
+    starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
+    total = n_steps(starts, recipe)
+    step = 0
+
+    def on_step() -> None:
+        nonlocal step
+        step += 1
+        news("steps of simulated runs", step, total)
+
+    alone, *found = outlooks(held, starts, recipe, on_step=on_step)
+    seconds["simulate"] = time.perf_counter() - clock
+    said_alone, *said = (
+        apply_calibration(calibration, case_values(outlook), plan.reduction.name, run=run)
+        for outlook, run in zip([alone, *found], runs_of(kind_of(plan, recipe), starts), strict=True)
+    )
+    rows = [
+        _row(entry, outlook, blocks, forecast, settings, ready)
+        for entry, outlook, forecast in zip(finalists, found, said, strict=True)
+    ]
+    labels = held.evaluation.labels
+    return Ranking(
+        model=classifier.source,
+        dataset=task.source,
+        modules=module_names(classifier.model),
+        template=ready.template,
+        sites=held.sites,
+        rows=_ordered(rows, calibration),
+        quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
+        single=_single(blocks),
+        head_alone=said_alone,
+        majority=float(np.bincount(labels).max() / len(labels)),
+        samples=len(held.train.labels),
+        train_rows=recipe.train_rows,
+        classes=plan.task.n_classes,
+        steps=recipe.steps,
+        notes=(
+            *_of_checkpoint(classifier),
+            *ready.notes,
+            *dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons),
+        ),
+        seconds=seconds,
+    )
+
+
+def _of_checkpoint(classifier: Classifier) -> tuple[str, ...]:
+    new = (f"new: {', '.join(classifier.new)} from {classifier.head_source}",) if classifier.new else ()
+    return (*new, *classifier.notes)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is ranked; positions in `model_sites` of the plan's adapters, which are those that a candidate uses."""
+
+    plan: Plan
+    template: LoraConfig
+    candidates: tuple[Candidate, ...]  # of the plan's adapters
+    model_sites: tuple[Site, ...]
+    positions: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    def of_model(self, candidate: Candidate) -> Candidate:
+        # names and costs are those in the whole model, whatever the user leaves to choose from
+        return Candidate(tuple(self.positions[position] for position in candidate.sites), candidate.rank)
+
+    def name(self, candidate: Candidate) -> str:
+        return label(self.of_model(candidate), self.model_sites)
+
+
+def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Prepared:
+    """Everything that can go wrong before the work starts: candidates, budget, samples."""
+    wanted, sample = settings.candidates, settings.sample
+    _check_rows(task, sample)
+    adapter = AdapterConfig(("all-linear",), None, max(wanted.ranks), wanted.alpha, wanted.rslora, wanted.init)
+    template = lora_config(classifier.model, adapter)
+    score = ScoreSettings(
+        samples=min(sample.samples, n_training(task)),
+        eval_samples=sample.eval_samples,
+        draws=sample.draws,
+        reduction="margin" if task.n_classes == 2 else "full",
+        sigma=sample.sigma,
+        max_length=sample.max_length,
+        batch_size=sample.batch_size,
+        seed=sample.seed,
+    )
+    plan = prepare(classifier, task, template, score)
+    plan, notes = leave_out(plan, wanted)
+    sites = plan.adapted.sites
+    candidates = list_candidates(sites, wanted)
+    if wanted.budget is not None:
+        fitting(candidates, sites, parse_budget(wanted.budget))  # a budget that nothing fits is refused before the pass
+    used = sorted({position for candidate in candidates for position in candidate.sites})
+    adapters = tuple(plan.adapted.adapters[position] for position in used)
+    own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
+    plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
+    return _Prepared(plan, template, own, sites, tuple(used), notes)
+
+
+def _check_rows(task: Task, sample: RankSample) -> None:
+    if sample.samples < 2 * task.n_classes:
+        raise ConfigError(
+            f"samples = {sample.samples}: {task.n_classes} classes need 2 samples each, {2 * task.n_classes} at least"
+        )
+    check_rare(task.label_names, task.class_counts(task.train))
+
+
+def _row(
+    entry: Quick,
+    outlook: Outlook,
+    blocks: Blocks,
+    said: RunForecast,
+    settings: RankSettings,
+    ready: _Prepared,
+) -> Row:
+    kernel = blocks.kernels([entry.candidate])[0]
+    try:
+        kappa = spectrum(kernel, sigma=settings.sample.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
+    except KernelError:
+        kappa = float("nan")
+    return Row(
+        quick=entry,
+        said=said,
+        outlook=outlook,
+        condition_number=kappa,
+        megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
+        compute=_compute(ready.of_model(entry.candidate), ready.model_sites),
+        tie=False,
+    )
+
+
+def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:
+    """A step's cost: the whole way forward, and back down to the lowest adapted layer; both ways through all = 1."""
+    layers = sorted({site.layer for site in sites if site.layer is not None})
+    used = [sites[position].layer for position in candidate.sites]
+    reached = [layer for layer in used if layer is not None]
+    if not layers or not reached:
+        return 0.5
+    return (1.0 + (len(layers) - layers.index(min(reached))) / len(layers)) / 2.0
+
+
+def _ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
+    ordered = sorted(rows, key=lambda row: (*row.said.key, row.quick.parameters))
+    return tuple(
+        replace(row, tie=place > 0 and tied(calibration, ordered[0].said, row.said))
+        for place, row in enumerate(ordered)
+    )
+
+
+def _single(blocks: Blocks) -> NDArray[np.float64]:
+    rank = blocks.ranks[-1]
+    return quick_scores(blocks, [Candidate((position,), rank) for position in range(len(blocks.sites))])

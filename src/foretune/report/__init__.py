@@ -1,0 +1,1 @@
+"""How things are written: tables, curves, figures, run folders, the terminal. Knows no model."""

@@ -1,0 +1,226 @@
+"""What a training run logged, as losses over steps and metrics after each epoch."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foretune.errors import ConfigError, reason
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Mean over the optimiser steps since the record before.
+
+    Attributes:
+        step: Last of these steps, counted from 1.
+        loss: Mean training loss of these steps, in train mode (dropout on), in nats.
+        learning_rate: Learning rate at the last of them.
+        grad_norm: Norm of the gradient of adapter and head at the last of them, before clipping; None if unknown.
+        seconds: Seconds of training so far, evaluation not counted.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """State after an epoch; epoch 0 is the model before training. Losses in nats, accuracies as fractions.
+
+    Attributes:
+        epoch: Epochs done.
+        step: Optimiser steps done.
+        train_loss: Mean over the epoch's steps, in train mode; None at epoch 0.
+        train_loss_eval_mode: Loss on (a sample of) the training rows in eval mode; None if not taken.
+        train_accuracy: Accuracy on the same rows in eval mode; None if not taken.
+        eval_loss: Loss on the evaluation rows.
+        eval_accuracy: Accuracy on them.
+        eval_matthews: Matthews correlation on them, as CoLA is judged.
+        eval_macro_f1: Mean of the classes' F1 on them.
+        seconds: Seconds of training so far, evaluation not counted.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float | None
+    train_loss_eval_mode: float | None
+    train_accuracy: float | None
+    eval_loss: float
+    eval_accuracy: float
+    eval_matthews: float
+    eval_macro_f1: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """Course of a run.
+
+    Attributes:
+        steps: Training loss over steps.
+        epochs: Metrics, from epoch 0 on.
+        seconds_train: Seconds of training, evaluation not counted.
+        seconds_evaluate: Seconds of evaluation.
+    """
+
+    steps: tuple[Step, ...]
+    epochs: tuple[Epoch, ...]
+    seconds_train: float
+    seconds_evaluate: float
+
+
+def read_log(log: Sequence[Entry]) -> History:
+    """Read the Trainer's log, to which `seconds` since the start of training were added.
+
+    The mean loss of an epoch is Σ_w n_w L_w / Σ_w n_w over the windows w of n_w steps that the Trainer logged.
+
+    Args:
+        log: Entries in order: `loss` of a window of steps, `eval_train_*` and `eval_eval_*` of an evaluation.
+
+    Returns:
+        Steps and epochs; an evaluation that was cut off is left out.
+    """
+    steps: list[Step] = []
+    epochs: list[Epoch] = []
+    evaluating = training = 0.0
+    pending: dict[str, Any] = {}
+    for entry in log:
+        if "loss" in entry:
+            training = entry["seconds"] - evaluating
+            norm = entry.get("grad_norm")
+            steps.append(Step(entry["step"], entry["loss"], entry["learning_rate"], norm, training))
+        evaluating += sum(value for name, value in entry.items() if name in _RUNTIMES)
+        pending |= {name: value for name, value in entry.items() if name.startswith(("eval_train_", "eval_eval_"))}
+        if "eval_eval_loss" in entry:  # the evaluation rows come last
+            if not epochs or entry["step"] > epochs[-1].step:
+                epochs.append(_epoch(len(epochs), entry["step"], pending, steps, epochs, training))
+            pending = {}
+    return History(tuple(steps), tuple(epochs), training, evaluating)
+
+
+_RUNTIMES = ("eval_train_runtime", "eval_eval_runtime")
+
+
+def _epoch(
+    number: int, step: int, metrics: Entry, steps: Sequence[Step], before: Sequence[Epoch], seconds: float
+) -> Epoch:
+    start = before[-1].step if before else 0
+    total, previous = 0.0, start
+    for record in steps:
+        if record.step > start:
+            total += record.loss * (record.step - previous)
+            previous = record.step
+    return Epoch(
+        epoch=number,
+        step=step,
+        train_loss=total / (step - start) if step > start else None,
+        train_loss_eval_mode=metrics.get("eval_train_loss"),
+        train_accuracy=metrics.get("eval_train_accuracy"),
+        eval_loss=metrics["eval_eval_loss"],
+        eval_accuracy=metrics["eval_eval_accuracy"],
+        eval_matthews=metrics["eval_eval_matthews"],
+        eval_macro_f1=metrics["eval_eval_macro_f1"],
+        seconds=seconds,
+    )
+
+
+def steps_to_reach(steps: Sequence[Step], loss: float, *, window: int) -> int | None:
+    """Find when the training loss came down to a value.
+
+    Args:
+        steps: Training loss over steps.
+        loss: Value to reach.
+        window: Optimiser steps that the loss is averaged over, so that one lucky batch does not count.
+
+    Returns:
+        First step at which the mean loss of the last `window` steps (of all so far at the start of training only
+        if there are as many) is at most `loss`; None if that never happens.
+    """
+    for record, mean in zip(steps, running_mean(steps, window=window), strict=True):
+        if mean is not None and mean <= loss:
+            return record.step
+    return None
+
+
+def running_mean(steps: Sequence[Step], *, window: int) -> list[float | None]:
+    """Average the training loss over the last steps.
+
+    Args:
+        steps: Training loss over steps.
+        window: Optimiser steps to average over; records are taken whole, from the last one back.
+
+    Returns:
+        For each record the mean; None where fewer than `window` steps were done.
+    """
+    means: list[float | None] = []
+    first, total, count = 0, 0.0, 0
+    lengths = [b.step - a for b, a in zip(steps, [0, *(s.step for s in steps)], strict=False)]
+    for record, length in zip(steps, lengths, strict=True):
+        total += record.loss * length
+        count += length
+        while count - lengths[first] >= window:
+            count -= lengths[first]
+            total -= steps[first].loss * lengths[first]
+            first += 1
+        means.append(total / count if count >= window else None)
+    return means
+
+
+CURVE = "curve.csv"
+
+
+HEADER = ("step", "train_loss", "eval_loss", "eval_accuracy")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A forecast after some steps. Losses in nats, accuracy as a fraction.
+
+    Attributes:
+        step: Optimiser steps done.
+        train_loss: Mean loss of the batches since the point before; None before training.
+        eval_loss: Loss on the evaluation rows.
+        eval_accuracy: Accuracy on them.
+    """
+
+    step: int
+    train_loss: float | None
+    eval_loss: float
+    eval_accuracy: float
+
+
+def read_curve(path: Path) -> tuple[CurvePoint, ...]:
+    """Read the points of a curve.
+
+    Args:
+        path: File of `write_curve`.
+
+    Returns:
+        Points.
+
+    Raises:
+        ConfigError: If it is no such file.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return tuple(
+                CurvePoint(
+                    int(row["step"]),
+                    float(row["train_loss"]) if row["train_loss"] else None,
+                    float(row["eval_loss"]),
+                    float(row["eval_accuracy"]),
+                )
+                for row in csv.DictReader(file)
+            )
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"cannot read the forecast curve {str(path)!r}: {reason(error)}; make it with foretune score --curve "
+            "--output (where the level is withheld there is none)"
+        ) from error

@@ -1,0 +1,110 @@
+"""The files of a score's run folder: result.json, kernel.safetensors, config.yaml, spectrum.png."""
+
+import datetime
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from peft import LoraConfig
+from safetensors.numpy import save_file
+
+from foretune.forecasting.calibration import CALIBRATION
+from foretune.forecasting.curve import RunCurve, write_curve
+from foretune.models.adapter_file import save_adapter
+from foretune.report.curve_figure import curve_figure
+from foretune.report.curves import CURVE
+from foretune.report.store import to_json, write_json, write_run
+from foretune.scoring.figure import spectrum_figure
+from foretune.scoring.report import notes
+from foretune.scoring.score import ScoreResult
+from foretune.settings.groups import ADAPTER_FILE, ScoreConfig
+
+
+def score_content(result: ScoreResult, curve: RunCurve | None = None) -> dict[str, Any]:
+    """Lay a score out as in `result.json`, with what its numbers do not show.
+
+    Args:
+        result: The score.
+        curve: The run that was forecast and its course, if one was.
+
+    Returns:
+        JSON-ready values.
+    """
+    content = result.to_dict()
+    if curve is not None:
+        content["curve"] = curve.curve.to_dict()
+    return content | {"notes": notes(content)}
+
+
+def save_score(
+    result: ScoreResult,
+    folder: Path,
+    config: ScoreConfig | None = None,
+    adapter: LoraConfig | None = None,
+    curve: RunCurve | None = None,
+) -> None:
+    """Write a run folder, whole or not at all.
+
+    Args:
+        result: The score.
+        folder: New or empty folder.
+        config: Settings that replay the run; None leaves `config.yaml` out (a score from Python objects).
+        adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
+        curve: The run that was forecast and its course, if one was.
+    """
+    content = score_content(result, curve)
+    writers = {
+        "kernel.safetensors": lambda path: _save_kernel(result, path),
+        "spectrum.png": lambda path: spectrum_figure(result, path),
+        "result.json": lambda path: write_json(path, content),
+    }
+    if config is not None:
+        flags = config.to_dict()
+        flags |= {} if curve is None else {"curve": True, **asdict(curve.training)}
+        if curve is not None and curve.calibration is not None:
+            flags["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
+            given = curve.calibration.to_dict()
+            writers[CALIBRATION] = lambda path: write_json(path, given)
+        writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
+    if adapter is not None:
+        writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
+    if curve is not None and curve.curve.points:
+        course = curve.curve
+        title = f"forecast for {content['dataset']}"
+        writers[CURVE] = lambda path: write_curve(course, path)
+        writers["curve.png"] = lambda path: curve_figure(course.points, title, path)
+    write_run(folder, writers)
+
+
+def _save_config(flags: dict[str, Any], version: str, path: Path) -> None:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    header = f"# foretune {version}, {now}. Replay: foretune score --config config.yaml --output NEW_FOLDER\n"
+    path.write_text(header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _save_kernel(result: ScoreResult, path: Path) -> None:
+    """`K` is the kernel of the adapter's own A; everything is float64 or int64."""
+    m = result.measurement
+    held = {
+        "K": m.k_train_train[0],
+        "K_draws": m.k_train_train,
+        "K_head": m.head_train_train,
+        "labels": m.y_train,
+        "indices": m.train_indices,
+        "f_0": m.f_train_0,
+        "K_eval": m.k_eval_train,
+        "labels_eval": m.y_eval,
+        "indices_eval": m.eval_indices,
+        "f_0_eval": m.f_eval_0,
+    }
+    arrays = {name: np.ascontiguousarray(array) for name, array in held.items() if array is not None}
+    facts = {
+        "output": result.plan.reduction.name,
+        "rows_per_example": result.plan.reduction.rows_per_example,
+        "sites": [site.name for site in result.plan.adapted.sites],
+        "eval_held_out": result.plan.sample.held_out,
+        "epsilon": m.epsilon,
+    }
+    save_file(arrays, path, metadata={"foretune": to_json(facts)})

@@ -1,0 +1,218 @@
+"""What a person reads on the terminal: what was understood, and the table of results."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from foretune.models.sites import kinds_in_words
+from foretune.report.terminal import print_facts
+
+_GIB = 2.0**30
+
+
+def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
+    """Say what was understood before the work starts.
+
+    Args:
+        console: Where to.
+        facts: From `describe`.
+        placement: The adapter in words.
+    """
+    data, head, memory = facts["data"], facts["head"], facts["expected_bytes"]
+    columns = ", ".join(data["text_columns"])
+    labels = [name if name == str(index) else f"{index} {name}" for index, name in enumerate(data["label_names"])]
+    counts = ", ".join(f"{label}: {count}" for label, count in zip(labels, data["class_counts"], strict=True))
+    inside = "in" if head["in_kernel"] else "out of"
+    rows = [
+        ("model", facts["model"]),
+        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
+        ("device", f"{facts['device']}, {facts['threads']} threads"),
+        ("data", facts["dataset"]),
+        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
+        ("columns", f"text: {columns}; label: {data['label_column']}"),
+        ("classes", counts),
+        ("samples", f"{facts['n']} for the kernel, {facts['n_eval']} for evaluation, {facts['repeats']} draw(s)"),
+        ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
+        ("adapter", f"{placement}; {facts['adapter']['sites']} modules, {facts['adapter']['parameters']:,} parameters"),
+        ("draws of A", str(facts["adapter"]["draws_of_a"])),
+        ("head", f"{head['policy']} (from {head['source']}), {head['parameters']:,} parameters, {inside} the kernel"),
+        *([("new", f"{', '.join(head['new'])} from {head['source']}")] if head["new"] else []),
+        *(("", note) for note in head["notes"]),
+        (
+            "memory",
+            f"about {memory['total'] / _GIB:.2f} GiB: weights {memory['weights'] / _GIB:.2f}, "
+            f"features {memory['features'] / _GIB:.2f}, activations up to {memory['activations'] / _GIB:.2f}",
+        ),
+    ]
+    print_facts(console, rows)
+    for names, words in (
+        ("left_out", "no output depends on it: left out"),
+        ("one_at_a_time", "texts go one at a time"),
+    ):
+        if facts["adapter"][names]:
+            note = f"note: {kinds_in_words(facts['adapter'][names])}: {words}"
+            console.print(note, style="yellow", markup=False, highlight=False)
+    if data["duplicates"]:
+        console.print(f"note: {data['duplicates']} of the samples repeat another's tokens: λ_min is 0", style="yellow")
+
+
+def print_result(console: Console, result: dict[str, Any]) -> None:
+    """Print the table of a score.
+
+    Args:
+        console: Where to.
+        result: As in `result.json`.
+    """
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("quantity", no_wrap=True)
+    table.add_column("this adapter", justify="right", no_wrap=True)
+    draws, repeats = result["spread"]["draws_of_a"], result["spread"]["repeats"]
+    if draws is not None:
+        table.add_column(f"{_count(draws)} draws of A", justify="right", no_wrap=True)
+    if repeats is not None:
+        table.add_column(f"{_count(repeats)} sample draws", justify="right", no_wrap=True)
+    spreads = [spread for spread in (draws, repeats) if spread is not None]
+
+    def row(name: str, value: str, key: str | None = None, percent: bool = False) -> None:
+        table.add_row(name, value, *(_mean(spread.get(key) if key else None, percent) for spread in spreads))
+
+    console.print(_title(result), soft_wrap=True)
+    _forecast_rows(result, row)
+    table.add_section()
+    _kernel_rows(result, row)
+    table.add_section()
+    _bound_rows(result, row)
+    console.print(table)
+    if "curve" in result and result["curve"]["end"] is not None:
+        console.print(_curve(result["curve"]))
+    for note in result["notes"]:
+        console.print(Text(f"• {note}"), style="yellow")
+    seconds = result["seconds"]
+    console.print(
+        f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, kernel {seconds['kernel']:.1f}, "
+        f"spectrum {seconds['spectrum']:.2f}, forecast {seconds['forecast']:.1f}",
+        style="dim",
+    )
+
+
+def _curve(curve: dict[str, Any]) -> Table:
+    """The run that was forecast: its end with intervals, and its course."""
+    end, points = curve["end"], curve["points"]
+    table = Table(show_edge=False, pad_edge=False, title="Forecast of the run, 90% intervals", title_justify="left")
+    for name in ("after step", "eval accuracy", "eval loss", "train loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in points[: -1 : max(1, len(points) // 5)]:
+        train = "–" if point["train_loss"] is None else f"{point['train_loss']:.4f}"
+        table.add_row(str(point["step"]), f"{point['eval_accuracy']:.1%}", f"{point['eval_loss']:.4f}", train)
+    table.add_section()
+
+    def interval(name: str, form: str) -> str:
+        value = end[name]
+        return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+    table.add_row(
+        str(points[-1]["step"]),
+        interval("accuracy", ".1%"),
+        interval("eval_loss", ".3f"),
+        "withheld" if end["train_loss"] is None else interval("train_loss", ".3f"),
+    )
+    return table
+
+
+def _title(result: dict[str, Any]) -> Text:
+    return Text(
+        f"{result['model']} on {result['dataset']}\n"
+        f"n = {result['n']}, output {result['output']}, head {result['details']['head']['policy']}, "
+        f"seed {result['seed']}",
+        style="bold",
+    )
+
+
+def _count(spread: dict[str, Any]) -> int:
+    return max(int(value["count"]) for value in spread.values() if value is not None)
+
+
+def _mean(summary: dict[str, Any] | None, percent: bool) -> str:
+    if summary is None:
+        return ""
+    if percent:
+        return f"{summary['mean']:.1%} ± {summary['standard_deviation']:.1%}"
+    return f"{summary['mean']:.3g} ± {summary['standard_deviation']:.2g}"
+
+
+def _forecast_rows(result: dict[str, Any], row: Any) -> None:
+    forecast, baselines = result["forecast"], result["forecast"]["baselines"]
+    if forecast["eval_accuracy"] is not None:
+        error = forecast["eval_accuracy_standard_error"]
+        row("forecast eval accuracy", f"{forecast['eval_accuracy']:.1%} ± {error:.1%}", "eval_accuracy", True)
+        if result["head_kernel"] is not None:
+            row("  head's kernel alone", f"{result['head_kernel']['forecast']['eval_accuracy']:.1%}")
+        row("  before training", f"{baselines['f0_accuracy']:.1%}")
+        row("  majority class", f"{baselines['majority_accuracy']:.1%}")
+        row("forecast eval loss", f"{forecast['eval_loss']:.4f}", "eval_loss")
+    row("forecast train loss", f"{forecast['train_loss']:.4f}", "train_loss")
+    row("leave-one-out accuracy", f"{forecast['loo_accuracy']:.1%}", "loo_accuracy", True)
+
+
+def _kernel_rows(result: dict[str, Any], row: Any) -> None:
+    kernel = result["kernel"]
+    low, high = kernel["condition_number_interval"]
+    interval = f" [{low:.4g}, {high:.4g}]" if high > low else ""
+    row(f"κ (σ = {kernel['sigma']:g})", f"{kernel['condition_number']:.4g}{interval}", "condition_number")
+    row("  of the centred kernel", f"{result['kernel_centred']['condition_number']:.4g}")
+    row("  scale-free", f"{kernel['condition_number_relative']:.4g}")
+    row("λ_max", f"{kernel['lambda_max']:.4g}", "lambda_max")
+    resolved = "" if kernel["lambda_min_resolved"] else f" (below the floor {kernel['floor']:.1g})"
+    row("λ_min", f"{kernel['lambda_min']:.4g}{resolved}", "lambda_min")
+    row("trace", f"{kernel['trace']:.4g}", "trace")
+    row("effective dimension", f"{kernel['effective_dimension']:.4g}", "effective_dimension")
+    alignment = kernel["alignment"]
+    row("kernel-target alignment", "–" if alignment is None else f"{alignment:.4g}", "alignment")
+
+
+def _bound_rows(result: dict[str, Any], row: Any) -> None:
+    bounds = result["bounds"]
+    row("empirical risk at σ", f"{bounds['empirical_risk']:.4g}", "empirical_risk")
+    tight, printed = bounds["tight"], bounds["printed"]
+    row("  bounds, tight form", f"{tight['lower']:.3g} … {tight['upper']:.3g}")
+    verdict = "as printed" if printed["holds"] else "printed: violated"
+    row(f"  bounds, {verdict}", f"{printed['lower']:.3g} … {printed['upper']:.3g}")
+
+
+def notes(result: dict[str, Any]) -> list[str]:
+    """Say what the numbers do not show.
+
+    Args:
+        result: As in `result.json`.
+
+    Returns:
+        Sentences.
+    """
+    kernel, said = result["kernel"], []
+    if kernel["saturated"]:
+        said.append(
+            "κ is saturated: λ_min does not count beside σ, so κ ≈ 1 + λ_max/σ is a gradient-norm meter in units "
+            "of σ and says nothing of conditioning."
+        )
+    if not result["bounds"]["printed"]["holds"]:
+        said.append("The bound as the paper prints it does not hold for this kernel; the tight form does.")
+    if result["forecast"]["eval_accuracy"] is not None:
+        said.append(
+            f"The forecast is kernel regression on {result['n']} samples, not a simulation of the training on "
+            f"{result['details']['data']['train_rows']} rows: compare configurations by it, do not read it as the "
+            "level that will be reached." + ("" if "curve" in result else " --curve simulates the run.")
+        )
+    if result.get("curve", {}).get("note"):
+        said.append(f"Run: {result['curve']['note']}")
+    missing = [
+        name
+        for name, count in zip(
+            result["details"]["data"]["label_names"], result["details"]["data"]["sample_class_counts"], strict=True
+        )
+        if count == 0
+    ]
+    if missing:
+        said.append(f"No sample of class {', '.join(missing)} was drawn: take more samples.")
+    return said

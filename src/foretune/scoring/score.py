@@ -1,0 +1,285 @@
+"""The score of one adapter configuration: kernel, spectrum, bounds and a first forecast, before any training.
+
+`prepare` (plan) says what will be done, `measure` runs the passes, `assess` does the numbers; `score` is the
+three in a row. Nothing here loads or writes a file.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import LoraConfig
+
+from foretune.models.classifier import own_classifier
+from foretune.ntk.bounds import RiskBounds, risk_bounds
+from foretune.ntk.prediction import Evaluation, Forecast, forecast
+from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
+from foretune.problem import Plan, describe, prepare
+from foretune.report.provenance import versions
+from foretune.scoring.passes import Measurement, Progress, measure
+from foretune.settings.groups import ScoreSettings
+from foretune.tasks.load import Task
+from foretune.tasks.outputs import OutputReduction
+
+Array = NDArray[np.float64]
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """The numbers of one kernel.
+
+    Attributes:
+        kernel: Spectrum of K.
+        centred: Spectrum of HKH.
+        bounds: Theorem 1 in both forms, with the exact risk.
+        forecast: Kernel regression on the samples.
+        eigenvalues: Of K, descending, as they came.
+        eigenvalues_centred: Of HKH.
+        seconds_spectrum: Spectra and bounds.
+        seconds_forecast: Regression.
+    """
+
+    kernel: Spectrum
+    centred: Spectrum
+    bounds: RiskBounds
+    forecast: Forecast
+    eigenvalues: Array
+    eigenvalues_centred: Array
+    seconds_spectrum: float
+    seconds_forecast: float
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """All that a score found.
+
+    Attributes:
+        plan: What was done.
+        measurement: Kernels and outputs of the first draw of samples.
+        draws: Assessments of the first draw of samples, one for each draw of A; the first is the adapter's own.
+        mean: Spectrum of the mean kernel over the draws of A.
+        repeats: Assessments of the adapter's own A, one for each draw of samples.
+        head: Assessment of the trained head's kernel alone, None where no head trains.
+        seconds: Of `load`, `kernel`, `spectrum`, `forecast` and `total`, summed over repeats.
+    """
+
+    plan: Plan
+    measurement: Measurement
+    draws: tuple[Assessment, ...]
+    mean: Spectrum
+    repeats: tuple[Assessment, ...]
+    head: Assessment | None
+    seconds: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay the result out as in `result.json` (docs/result.md).
+
+        Returns:
+            JSON-ready values.
+        """
+        return _to_dict(self)
+
+
+def assess(
+    k_train_train: Array,
+    k_eval_train: Array | None,
+    measurement: Measurement,
+    reduction: OutputReduction,
+    settings: ScoreSettings,
+) -> Assessment:
+    """Compute spectrum, bounds and forecast of one kernel.
+
+    Args:
+        k_train_train: N × N kernel.
+        k_eval_train: M × N kernel, or None.
+        measurement: Labels and initial outputs that go with it.
+        reduction: Output reduction.
+        settings: σ and ridge.
+
+    Returns:
+        The numbers.
+    """
+    start = time.perf_counter()
+    targets = reduction.targets(measurement.y_train)
+    residual = targets - reduction.coordinates(measurement.f_train_0)
+    k = reduction.rows_per_example
+    eigen = decompose(k_train_train)
+    eigen_centred = decompose(centre(k_train_train, k))
+    options = {"sigma": settings.sigma, "epsilon": measurement.epsilon}
+    of_k = spectrum(eigen, targets=targets, rows_per_example=k, **options)
+    of_centred = spectrum(eigen_centred, targets=targets, rows_per_example=k, **options)
+    bounds = risk_bounds(eigen, residual, sigma=settings.sigma)
+    middle = time.perf_counter()
+    evaluation = None
+    if k_eval_train is not None and measurement.f_eval_0 is not None and measurement.y_eval is not None:
+        evaluation = Evaluation(k_eval_train, measurement.f_eval_0, measurement.y_eval)
+    forecast_ = forecast(
+        eigen, reduction, measurement.y_train, measurement.f_train_0, evaluation=evaluation, ridge=settings.ridge
+    )
+    return Assessment(
+        of_k,
+        of_centred,
+        bounds,
+        forecast_,
+        eigen.eigenvalues,
+        eigen_centred.eigenvalues,
+        middle - start,
+        time.perf_counter() - middle,
+    )
+
+
+def _draw_assessments(plan: Plan, measurement: Measurement, draws: Iterable[int]) -> tuple[Assessment, ...]:
+    k_eval = measurement.k_eval_train
+    return tuple(
+        assess(
+            measurement.k_train_train[draw],
+            None if k_eval is None else k_eval[draw],
+            measurement,
+            plan.reduction,
+            plan.settings,
+        )
+        for draw in draws
+    )
+
+
+def run(plan: Plan, *, seconds_load: float = 0.0, on_batch: Progress | None = None) -> ScoreResult:
+    """Carry out a plan.
+
+    Args:
+        plan: From `prepare`.
+        seconds_load: Time that loading took, for the record.
+        on_batch: Called with the number of examples after each batch.
+
+    Returns:
+        The result.
+    """
+    start = time.perf_counter()
+    first = measure(plan, on_batch=on_batch)
+    measured = [first]
+    draws = _draw_assessments(plan, first, range(plan.adapted.draws))
+    repeats = [draws[0]]
+    for repeat in range(1, plan.settings.repeats):
+        measured.append(measure(plan, repeat=repeat, on_batch=on_batch))
+        repeats.extend(_draw_assessments(plan, measured[-1], [0]))
+    mean = spectrum(
+        first.k_train_train.mean(axis=0),
+        sigma=plan.settings.sigma,
+        epsilon=first.epsilon,
+        targets=plan.reduction.targets(first.y_train),
+        rows_per_example=plan.reduction.rows_per_example,
+    )
+    head = None
+    if first.head_train_train is not None:
+        head = assess(first.head_train_train, first.head_eval_train, first, plan.reduction, plan.settings)
+    assessed = [*draws, *repeats[1:], *([] if head is None else [head])]
+    seconds = {
+        "load": seconds_load,
+        "kernel": sum(m.seconds_kernel for m in measured),
+        "spectrum": sum(a.seconds_spectrum for a in assessed),
+        "forecast": sum(m.seconds_forecast for m in measured) + sum(a.seconds_forecast for a in assessed),
+        "total": seconds_load + time.perf_counter() - start,
+    }
+    return ScoreResult(plan, first, draws, mean, tuple(repeats), head, seconds)
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    config: LoraConfig | None,
+    task: Task,
+    *,
+    settings: ScoreSettings | None = None,
+) -> ScoreResult:
+    """Score a LoRA configuration on the user's own model and data; the model is left as it is.
+
+    Args:
+        model: transformers sequence classifier in eval mode, or a peft model with its adapter.
+        tokenizer: Its tokenizer.
+        config: peft's configuration; None if the model is a peft model already.
+        task: Data, from `load_task` or `task_from_datasets`.
+        settings: Settings; None takes the defaults.
+
+    Returns:
+        The result.
+    """
+    classifier = own_classifier(model, tokenizer, bare=config is not None)
+    return run(prepare(classifier, task, config, settings or ScoreSettings()))
+
+
+def _summary(values: Iterable[float | None]) -> dict[str, float | int] | None:
+    held = np.array([value for value in values if value is not None])
+    if held.size < 2:
+        return None
+    return {
+        "mean": float(held.mean()),
+        "standard_deviation": float(held.std(ddof=1)),
+        "minimum": float(held.min()),
+        "maximum": float(held.max()),
+        "count": int(held.size),
+    }
+
+
+def _spread(assessments: tuple[Assessment, ...]) -> dict[str, Any] | None:
+    if len(assessments) < 2:
+        return None
+    kernel = ("lambda_max", "lambda_min", "condition_number", "trace", "effective_dimension", "alignment")
+    losses = ("train_loss", "eval_loss", "eval_accuracy", "loo_loss", "loo_accuracy")
+    spread = {name: _summary(getattr(a.kernel, name) for a in assessments) for name in kernel}
+    spread["empirical_risk"] = _summary(a.bounds.empirical_risk for a in assessments)
+    return spread | {name: _summary(getattr(a.forecast, name) for a in assessments) for name in losses}
+
+
+def _to_dict(result: ScoreResult) -> dict[str, Any]:
+    plan, own = result.plan, result.draws[0]
+    settings, sites = plan.settings, plan.adapted.sites
+    facts = describe(plan)
+    config = plan.placed.active_peft_config
+    targets = config.target_modules
+    head = None
+    if result.head is not None:
+        head = {
+            "kernel": dataclasses.asdict(result.head.kernel),
+            "forecast": dataclasses.asdict(result.head.forecast),
+        }
+    return {
+        "schema": SCHEMA,
+        "model": plan.classifier.source,
+        "dataset": plan.task.source,
+        "placement": {
+            "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
+            "layers": sorted({site.layer for site in sites if site.layer is not None}),
+            "r": config.r,
+            "alpha": config.lora_alpha,
+            "rslora": bool(config.use_rslora),
+            "init": str(config.init_lora_weights),
+            "trainable_parameters": sum(site.n_parameters for site in sites),
+            "head_parameters": facts["head"]["parameters"],
+            "sites": [
+                {"name": site.name, "rank": site.rank, "scaling": site.scaling, "trace": trace}
+                for site, trace in zip(sites, result.measurement.site_traces, strict=True)
+            ],
+        },
+        "n": settings.samples,
+        "output": plan.reduction.name,
+        "seed": settings.seed,
+        "details": facts,
+        "kernel": dataclasses.asdict(own.kernel),
+        "kernel_centred": dataclasses.asdict(own.centred),
+        "kernel_mean_over_a": dataclasses.asdict(result.mean),
+        "spread": {
+            "draws_of_a": _spread(result.draws),
+            "repeats": _spread(result.repeats),
+            "heads": {"trace": _summary(result.measurement.head_traces)},
+        },
+        "head_kernel": head,
+        "bounds": dataclasses.asdict(own.bounds),
+        "forecast": dataclasses.asdict(own.forecast),
+        "seconds": dict(result.seconds),
+        "versions": versions(),
+        "settings": dataclasses.asdict(settings),
+    }

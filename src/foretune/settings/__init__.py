@@ -1,0 +1,1 @@
+"""Settings: one tree of frozen dataclasses for the command line, YAML files and Python."""

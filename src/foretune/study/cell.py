@@ -1,0 +1,242 @@
+"""The work of one cell: score, fine-tune, store. What is finished is never done again."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from foretune.errors import StoreError, border
+from foretune.models.classifier import load_model
+from foretune.models.placement import lora_config
+from foretune.problem import prepare
+from foretune.report.store import RESULT, finite, read_json, write_json, write_whole
+from foretune.scoring.files import save_score
+from foretune.scoring.score import run as run_score
+from foretune.settings.groups import ScoreConfig, TuneConfig
+from foretune.study.grid import Cell
+from foretune.tasks.load import load_task
+from foretune.training.fit import Hooks
+from foretune.training.folder import CONFIG, claim, close_folder, open_folder, write_history
+from foretune.training.plan import prepare_tune
+from foretune.training.tune import run_tune
+
+SCHEMA = 1
+CELLS = "cells"
+OUTLOOKS = "outlooks"
+_PART, _DAMAGED = ".part", ".damaged"
+OnNews = Callable[[str], None]
+
+
+def cell_folder(store: Path, key: str) -> Path:
+    """Say where a finished cell lies.
+
+    Args:
+        store: Folder of the study.
+        key: Key of the cell.
+
+    Returns:
+        Folder; it exists once the cell is finished, and then never changes.
+    """
+    return store / CELLS / key
+
+
+def work(cell: Cell, key: str, store: Path, *, on_news: OnNews | None = None) -> None:
+    """Score and fine-tune a cell, unless it is there already.
+
+    The cell is worked on in `KEY.part`, which is renamed when all is written. A cell that was cut off keeps its
+    score and its last whole epoch. Two processes that want the same cell take turns, by a lock that dies with them.
+
+    Args:
+        cell: Cell.
+        key: Its key.
+        store: Folder of the study.
+        on_news: Called with a word on what is done now.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    final = cell_folder(store, key)
+    part = final.with_name(key + _PART)
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(final):
+            if final.is_dir():
+                return
+            if part.is_symlink():  # what it leads to is not ours
+                part.unlink()
+            part.mkdir(exist_ok=True)
+            _sweep(part)
+            _work(cell, key, part, on_news or (lambda _: None))
+            part.rename(final)
+    except OSError as error:
+        raise StoreError(f"cannot write cell {key} to {str(store)!r}: {error.strerror or error}") from error
+
+
+def _turn(final: Path) -> FileLock:
+    """Lock of a cell, which dies with its process."""
+    lock = final.with_name(f".{final.name}.lock")
+    for path in (final.parent, lock):
+        if path.is_symlink():
+            raise StoreError(f"{str(path)!r} is a link, which a study does not follow: remove it")
+    return FileLock(lock)
+
+
+def _sweep(part: Path) -> None:
+    """Remove what a killed run was writing, and links: nobody else is at work here."""
+    for path in part.iterdir():
+        if path.is_symlink() or (path.name.startswith(".") and path.is_file()):
+            path.unlink()
+        elif path.name.startswith("."):
+            shutil.rmtree(path)
+
+
+def set_aside(store: Path, key: str) -> Path:
+    """Move a damaged cell out of the way, so that it is computed again.
+
+    Args:
+        store: Folder of the study.
+        key: Key of the cell.
+
+    Returns:
+        Where it is kept, until another one of the same cell takes its place.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    final = cell_folder(store, key)
+    kept = final.with_name(key + _DAMAGED)
+    with _turn(final), border(StoreError, f"cannot move the damaged cell {key} of {str(store)!r} out of the way"):
+        if kept.is_symlink():
+            kept.unlink()
+        if final.exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            final.replace(kept)
+    return kept
+
+
+def _finished(folder: Path) -> bool:
+    """Whether a stage is done; what is left of a damaged one is removed."""
+    if not (folder / RESULT).exists():
+        return False
+    try:
+        read_json(folder / RESULT)
+    except (StoreError, RecursionError):
+        shutil.rmtree(folder)
+        return False
+    return True
+
+
+def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
+    on_news("loading")
+    start = time.perf_counter()
+    task = load_task(cell.data)
+    score_folder, tune_folder = part / "score", part / "tune"
+    classifier = load_model(cell.model, task.label_names, cell.score.seed)
+    seconds_load = time.perf_counter() - start
+    lora = lora_config(classifier.model, cell.adapter)
+    if not _finished(score_folder):
+        on_news("scoring")
+        plan = prepare(classifier, task, lora, cell.score)  # on a copy: the model itself is trained below
+        config = ScoreConfig(cell.model, cell.data, cell.adapter, cell.score)
+        save_score(run_score(plan), score_folder, config)
+        del plan
+    if not _finished(tune_folder):
+        flags = TuneConfig(cell.model, cell.data, cell.adapter, cell.train).to_dict()
+        if (tune_folder / CONFIG).exists():
+            try:
+                claim(tune_folder, flags)
+            except StoreError:  # cut off when model or data lay elsewhere
+                shutil.rmtree(tune_folder)
+        open_folder(tune_folder, flags)
+        tune_plan = prepare_tune(classifier, task, lora, cell.train, inplace=True)
+        hooks = Hooks(
+            on_step=lambda done, total, _: on_news(f"step {done} of {total}"),
+            on_record=lambda history: write_history(history, tune_folder),
+            on_note=on_news,
+        )
+        close_folder(run_tune(tune_plan, tune_folder, seconds_load=seconds_load, hooks=hooks), tune_folder)
+    with border(StoreError, f"what was done of cell {key} is damaged", remedy=f"remove {str(part)!r}"):
+        record = cell_record(cell, key, read_json(score_folder / RESULT), read_json(tune_folder / RESULT))
+    write_whole(part / RESULT, lambda path: write_json(path, record))
+
+
+def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the numbers of a cell together.
+
+    Args:
+        cell: Cell.
+        key: Its key.
+        score: `result.json` of the score.
+        tune: `result.json` of the fine-tune.
+
+    Returns:
+        JSON-ready values: names, settings, facts, quantities at initialisation, outcomes, seconds, versions.
+    """
+    kernel, forecast, final = score["kernel"], score["forecast"], tune["final"]
+    head = score["head_kernel"]
+    head_forecast = {} if head is None else head["forecast"]
+    spread = score["spread"]["draws_of_a"]
+    mean_kappa = None if spread is None else spread["condition_number"]
+    content = {
+        "schema": SCHEMA,
+        "key": key,
+        "names": cell.names,
+        "family": cell.family,
+        "settings": {
+            group: dataclasses.asdict(getattr(cell, group)) for group in ("model", "data", "adapter", "score", "train")
+        },
+        "facts": {
+            "train_rows": tune["details"]["data"]["train_rows"],
+            "eval_rows": tune["details"]["data"]["eval_rows"],
+            "classes": len(tune["details"]["data"]["label_names"]),
+            "majority_accuracy": max(tune["details"]["data"]["eval_class_counts"])
+            / tune["details"]["data"]["eval_rows"],
+            "adapter_parameters": tune["placement"]["trainable_parameters"],
+            "head_parameters": tune["placement"]["head_parameters"],
+            "steps": tune["steps"],
+            "diverged": tune["diverged"],
+            "device": tune["device"],
+        },
+        "quantities": {
+            "condition_number": kernel["condition_number"],
+            "condition_number_mean": None if mean_kappa is None else mean_kappa["mean"],
+            "condition_number_relative": kernel["condition_number_relative"],
+            "lambda_max": kernel["lambda_max"],
+            "lambda_min": kernel["lambda_min"],
+            "trace": kernel["trace"],
+            "effective_dimension": kernel["effective_dimension"],
+            "alignment": kernel["alignment"],
+            "empirical_risk": score["bounds"]["empirical_risk"],
+            "forecast_train_loss": forecast["train_loss"],
+            "forecast_eval_loss": forecast["eval_loss"],
+            "forecast_eval_accuracy": forecast["eval_accuracy"],
+            "loo_mse": forecast["loo_mse"],
+            "loo_accuracy": forecast["loo_accuracy"],
+            "head_eval_loss": head_forecast.get("eval_loss"),
+            "head_eval_accuracy": head_forecast.get("eval_accuracy"),
+            "adapter_parameters": tune["placement"]["trainable_parameters"],
+        },
+        "outcomes": {
+            "train_loss": final["train_loss"],
+            "train_loss_eval_mode": final["train_loss_eval_mode"],
+            "eval_loss": final["eval_loss"],
+            "accuracy": final["eval_accuracy"],
+            "matthews": final["eval_matthews"],
+            "macro_f1": final["eval_macro_f1"],
+        },
+        "seconds": {
+            "load": tune["seconds"]["load"],
+            "kernel": score["seconds"]["kernel"],
+            "spectrum": score["seconds"]["spectrum"],
+            "forecast": score["seconds"]["forecast"],
+            "fine_tune": tune["seconds"]["train"],
+            "evaluate": tune["seconds"]["evaluate"],
+        },
+        "versions": tune["versions"],
+    }
+    held: dict[str, Any] = finite(content)
+    return held

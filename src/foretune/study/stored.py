@@ -1,0 +1,104 @@
+"""A finished cell as it lies on the disk: read whole, or named as damaged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foretune.report.curves import Step
+from foretune.report.store import RESULT, read_json
+from foretune.study.damage import Value, check_course, integer, numbers, read_rows, same, text, undamaged
+
+NAMES = ("model", "dataset", "placement", "r", "seed")
+MEASURED = ("train_loss", "train_loss_eval_mode", "eval_loss", "accuracy", "matthews", "macro_f1")
+FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
+DIGITS = 6  # of a loss, so that a report from its CSV files is the same
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """What the files of a finished cell say.
+
+    Attributes:
+        key: Content key.
+        names: Model, data set, placement, rank and seed.
+        family: Name that versions of one data set share; empty where the grid gave none.
+        facts: Rows, classes, parameters, steps.
+        outcomes: Numbers after training.
+        quantities: Numbers at initialisation.
+        seconds: Time of each stage.
+        steps: Training loss over steps.
+        epochs: Step, loss and accuracy on the evaluation rows after each epoch.
+    """
+
+    key: str
+    names: Mapping[str, str | int]
+    family: str
+    facts: Mapping[str, Value]
+    outcomes: Mapping[str, Value]
+    quantities: Mapping[str, Value]
+    seconds: Mapping[str, Value]
+    steps: tuple[Step, ...]
+    epochs: tuple[tuple[int, float, float], ...]
+
+
+def read_stored(path: Path) -> StoredCell:
+    """Read the files of a finished cell.
+
+    Args:
+        path: Its folder.
+
+    Returns:
+        What they say.
+
+    Raises:
+        StoreError: Naming the cell if one of its files is missing, cut off or holds what foretune does not write.
+    """
+    store = path.parent.parent
+    with undamaged(f"cell {path.name} of {str(store)!r}", "the same foretune study command computes it again"):
+        result = read_json(path / RESULT)
+        same(result["key"], path.name, "key")
+        facts = numbers(result["facts"], FACTS)
+        stored = StoredCell(
+            path.name,
+            _names(result["names"]),
+            text(result.get("family", ""), "family"),
+            facts,
+            numbers(result["outcomes"], MEASURED),
+            numbers(result["quantities"]),
+            numbers(result["seconds"]),
+            tuple(read_rows(path / "tune" / "steps.csv", step_of, ("step", "loss"))),
+            tuple(read_rows(path / "tune" / "history.csv", _epoch, ("step", "eval_loss", "eval_accuracy"))),
+        )
+        total, diverged = facts["steps"], bool(facts["diverged"])
+        check_course([(step.step, step.loss) for step in stored.steps], total, diverged, "steps.csv")
+        check_course([(step, loss) for step, loss, _ in stored.epochs], total, diverged, "history.csv")
+    return stored
+
+
+def _names(held: Mapping[str, Any]) -> dict[str, str | int]:
+    return {name: integer(held[name], name) if name in ("r", "seed") else text(held[name], name) for name in NAMES}
+
+
+def step_of(row: Mapping[str, str]) -> Step:
+    """Read one step of a training run.
+
+    Args:
+        row: Row of `steps.csv`, or of a report's `curves.csv`, which has step and loss alone.
+
+    Returns:
+        The step, its loss to six digits.
+    """
+    norm = row.get("grad_norm") or None
+    return Step(
+        int(row["step"]),
+        float(f"{float(row['loss']):.{DIGITS}g}"),
+        float(row.get("learning_rate") or "nan"),
+        None if norm is None else float(norm),
+        float(row.get("seconds") or "nan"),
+    )
+
+
+def _epoch(row: Mapping[str, str]) -> tuple[int, float, float]:
+    # step, loss and accuracy on the evaluation rows
+    return int(row["step"]), float(row["eval_loss"]), float(row["eval_accuracy"])

@@ -1,0 +1,269 @@
+"""The run folder of a fine-tune: it grows while the run goes on, and `result.json` comes last."""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import LoraConfig
+
+from foretune.errors import ConfigError, ForetuneError, StoreError, border, reason
+from foretune.models.adapter_file import adapter_from_file, same_adapter, save_adapter
+from foretune.report.curve_figure import loss_figure
+from foretune.report.curves import CURVE, CurvePoint, Epoch, History, Step, read_curve
+from foretune.report.folders import LOCK, disk, remove
+from foretune.report.provenance import versions
+from foretune.report.store import (
+    RESULT,
+    check_free,
+    make_folder,
+    read_yaml,
+    settle,
+    temporary_of,
+    write_json,
+    write_text,
+    write_whole,
+)
+from foretune.settings.groups import ADAPTER_FILE
+from foretune.training.checkpoints import checkpoints
+from foretune.training.tune import TuneResult
+
+CONFIG = "config.yaml"
+HISTORY, STEPS = "history.csv", "steps.csv"
+FORECAST = "forecast.csv"  # copy of a score's curve
+FIGURE, ADAPTER, NEW_ADAPTER = "loss.png", "adapter", ".adapter"
+TRACKED = "runs"  # TensorBoard's
+BEGUN = (CONFIG, ADAPTER_FILE, FORECAST)  # what a run begins with
+FILES = (*BEGUN, HISTORY, STEPS, FIGURE, RESULT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """A curve that a score forecast.
+
+    Attributes:
+        text: The file.
+        points: Its points.
+    """
+
+    text: str
+    points: tuple[CurvePoint, ...]
+
+
+def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None) -> bool:
+    """Take a folder for a run, or find that a run with the same settings was cut off there.
+
+    Nothing is written; of a finished run what it did not come to remove is removed.
+
+    Args:
+        folder: New or empty folder, or that of the run.
+        flags: Settings of the run.
+        adapter: The adapter that was read from a file, None if the settings describe it.
+
+    Returns:
+        Whether a run goes on.
+
+    Raises:
+        StoreError: If the folder holds a finished run, one with other settings, or anything else; or if one of the
+            run's own files is a link, through which something else would be written.
+    """
+    named = f"output folder {str(folder)!r}"
+    with disk(f"cannot read {named}"):
+        ours = _ours(folder)
+        for path in ours:
+            if path.is_symlink():
+                raise StoreError(f"{named} holds a link {path.name!r} to {os.readlink(path)!r}: remove it")
+        finished, config = (folder / RESULT).exists(), folder / CONFIG
+        if finished and config.is_file():
+            sweep(folder, finished=True)
+    if finished or not config.is_file():
+        check_free(folder, leftovers=[path.name for path in ours if _is_temporary(path)])
+        return False
+    remedy = "name another folder, or remove it"
+    with border(StoreError, f"{named} holds an unfinished run whose {CONFIG} cannot be read", remedy=remedy):
+        held = read_yaml(config)
+    if not isinstance(held, dict):
+        raise StoreError(f"{named} holds a {CONFIG} of something else: name another")
+    for name in flags.keys() | held.keys():
+        if held.get(name) != flags.get(name):
+            there, here = (reason(ValueError(repr(values.get(name)))) for values in (held, flags))
+            raise StoreError(
+                f"{named} holds an unfinished run with {name} = {there} instead of {here}: name another folder, or "
+                "give the same settings to go on"
+            )
+    kept = folder / ADAPTER_FILE
+    if adapter is not None and kept.exists() and not same_adapter(adapter_from_file(kept), adapter):
+        raise StoreError(
+            f"{named} holds an unfinished run with another {ADAPTER_FILE}: name another folder, "
+            f"or go on with --adapter-config {str(kept)!r}"
+        )
+    return True
+
+
+def _ours(folder: Path) -> list[Path]:
+    """What a run writes, of that which is in a folder."""
+    if not folder.is_dir():
+        return []
+    names = {*FILES, ADAPTER, NEW_ADAPTER, TRACKED, LOCK}
+    of_run = [path for path in folder.iterdir() if path.name in names or _is_temporary(path)]
+    return [*of_run, *checkpoints(folder)]
+
+
+def _is_temporary(path: Path) -> bool:
+    found = temporary_of(path.name)
+    return path.name == NEW_ADAPTER or (found is not None and found["name"] in FILES)
+
+
+def sweep(folder: Path, *, finished: bool) -> None:
+    """Remove what a killed run left half written.
+
+    Args:
+        folder: Folder of the run, which no other process works on.
+        finished: Whether the run is done, so that its checkpoints are of no more use.
+    """
+    for path in _ours(folder):
+        if _is_temporary(path) or (finished and path.name.startswith("checkpoint-")):
+            remove(path)
+
+
+def open_folder(
+    folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None, *, forecast: Forecast | None = None
+) -> None:
+    """Write the settings of a run that begins; a run that goes on has them.
+
+    Args:
+        folder: Folder, claimed.
+        flags: Settings of the run.
+        adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
+        forecast: The curve that a score forecast, kept beside them; None leaves what is there.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    config = folder / CONFIG
+    make_folder(folder)
+    with disk(f"cannot write to {str(folder)!r}"):
+        sweep(folder, finished=False)
+    if not config.exists():
+        header = f"# foretune {versions()['foretune']}. Replay: foretune tune --config {CONFIG} --output NEW_FOLDER\n"
+        write_text(config, header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
+    if adapter is not None and not (folder / ADAPTER_FILE).exists():
+        write_whole(folder / ADAPTER_FILE, lambda path: save_adapter(adapter, path))
+    if forecast is not None:
+        write_text(folder / FORECAST, forecast.text)
+
+
+@contextmanager
+def begun(
+    folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None, *, forecast: Forecast | None = None
+) -> Iterator[None]:
+    """Open a folder, as `open_folder` does, and leave nothing in it if the run is refused before its first record.
+
+    Args:
+        folder: Folder, claimed.
+        flags: Settings of the run.
+        adapter: The adapter that was read from a file; None if the settings describe it.
+        forecast: The curve that a score forecast.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ForetuneError: As it came.
+    """
+    goes_on = (folder / CONFIG).exists()
+    try:
+        open_folder(folder, flags, adapter, forecast=forecast)
+        yield
+    except ForetuneError:
+        if not goes_on and not any((folder / name).exists() for name in (HISTORY, STEPS, RESULT)):
+            with disk(f"cannot write to {str(folder)!r}"):
+                sweep(folder, finished=True)
+                for name in (*BEGUN, TRACKED):
+                    remove(folder / name)
+        raise
+
+
+def read_forecast(folder: Path, curve: Path | None) -> Forecast | None:
+    """Read the curve that a score forecast.
+
+    Args:
+        folder: Folder of the run, which may keep it from before.
+        curve: `curve.csv`, or the folder of the score; None for what the run keeps.
+
+    Returns:
+        The curve, None if there is none.
+
+    Raises:
+        ConfigError: If it cannot be read, or is no curve.
+    """
+    if curve is None and not (folder / FORECAST).is_file():
+        return None
+    source = folder / FORECAST if curve is None else curve.expanduser()
+    remedy = "make it with foretune score --curve --output"
+    with border(ConfigError, f"cannot read the forecast curve {str(source)!r}", remedy=remedy):
+        if source.is_dir():
+            source /= CURVE
+        text, points = source.read_text(encoding="utf-8"), read_curve(source)
+    numbers = [value for point in points for value in dataclasses.astuple(point) if value is not None]
+    if not numbers or not all(map(isfinite, numbers)):
+        raise ConfigError(f"the forecast curve {str(source)!r} holds no points, or no numbers: {remedy}")
+    return Forecast(text, points)
+
+
+def write_history(history: History, folder: Path) -> None:
+    """Write `history.csv` and `steps.csv` as far as they go.
+
+    Args:
+        history: Course of the run so far.
+        folder: Folder of the run.
+    """
+    # while the run goes on the next record is soon to come: no need to wait for the disk
+    write_whole(folder / STEPS, lambda path: _write_csv(path, Step, history.steps), durable=False)
+    write_whole(folder / HISTORY, lambda path: _write_csv(path, Epoch, history.epochs), durable=False)
+
+
+def close_folder(result: TuneResult, folder: Path, *, forecast: Forecast | None = None) -> None:
+    """Write the trained adapter, the figure and, last, `result.json`; then drop the checkpoints.
+
+    Args:
+        result: The finished fine-tune.
+        folder: Folder of the run.
+        forecast: What the figure shows beside the run; None for nothing.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    content = result.to_dict()
+    adapter, new = folder / ADAPTER, folder / NEW_ADAPTER
+    with disk(f"cannot write the adapter to {str(adapter)!r}"):
+        remove(new)
+        new.mkdir()
+        result.plan.placed.save_pretrained(str(new))
+        result.plan.classifier.tokenizer.save_pretrained(str(new))
+        mode = new.stat().st_mode & 0o666
+        for path in new.rglob("*"):
+            if path.is_file():
+                settle(path, mode)
+        remove(adapter)  # of a run that was cut off right here
+        new.replace(adapter)
+    write_history(result.history, folder)
+    last = result.last
+    title = f"{content['dataset']}: accuracy {last.eval_accuracy:.1%}, eval loss {last.eval_loss:.4f}"
+    points = () if forecast is None else forecast.points
+    write_whole(folder / FIGURE, lambda path: loss_figure(result.history, title, path, forecast=points))
+    write_whole(folder / RESULT, lambda path: write_json(path, content))
+    with disk(f"cannot remove the checkpoints in {str(folder)!r}"):
+        sweep(folder, finished=True)
+
+
+def _write_csv(path: Path, kind: type[Step] | type[Epoch], records: Sequence[Step] | Sequence[Epoch]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(field.name for field in dataclasses.fields(kind))
+        writer.writerows(dataclasses.astuple(record) for record in records)

@@ -1,0 +1,409 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from foretune.errors import KernelError
+from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
+from foretune.forecasting.linearise import Survey, first_examples
+from foretune.forecasting.recipe import Recipe
+from foretune.forecasting.runs import n_steps, outlooks
+from foretune.forecasting.simulate import Head, Sample, Start, lift, simulate
+from foretune.models.placement import place, read_adapters
+from foretune.models.sites import Site
+from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
+from foretune.tasks.outputs import output_reduction
+
+from cases import batch_of, lora, ragged, tiny
+
+EXACT = torch.float64
+SHAPES = ((6, 5), (6, 4), (3, 7))  # inputs and outputs of the modules
+WIDTH = 5  # of the head
+RECIPE = Recipe(11, 4, 4, 0.05, warmup_ratio=0.1, seed=3)
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=EXACT)
+
+
+def tokens(counts, k, d_in, d_out, size):
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), torch.cumsum(torch.tensor(counts), 0)])
+    n = int(starts[-1])
+    return ModuleTokens(starts, normal(n, d_in), size * normal(k, n, d_out))
+
+
+def sample(n, n_classes, *, hidden=False, size=0.3, seed=0):
+    """Factors of no model: ragged texts, random inputs and gradients."""
+    torch.manual_seed(seed)
+    reduction = output_reduction("margin" if n_classes == 2 else "full", n_classes)
+    k = reduction.n_outputs
+    counts = [1 + (3 * i) % 4 for i in range(n)]
+    sites = tuple(Site(str(i), i, "m", d_in, d_out, 3, 1.0) for i, (d_in, d_out) in enumerate(SHAPES))
+    factors = TokenFactors(
+        sites,
+        reduction,
+        tuple(tokens(counts, k, d_in, d_out, size) for d_in, d_out in SHAPES),
+        (tokens([1] * n, k, 4, WIDTH, size),) if hidden else (),
+        normal(n, WIDTH),
+        normal(n, n_classes),
+    )
+    lifts = torch.stack([lift(normal(n_classes, WIDTH), reduction.directions) for _ in range(2)])
+    return Sample(factors, np.arange(n) % n_classes, lifts, torch.arange(n) % 3 // 2)
+
+
+def head(n_classes, *, bias=True, hidden=False, seed=5):
+    torch.manual_seed(seed)
+    weight, own = 0.3 * normal(n_classes, WIDTH), 0.1 * normal(n_classes) if bias else None
+    if hidden in SLOW_ACTIVATIONS:
+        return Head(weight, own, layer=HeadLayer(normal(WIDTH, 4), normal(WIDTH), hidden))
+    return Head(weight, own, (normal(WIDTH, 4),) if hidden else ())
+
+
+SLOW_ACTIVATIONS = {
+    "tanh": lambda x: (x.exp() - (-x).exp()) / (x.exp() + (-x).exp()),
+    "relu": lambda x: x.clamp(min=0),
+    "gelu": lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2,
+    "identity": lambda x: x,
+}
+
+
+def start(sites, ranks, seed=7):
+    torch.manual_seed(seed)
+    return Start(
+        tuple(sites),
+        tuple(normal(rank, SHAPES[site][0]) for site, rank in zip(sites, ranks, strict=True)),
+        tuple(0.5 + 0.25 * site for site in sites),
+    )
+
+
+class Bilinear(torch.nn.Module):
+    """The linearised model as plain autograd sees it, one example and one token at a time."""
+
+    def __init__(self, begin, own, *, train_a):
+        super().__init__()
+        self.begin = begin
+        self.a = torch.nn.ParameterList([torch.nn.Parameter(a.clone(), requires_grad=train_a) for a in begin.a])
+        self.b = torch.nn.ParameterList(
+            [
+                torch.nn.Parameter(torch.zeros(SHAPES[site][1], len(a), dtype=EXACT))
+                for site, a in zip(begin.sites, begin.a, strict=True)
+            ]
+        )
+        self.v = torch.nn.Parameter(own.weight.clone())
+        self.bias = None if own.bias is None else torch.nn.Parameter(own.bias.clone())
+        self.before = own.hidden
+        self.hidden = torch.nn.ParameterList([torch.nn.Parameter(w.clone()) for w in own.hidden])
+        self.hidden_bias = torch.nn.ParameterList(
+            [torch.nn.Parameter(torch.zeros(len(w), dtype=EXACT)) for w in own.hidden]
+        )
+
+        self.activation = None if own.layer is None else SLOW_ACTIVATIONS[own.layer.activation]
+        if own.layer is not None:
+            self.dense = torch.nn.Parameter(own.layer.weight.clone())
+            self.dense_bias = torch.nn.Parameter(own.layer.bias.clone())
+
+    def groups(self, weight_decay):
+        biases = {id(p) for name, p in self.named_parameters() if "bias" in name}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if id(p) not in biases], "weight_decay": weight_decay},
+            {"params": [p for p in trained if id(p) in biases], "weight_decay": 0.0},
+        ]
+
+    def forward(self, held, rows):
+        return torch.stack([self.one(held, int(row)) for row in rows])
+
+    def one(self, held, row):
+        factors = held.factors
+        z = torch.zeros(factors.reduction.n_outputs, dtype=EXACT)
+        for site, s, a, b in zip(self.begin.sites, self.begin.scaling, self.a, self.b, strict=True):
+            z = z + self.change(factors.modules[site], row, lambda h, s=s, a=a, b=b: s * (b @ (a @ h)))
+        phi = factors.inputs[row]
+        if self.activation is not None:
+            phi = self.activation(self.dense @ factors.hidden[0].h[row] + self.dense_bias)
+        parts = factors.hidden if self.activation is None else ()
+        for part, w, w_0, bias in zip(parts, self.hidden, self.before, self.hidden_bias, strict=True):
+            z = z + self.change(part, row, lambda h, w=w, w_0=w_0, bias=bias: (w - w_0) @ h + bias)
+        f = self.v @ (phi + held.lifts[held.fold[row]] @ z)
+        return f if self.bias is None else f + self.bias
+
+    def change(self, part, row, moved):
+        total = 0.0
+        for t in range(int(part.starts[row]), int(part.starts[row + 1])):
+            total = total + part.g[:, t] @ moved(part.h[t])
+        return total
+
+
+def slow(begin, own, train, evaluation, recipe, *, train_a=True):
+    """Course of one run by torch's own optimiser and clipping."""
+    model = Bilinear(begin, own, train_a=train_a)
+    optimizer = torch.optim.AdamW(model.groups(recipe.weight_decay), lr=recipe.learning_rate)
+    shares = recipe.rates() / recipe.learning_rate
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: shares[min(k, len(shares) - 1)])
+    labels, norms, losses = torch.as_tensor(train.labels), [], []
+    for batch in recipe.batches(len(labels)):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(train, batch), labels[batch])
+        loss.backward()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)))
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    with torch.no_grad():
+        f = model(evaluation, range(evaluation.factors.n))
+        wanted = torch.as_tensor(evaluation.labels)
+        shares = [
+            float((s * b @ a).norm() / a_0.norm()) ** 2
+            for s, a_0, a, b in zip(begin.scaling, begin.a, model.a, model.b, strict=True)
+        ]
+        return {
+            "batch_loss": losses,
+            "train_loss": float(cross_entropy(model(train, range(train.factors.n)), labels)),
+            "eval_loss": float(cross_entropy(f, wanted)),
+            "eval_accuracy": float((f.argmax(1) == wanted).double().mean()),
+            "eval_logits": f.numpy(),
+            "movement": float(np.sqrt(np.mean(shares))) if shares else 0.0,
+        }, norms
+
+
+def assert_same(course, expected, tolerance=1e-8):
+    assert course.batch_loss == pytest.approx(expected["batch_loss"], rel=tolerance)
+    assert course.train_loss[-1] == pytest.approx(expected["train_loss"], rel=tolerance)
+    assert course.eval_loss[-1] == pytest.approx(expected["eval_loss"], rel=tolerance)
+    assert course.eval_accuracy[-1] == expected["eval_accuracy"]
+    assert course.movement == pytest.approx(expected["movement"], rel=tolerance)
+    assert np.allclose(course.eval_logits, expected["eval_logits"], rtol=1e-5, atol=1e-5)  # kept in float32
+
+
+@pytest.mark.parametrize("hidden", [False, True, *SLOW_ACTIVATIONS])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize(("n_classes", "weight_decay"), [(2, 0.0), (2, 2.0), (3, 2.0)])
+def test_a_run_is_that_of_torch(n_classes, bias, hidden, weight_decay):
+    train = sample(11, n_classes, hidden=bool(hidden))
+    evaluation = sample(6, n_classes, hidden=bool(hidden), seed=1)
+    own = head(n_classes, bias=bias, hidden=hidden)
+    recipe = dataclasses.replace(RECIPE, weight_decay=weight_decay, max_grad_norm=0.85)
+    begin = start((0, 2), (3, 2))
+    if hidden in SLOW_ACTIVATIONS:  # whose gradients have other sizes
+        _, free = slow(begin, own, train, evaluation, dataclasses.replace(recipe, max_grad_norm=1e9))
+        recipe = dataclasses.replace(recipe, max_grad_norm=float(np.median(free)))
+    (course,) = simulate([begin], own, train, evaluation, recipe, dtype=EXACT)
+    expected, norms = slow(begin, own, train, evaluation, recipe)
+    assert min(norms) < recipe.max_grad_norm < max(norms)  # some steps are clipped, others not
+    assert_same(course, expected)
+    assert course.steps == (0, recipe.steps)
+    assert course.train_loss[-1] < course.train_loss[0]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1.0])
+def test_a_fixed_a_neither_trains_nor_decays(weight_decay):
+    train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
+    recipe = dataclasses.replace(RECIPE, weight_decay=weight_decay)
+    begin = start((0, 1, 2), (3, 3, 3))
+    (course,) = simulate([begin], own, train, evaluation, recipe, train_a=False, dtype=EXACT)
+    expected, _ = slow(begin, own, train, evaluation, recipe, train_a=False)
+    assert_same(course, expected)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activation_of_a_head_is_found_and_its_weights_left(activation):
+    torch.manual_seed(3)
+    hidden, output = torch.nn.Linear(6, 5), torch.nn.Linear(5, 2)
+    with torch.no_grad():
+        hidden.weight.mul_(0.01)  # so small that every activation looks linear
+    before = hidden.weight.clone(), hidden.bias.clone()
+    inputs = torch.randn(8, 6)
+    found = find_activation(lambda: output(SLOW_ACTIVATIONS[activation](hidden(inputs))), hidden, output)
+    assert found == activation
+    assert torch.equal(hidden.weight, before[0])
+    assert torch.equal(hidden.bias, before[1])
+    assert find_activation(lambda: output(hidden(inputs).sigmoid()), hidden, output) is None
+    assert find_activation(lambda: output(hidden(inputs[None])[:, 0]), hidden, output) is None  # at every position
+    assert torch.equal(hidden.weight, before[0])
+
+
+def test_runs_side_by_side_are_those_alone():
+    """Other modules, smaller ranks beside larger ones, and a head that trains without adapter."""
+    train, evaluation, own = sample(11, 3, hidden=True), sample(6, 3, hidden=True, seed=1), head(3, hidden=True)
+    recipe = dataclasses.replace(RECIPE, weight_decay=1.0)
+    begins = [
+        start((0, 2), (3, 3)),
+        start((), ()),
+        start((0, 1), (1, 2), seed=8),
+        start((2,), (2,), seed=9),
+        start((0, 1, 2), (2, 3, 1), seed=10),
+    ]
+    together = simulate(begins, own, train, evaluation, recipe, points=3, dtype=EXACT)
+    for begin, course in zip(begins, together, strict=True):
+        (alone,) = simulate([begin], own, train, evaluation, recipe, points=3, dtype=EXACT)
+        for name in ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "batch_loss", "movement"):
+            assert getattr(course, name) == pytest.approx(getattr(alone, name), rel=1e-10), name
+        assert course.steps == alone.steps
+        assert_same(course, slow(begin, own, train, evaluation, recipe)[0])
+    assert together[1].movement == 0.0
+
+
+def test_nothing_but_heads():
+    train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
+    (course,) = simulate([start((), ())], own, train, evaluation, RECIPE, dtype=EXACT)
+    assert_same(course, slow(start((), ()), own, train, evaluation, RECIPE)[0])
+
+
+def test_before_training_and_in_between():
+    train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
+    steps = []
+    (course,) = simulate(
+        [start((0,), (2,))], own, train, evaluation, RECIPE, points=5, dtype=EXACT, on_step=lambda: steps.append(1)
+    )
+    assert len(steps) == len(course.batch_loss) == RECIPE.steps == 12
+    assert course.steps == (0, 2, 5, 7, 10, 12)
+    f = train.factors.inputs @ own.weight.T + own.bias
+    assert course.train_loss[0] == pytest.approx(float(cross_entropy(f, torch.as_tensor(train.labels))))
+    assert course.train_accuracy[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
+    # stopping a constant schedule early is the same run
+    constant = dataclasses.replace(RECIPE, scheduler="constant")
+    (long,) = simulate([start((0,), (2,))], own, train, evaluation, constant, points=2, dtype=EXACT)
+    half = dataclasses.replace(constant, epochs=2)
+    (short,) = simulate([start((0,), (2,))], own, train, evaluation, half, dtype=EXACT)
+    assert long.eval_loss[1] == pytest.approx(short.eval_loss[-1], rel=1e-12)
+
+
+def test_float32_is_close_and_the_default():
+    train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
+    (course,) = simulate([start((0, 1), (2, 2))], own, train, evaluation, RECIPE)
+    (exact,) = simulate([start((0, 1), (2, 2))], own, train, evaluation, RECIPE, dtype=EXACT)
+    assert course.eval_loss == pytest.approx(exact.eval_loss, rel=1e-3)
+
+
+def test_samples_that_do_not_belong_together_are_refused():
+    train = sample(4, 2)
+    other = dataclasses.replace(train, factors=dataclasses.replace(train.factors, sites=train.factors.sites[:1]))
+    with pytest.raises(KernelError, match="differ in sites"):
+        simulate([start((0,), (2,))], head(2), train, other, RECIPE)
+    with pytest.raises(KernelError, match="nothing to simulate"):
+        simulate([], head(2), train, train, RECIPE)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_a_lift_moves_the_outputs_of_its_probe_and_nothing_else(n_classes):
+    torch.manual_seed(0)
+    directions = output_reduction("margin" if n_classes == 2 else "full", n_classes).directions
+    weight = normal(n_classes, WIDTH)
+    r = lift(weight, directions)
+    u = torch.as_tensor(directions).T @ weight
+    assert torch.allclose(u @ r, torch.eye(len(u), dtype=EXACT))
+    across = torch.eye(WIDTH, dtype=EXACT) - torch.linalg.pinv(u) @ u
+    assert torch.allclose(across @ r, torch.zeros_like(r), atol=1e-12)
+
+
+def test_the_first_examples_alone():
+    train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
+    recipe, begin = dataclasses.replace(RECIPE, train_rows=5), start((0, 1), (2, 2))
+    half = first_examples(train, 5)
+    (course,) = simulate([begin], own, half, evaluation, recipe, dtype=EXACT)
+    assert half.factors.n == 5
+    assert_same(course, slow(begin, own, half, evaluation, recipe)[0])
+
+
+def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
+    """In groups that fit into memory."""
+    import foretune.forecasting.runs as module
+
+    train, evaluation, own = sample(8, 2), sample(6, 2, seed=1), head(2)
+    rows = tuple(normal(3, d_in) for d_in, _ in SHAPES)
+    survey = Survey(train, evaluation, own, rows, 1, 0.0)
+    recipe = dataclasses.replace(RECIPE, train_rows=20)
+    starts = [survey.start([]), survey.start([0, 1]), survey.start([2], 2)]
+    monkeypatch.setattr(module, "ENTRIES", 80)
+    steps = []
+    found = outlooks(survey, starts, recipe, points=2, on_step=lambda: steps.append(1))
+    assert len(steps) == n_steps(starts, recipe) == 2 * recipe.steps
+    for begin, outlook in zip(starts, found, strict=True):
+        (course,) = simulate([begin], own, train, evaluation, recipe, points=2)
+        assert outlook.course.eval_loss == pytest.approx(course.eval_loss, rel=1e-4)
+        assert outlook.end.eval_loss == outlook.course.eval_loss[-1]
+        assert outlook.end.eval_accuracy == outlook.course.eval_accuracy[-1]
+        assert outlook.end.train_loss == pytest.approx(np.mean(outlook.course.batch_loss[-5:]))
+        assert (outlook.samples, outlook.train_rows) == (8, 20)
+    logits = evaluation.factors.logits
+    labels = torch.as_tensor(evaluation.labels)
+    assert found[0].probe_loss == pytest.approx(float(cross_entropy(logits, labels)))
+    assert found[0].probe_accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    fewer = outlooks(survey, starts, dataclasses.replace(recipe, train_rows=6))
+    assert fewer[0].train_rows == 8  # never fewer rows than the samples
+
+
+INITS = {"kaiming": {}, "rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}
+INITS["both"] = INITS["rslora"] | INITS["gaussian"]
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_smaller_rank_starts_as_peft_starts_it(init):
+    """The same scaling; and entries of A of the same size, which the steps of AdamW have to be held against."""
+    large = read_adapters(place(tiny("bert"), lora("bert", r=4, **INITS[init]), seed=0))
+    small = read_adapters(place(tiny("bert"), lora("bert", r=2, **INITS[init]), seed=0))
+    rows = tuple(adapter.rows for adapter in large.adapters)
+    train = dataclasses.replace(sample(4, 2), factors=dataclasses.replace(sample(4, 2).factors, sites=large.sites))
+    survey = Survey(train, sample(4, 2), head(2), rows, 1, 0.0)
+    whole, begin = survey.start([3, 0]), survey.start([3, 0], 2)
+    assert whole.sites == begin.sites == (0, 3)
+    assert [torch.equal(a, rows[site]) for a, site in zip(whole.a, (0, 3), strict=True)] == [True, True]
+    assert whole.scaling == tuple(large.sites[site].scaling for site in (0, 3))
+    assert begin.scaling == pytest.approx([small.sites[site].scaling for site in (0, 3)])
+    factor = 2.0 if "gaussian" in str(INITS[init]) else 1.0  # peft's standard deviation is 1/r
+    for a, site in zip(begin.a, (0, 3), strict=True):
+        assert torch.allclose(a, factor * rows[site][:2])
+
+
+def real_run(name, n_classes, recipe, sequences, labels, placed):
+    """The whole network, trained as the Trainer trains it; dropout off."""
+    trained = {n: p for n, p in placed.named_parameters() if p.requires_grad}
+    groups = [
+        {"params": [p for n, p in trained.items() if "bias" not in n], "weight_decay": recipe.weight_decay},
+        {"params": [p for n, p in trained.items() if "bias" in n], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    losses = []
+    for rate, rows in zip(recipe.rates(), recipe.batches(len(sequences)), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate)
+        optimizer.zero_grad()
+        loss = cross_entropy(placed(**batch_of(sequences, rows.tolist()).inputs).logits, labels[rows])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(trained.values()), recipe.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+@pytest.mark.parametrize(("name", "n_classes"), [("bert", 2), ("roberta", 3), ("distilbert", 2), ("llama", 2)])
+def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes):
+    sequences = ragged(12)
+    labels = torch.arange(12) % n_classes
+
+    def errors(rate):
+        recipe = Recipe(12, 3, 5, rate, weight_decay=0.5)
+        placed = place(tiny(name, n_classes, spread=6.0), lora(name), seed=0)
+        adapted = read_adapters(placed)
+        reduction = output_reduction("margin" if n_classes == 2 else "full", n_classes)
+        factors = token_factors(adapted, [batch_of(sequences)], reduction, n=12, storage=EXACT)
+        *below, last = (module.weight.detach().clone() for module in adapted.head.values())
+        bias = list(adapted.head.values())[-1].bias
+        own = Head(last, None if bias is None else bias.detach().clone(), tuple(below))
+        lifts = lift(own.weight, reduction.directions)[None]
+        held = Sample(factors, labels.numpy(), lifts, torch.zeros(12, dtype=torch.long))
+        rows = tuple(adapter.rows for adapter in adapted.adapters)
+        begin = Survey(held, held, own, rows, 1, 0.0).start(range(len(rows)))
+        (course,) = simulate([begin], own, held, held, recipe, dtype=EXACT)
+        (still,) = simulate([begin], own, held, held, dataclasses.replace(recipe, learning_rate=1e-12), dtype=EXACT)
+        found = real_run(name, n_classes, recipe, sequences, labels, placed)
+        moved = np.linalg.norm(found - np.array(still.batch_loss))
+        return np.linalg.norm(found - np.array(course.batch_loss)), moved
+
+    (first, moved), (second, moved_half) = errors(4e-4), errors(2e-4)
+    assert second < first / 2  # of second order
+    assert moved_half > moved / 3  # of first order
+    assert second < 0.1 * moved_half
