@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.ntk.regression import minimise_over
+from foretune.tasks.readout import minimise_over
 
 Array = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from foretune.errors import ConfigError
-from foretune.ntk.regression import minimise_over
+from foretune.tasks.readout import minimise_over
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.integer]

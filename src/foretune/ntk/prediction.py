@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from foretune.errors import DataError
-from foretune.ntk.regression import KernelRegression, fit_regression, minimise_over, predict
+from foretune.ntk.regression import KernelRegression, fit_regression, predict
 from foretune.ntk.spectrum import Array, Eigen
 from foretune.tasks.outputs import OutputReduction
+from foretune.tasks.readout import minimise_over
 
 Labels = NDArray[np.integer]
 TEMPERATURES = np.geomspace(1e-3, 1e3, 61)

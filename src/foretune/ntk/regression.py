@@ -5,15 +5,14 @@ parameters is f(x) = f_0(x) + K(x, X) (K + δI)⁻¹ (y − f_0(X)): equation (9
 the offset f_0, which that equation leaves out.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from foretune.errors import KernelError
 from foretune.ntk.spectrum import Array, Eigen, check_positive
+from foretune.tasks.readout import minimise_over
 
 RIDGE_SPAN = (1e-8, 1e4)  # of the grid, relative to the mean eigenvalue
 _POINTS = 61  # five for each decade
@@ -138,23 +137,6 @@ def predict(fit: KernelRegression, k_eval_train: Array, offset_eval: Array) -> A
             f"{len(fit.dual)} training rows"
         )
     return np.asarray(offset_eval + (k_eval_train @ fit.dual).reshape(offset_eval.shape))
-
-
-def minimise_over(objective: Callable[[float], float], grid: Array) -> float:
-    """Minimise a function of one positive number: the best of a grid, refined between its neighbours.
-
-    Args:
-        objective: Function to minimise.
-        grid: Positive numbers in order, rising or falling; of equal values the first is taken.
-
-    Returns:
-        Where the least value was found.
-    """
-    values = np.array([objective(float(point)) for point in grid])
-    best = int(np.argmin(values))
-    ends = sorted((float(np.log(grid[max(best - 1, 0)])), float(np.log(grid[min(best + 1, len(grid) - 1)]))))
-    refined = minimize_scalar(lambda log: objective(float(np.exp(log))), bounds=ends, method="bounded")
-    return float(np.exp(refined.x)) if refined.fun < values[best] else float(grid[best])
 
 
 def _best_ridge(eigen: Eigen, coefficients: Array, k: int) -> float:

@@ -17,8 +17,10 @@ from foretune.readers.arrow import splits_of
 from foretune.readers.folder import EVAL_SPLITS, Splits, is_table, open_path
 from foretune.readers.table import Split
 from foretune.settings.groups import DataConfig
+from foretune.tasks.classification import Classification
 from foretune.tasks.columns import Columns, find_columns, holds_text, read_texts
 from foretune.tasks.labels import LabelMap, label_map, read_labels, two_classes, without_labels
+from foretune.tasks.objective import Objective
 
 _LOG = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # rows that tell whether a column holds texts
@@ -64,6 +66,11 @@ class Task:
     label_names: tuple[str, ...]
     fingerprint: str
     config_name: str | None = None
+
+    @property
+    def objective(self) -> Objective:
+        """What is known of its kind."""
+        return Classification(self.label_names)
 
     @property
     def n_classes(self) -> int:

@@ -1,17 +1,25 @@
-"""Output reductions: which scalar functions of the logits the kernel is taken of.
+"""Output reductions: which scalar functions of a model's outputs the kernel is taken of.
 
-A classifier has C logits per example; the kernel needs scalars. A reduction says which k linear
-combinations of the logits are differentiated (one backward pass each), how their kernels are combined,
-and in which coordinates labels, initial outputs and predictions live.
+A model has C outputs per example; the kernel needs scalars. A reduction says which k linear combinations of the
+outputs are differentiated (one backward pass each), how their kernels are combined, and in which coordinates targets,
+initial outputs and predictions live. Every map is linear (`class:k` adds a threshold), so a reduction is a handful of
+matrices, and nobody has to ask for its name. Of a classifier:
 
-| name      | differentiated                       | kernel                      | size   | targets          |
+| name      | differentiated                       | kernel                      | size   | coordinates      |
 |-----------|--------------------------------------|-----------------------------|--------|------------------|
-| `margin`  | z = f_1 - f_0 (two classes)          | <dz_i, dz_j>                | n      | -1, +1           |
-| `trace`   | orthonormal basis of the centred f   | (1/C) sum_c <df~_c, df~_c>  | n      | one-hot - 1/C    |
-| `full`    | the same basis, blocks kept          | <dv_ia, dv_jb>              | n(C-1) | one-hot in basis |
-| `class:k` | f_k                                  | <df_k(i), df_k(j)>          | n      | 0, 1             |
+| `margin`  | z = f_1 - f_0 (two classes)          | <dz_i, dz_j>                | n      | z                |
+| `trace`   | orthonormal basis of the centred f   | (1/C) sum_c <df~_c, df~_c>  | n      | centred f        |
+| `full`    | the same basis, blocks kept          | <dv_ia, dv_jb>              | n(C-1) | f in the basis   |
+| `class:k` | f_k                                  | <df_k(i), df_k(j)>          | n      | f_k              |
 
-`trace` and `full` differentiate C - 1 combinations, not C: cross-entropy does not see the sum of the logits.
+`trace` and `full` differentiate C - 1 combinations, not C: cross-entropy does not see the sum of the logits. Where the
+outputs stand for themselves (regression, several labels), there is no margin, and:
+
+| name       | differentiated | kernel                     | size | coordinates |
+|------------|----------------|----------------------------|------|-------------|
+| `trace`    | each f_c       | (1/C) sum_c <df_c, df_c>   | n    | f           |
+| `full`     | each f_c       | <df_ia, df_jb>             | nC   | f           |
+| `output:k` | f_k            | <df_k(i), df_k(j)>         | n    | f_k         |
 """
 
 from dataclasses import dataclass
@@ -27,21 +35,32 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class OutputReduction:
-    """One choice of scalar outputs for a classifier with `n_classes` logits.
+    """One choice of scalar outputs for a model with C outputs.
 
     Attributes:
-        name: `margin`, `trace`, `full` or `class:k`, as it stands in every result.
-        n_classes: Number of logits C.
-        directions: C × k matrix; output a of an example is `logits @ directions[:, a]`.
+        name: As it stands in every result.
+        directions: C × k; output a that is differentiated is `outputs @ directions[:, a]`.
+        basis: C × t; coordinates of targets and outputs are `outputs @ basis`.
+        readout: t × S; scores are `coordinates @ readout + threshold`.
+        threshold: S numbers.
+        columns: For each of the C outputs the column of the scores that it counts for, −1 for none.
         block: Whether the k outputs keep their own rows of the kernel (example-major: row i·k + a).
         scale: Factor on the summed kernel (1/C for `trace`, else 1).
     """
 
     name: str
-    n_classes: int
     directions: Array
+    basis: Array
+    readout: Array
+    threshold: Array
+    columns: NDArray[np.int64]
     block: bool
     scale: float
+
+    @property
+    def n_logits(self) -> int:
+        """Number of the model's outputs C."""
+        return int(self.directions.shape[0])
 
     @property
     def n_outputs(self) -> int:
@@ -53,68 +72,56 @@ class OutputReduction:
         """Rows of the kernel that belong to one example: k for `full`, else 1."""
         return self.n_outputs if self.block else 1
 
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return self.n_logits
+
     def targets(self, labels: NDArray[np.integer]) -> Array:
-        """Code labels as regression targets.
+        """Code labels as regression targets, n × t."""
+        return self.coordinates(np.eye(self.n_logits)[labels])
+
+    def classes(self, labels: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Map labels to the columns of `scores`."""
+        return np.asarray(self.columns[labels])
+
+    def coordinates(self, outputs: Array) -> Array:
+        """Express outputs, or targets coded as outputs, in the coordinates of the kernel.
 
         Args:
-            labels: n integers in 0 … C-1.
+            outputs: n × C.
 
         Returns:
-            n × t targets: t = 1 (`margin`, `class:k`), C (`trace`) or C - 1 (`full`).
+            n × t.
         """
-        one_hot: Array = np.eye(self.n_classes)[labels]
-        if self.name == "margin":
-            return 2.0 * one_hot[:, 1:] - 1.0
-        if self.name == "trace":
-            return one_hot - 1.0 / self.n_classes
-        return np.asarray(one_hot @ self.directions)
-
-    def coordinates(self, logits: Array) -> Array:
-        """Express logits in the coordinates of the targets.
-
-        Args:
-            logits: n × C logits.
-
-        Returns:
-            n × t array: z, the centred logits, their basis coordinates, or f_k.
-        """
-        if self.name == "trace":
-            return np.asarray(logits - logits.mean(axis=1, keepdims=True))
-        return np.asarray(logits @ self.directions)
+        return np.asarray(outputs @ self.basis)
 
     def scores(self, coordinates: Array) -> Array:
-        """Turn predictions in target coordinates into one score per class (arg max is the decision).
+        """Turn coordinates into scores: of classes (arg max is the decision), or outputs again.
 
         Args:
             coordinates: n × t predictions.
 
         Returns:
-            n × C scores; for `class:k` n × 2 (rest, k), its decision threshold at 1/2.
+            n × S scores; for `class:k` S = 2 (rest, k) with the decision at 1/2.
         """
-        if self.name == "margin":
-            return np.hstack([-coordinates, coordinates]) / 2.0
-        if self.name == "trace":
-            return coordinates
-        if self.name == "full":
-            return np.asarray(coordinates @ self.directions.T)
-        return np.hstack([0.5 - coordinates, coordinates - 0.5])
+        return np.asarray(coordinates @ self.readout + self.threshold)
 
-    def classes(self, labels: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Map labels to the columns of `scores`.
 
-        Args:
-            labels: n integers in 0 … C-1.
-
-        Returns:
-            The labels themselves; for `class:k` 1 where the label is k, else 0.
-        """
-        if self.name.startswith("class:"):
-            return np.asarray(self.directions[labels, 0], dtype=np.int64)
-        return labels
+def _reduction(
+    name: str, directions: Array, *, basis: Array | None = None, block: bool = False, scale: float = 1.0
+) -> OutputReduction:
+    """A reduction whose scores are the outputs that the coordinates stand for."""
+    basis = directions if basis is None else basis
+    n_logits = len(directions)
+    readout = np.asarray(np.linalg.pinv(basis), dtype=np.float64)
+    return OutputReduction(
+        name, directions, basis, readout, np.zeros(n_logits), np.arange(n_logits), block=block, scale=scale
+    )
 
 
 def output_reduction(name: str | None, n_classes: int) -> OutputReduction:
-    """Build a reduction from its name.
+    """Build a classifier's reduction from its name.
 
     Args:
         name: `margin`, `trace`, `full` or `class:k`; None takes `margin` for two classes, else `trace`.
@@ -136,14 +143,63 @@ def output_reduction(name: str | None, n_classes: int) -> OutputReduction:
     if name == "margin":
         if n_classes != 2:
             raise ConfigError(f"output 'margin' needs 2 classes, got {n_classes}: use 'trace' or 'full'")
-        return OutputReduction(name, 2, np.array([[-1.0], [1.0]]), block=False, scale=1.0)
-    if name in ("trace", "full"):
-        scale = 1.0 / n_classes if name == "trace" else 1.0
-        return OutputReduction(name, n_classes, helmert(n_classes).T, block=name == "full", scale=scale)
-    kind, _, index = name.partition(":")
-    if kind == "class" and index.isdecimal() and int(index) < n_classes:
-        return OutputReduction(name, n_classes, np.eye(n_classes)[:, [int(index)]], block=False, scale=1.0)
-    raise ConfigError(
-        f"unknown output {name!r}: use 'margin' (two classes), 'trace', 'full' or "
-        f"'class:k' with k from 0 to {n_classes - 1}"
+        return _reduction(name, np.array([[-1.0], [1.0]]))
+    basis = helmert(n_classes).T
+    if name == "trace":
+        centring = np.eye(n_classes) - 1.0 / n_classes
+        return _reduction(name, basis, basis=centring, scale=1.0 / n_classes)
+    if name == "full":
+        return _reduction(name, basis, block=True)
+    index = _index(name, "class", n_classes)
+    if index is None:
+        raise ConfigError(
+            f"unknown output {name!r}: use 'margin' (two classes), 'trace', 'full' or "
+            f"'class:k' with k from 0 to {n_classes - 1}"
+        )
+    direction = np.eye(n_classes)[:, [index]]
+    one_against_rest = (np.arange(n_classes) == index).astype(np.int64)
+    return OutputReduction(
+        name,
+        direction,
+        direction,
+        np.array([[-1.0, 1.0]]),
+        np.array([0.5, -0.5]),
+        one_against_rest,
+        block=False,
+        scale=1.0,
     )
+
+
+def identity_reduction(name: str | None, n_logits: int) -> OutputReduction:
+    """Build the reduction of outputs that stand for themselves from its name.
+
+    Args:
+        name: `trace`, `full` or `output:k`; None takes `trace`.
+        n_logits: Number of outputs C, at least 1.
+
+    Returns:
+        The reduction.
+
+    Raises:
+        ConfigError: If the name is unknown.
+
+    Example:
+        >>> identity_reduction("output:1", 3).directions.ravel().tolist()
+        [0.0, 1.0, 0.0]
+    """
+    name = name or "trace"
+    if name in ("trace", "full"):
+        block = name == "full"
+        return _reduction(name, np.eye(n_logits), block=block, scale=1.0 if block else 1.0 / n_logits)
+    index = _index(name, "output", n_logits)
+    if index is None:
+        raise ConfigError(f"unknown output {name!r}: use 'trace', 'full' or 'output:k' with k from 0 to {n_logits - 1}")
+    direction = np.eye(n_logits)[:, [index]]
+    columns = np.where(np.arange(n_logits) == index, 0, -1)
+    return OutputReduction(name, direction, direction, np.eye(1), np.zeros(1), columns, block=False, scale=1.0)
+
+
+def _index(name: str, kind: str, count: int) -> int | None:
+    """The number in `kind:number`, if it is one below `count`."""
+    given, _, index = name.partition(":")
+    return int(index) if given == kind and index.isdecimal() and int(index) < count else None
