@@ -28,7 +28,7 @@ LAYERS = [
     ["alignment", "data", "features", "spectra", "head_parts", "premises"],
     ["ranking.adapter_file", "ranking.settings"],
     ["ranking.finalists"],
-    ["tangent", "bounds", "regression", "demo", "sampling", "forecasting.trained"],
+    ["tangent", "bounds", "regression", "demo", "sampling", "forecasting.optimizer"],
     [
         "kernel",
         "head",
@@ -40,7 +40,7 @@ LAYERS = [
         "baselines.transferability",
         "baselines.early",
     ],
-    ["layout"],
+    ["layout", "forecasting.linear_model"],
     ["plan", "baselines.regressions", "forecasting.simulation"],
     ["measure", "tuning.course", "forecasting.survey"],
     ["scores", "tuning.fit", "forecasting.outlook", "ranking.blocks", "ranking.left_out"],

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from foretune.forecasting.identity import fingerprint
+from foretune.forecasting.linear_model import Start
 from foretune.forecasting.reach import Run
 from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.simulation import Course, Start, simulate
+from foretune.forecasting.simulation import Course, simulate
 from foretune.forecasting.survey import Survey, probe_scores
 from foretune.placement import head_modules
 from foretune.plan import Plan

@@ -19,10 +19,10 @@ from foretune.config import AdapterConfig, ScoreSettings
 from foretune.data import Task, load_task
 from foretune.errors import StoreError
 from foretune.forecasting.calibration import case_values
+from foretune.forecasting.linear_model import Start
 from foretune.forecasting.outlook import Outlook, kind_of, outlooks, runs_of
 from foretune.forecasting.reach import run_values
 from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.simulation import Start
 from foretune.forecasting.survey import Survey, survey
 from foretune.models import Classifier, load_model
 from foretune.placement import adapted_names, lora_config

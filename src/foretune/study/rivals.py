@@ -13,7 +13,7 @@ from foretune.baselines.regressions import asymmetric_scores, lazy_scores
 from foretune.baselines.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
 from foretune.baselines.weights import kappa_tune_scores, plop_scores
 from foretune.features import TangentFeatures
-from foretune.forecasting.simulation import Sample, Start
+from foretune.forecasting.linear_model import Sample, Start
 from foretune.forecasting.survey import Survey
 from foretune.forecasts import accuracy
 from foretune.kernel import TangentKernel, tangent_kernel
