@@ -7,10 +7,11 @@ from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
 from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
+from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.forecasting.linearise import Survey, first_examples
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.runs import n_steps, outlooks
-from foretune.forecasting.simulate import Head, Sample, Start, lift, simulate
+from foretune.forecasting.simulate import simulate
 from foretune.models.placement import place, read_adapters
 from foretune.models.sites import Site
 from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
@@ -50,7 +51,7 @@ def sample(n, n_classes, *, hidden=False, size=0.3, seed=0):
         normal(n, n_classes),
     )
     lifts = torch.stack([lift(normal(n_classes, WIDTH), reduction.directions) for _ in range(2)])
-    return Sample(factors, np.arange(n) % n_classes, lifts, torch.arange(n) % 3 // 2)
+    return Sample(factors, torch.arange(n) % n_classes, lifts, torch.arange(n) % 3 // 2)
 
 
 def head(n_classes, *, bias=True, hidden=False, seed=5):
@@ -394,7 +395,7 @@ def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes):
         bias = list(adapted.head.values())[-1].bias
         own = Head(last, None if bias is None else bias.detach().clone(), tuple(below))
         lifts = lift(own.weight, reduction.directions)[None]
-        held = Sample(factors, labels.numpy(), lifts, torch.zeros(12, dtype=torch.long))
+        held = Sample(factors, labels, lifts, torch.zeros(12, dtype=torch.long))
         rows = tuple(adapter.rows for adapter in adapted.adapters)
         begin = Survey(held, held, own, rows, 1, 0.0).start(range(len(rows)))
         (course,) = simulate([begin], own, held, held, recipe, dtype=EXACT)
