@@ -12,8 +12,8 @@ from foretune.evaluation.gradients import gradient_norm, page
 from foretune.evaluation.lazy import asymmetric_scores, lazy_scores
 from foretune.evaluation.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
 from foretune.evaluation.weights import kappa_tune_scores, plop_scores
+from foretune.forecasting.linear_model import Sample, Start
 from foretune.forecasting.linearise import Survey
-from foretune.forecasting.simulate import Sample, Start
 from foretune.models.classifier import batches
 from foretune.ntk.factors import adapter_features
 from foretune.ntk.features import TangentFeatures

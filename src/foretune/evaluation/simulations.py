@@ -17,11 +17,11 @@ import torch
 
 from foretune.errors import StoreError
 from foretune.evaluation.rivals import data_quantities, lazy_quantities, placement_quantities
+from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Survey, survey
 from foretune.forecasting.reach import run_values
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.runs import Outlook, case_values, kind_of, outlooks, runs_of
-from foretune.forecasting.simulate import Start
 from foretune.models.classifier import Classifier, load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import Plan, prepare

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from foretune.errors import ConfigError, DataError, few, shown
 from foretune.forecasting.head_layer import HeadLayer, find_activation
-from foretune.forecasting.simulate import Head, Sample, Start, lift
+from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.models.adapted import Batch
 from foretune.models.classifier import Encoded, batches
 from foretune.models.head import installed
@@ -240,7 +240,7 @@ def _sample(
     device = factors.logits.device
     lifts = torch.stack([lift(weight.to(device), factors.reduction.directions) for weight in weights])
     where = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
-    return Sample(factors, labels, lifts, torch.as_tensor(where, device=device))
+    return Sample(factors, torch.as_tensor(labels, device=device), lifts, torch.as_tensor(where, device=device))
 
 
 def _survey(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Survey:
@@ -313,19 +313,18 @@ def first_examples(sample: Sample, n: int) -> Sample:
     """
     f = sample.factors
     factors = replace(f, inputs=f.inputs[:n], logits=f.logits[:n])
-    return Sample(factors, sample.labels[:n], sample.lifts, sample.fold[:n])
+    return replace(sample, factors=factors, targets=sample.targets[:n], fold=sample.fold[:n])
 
 
 def probe_scores(sample: Sample) -> tuple[float, float]:
-    """Loss and accuracy of the probe on a sample.
+    """Loss and metric of the probe on a sample.
 
     Args:
         sample: Sample under probe heads.
 
     Returns:
-        Cross-entropy in nats, accuracy as a fraction.
+        Mean loss and metric of the sample's objective: for classes cross-entropy in nats, accuracy as a fraction.
     """
-    labels = torch.as_tensor(sample.labels, device=sample.factors.logits.device, dtype=torch.long)
     logits = sample.factors.logits.double()
-    loss = torch.nn.functional.cross_entropy(logits, labels)
-    return float(loss), float((logits.argmax(1) == labels).double().mean())
+    loss, metric = sample.objective.loss(logits, sample.targets), sample.objective.metric(logits, sample.targets)
+    return float(loss.mean()), float(metric)

@@ -6,10 +6,11 @@ from math import log2
 
 import numpy as np
 
+from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Survey, probe_scores
 from foretune.forecasting.reach import Run
 from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.simulate import Course, Start, simulate
+from foretune.forecasting.simulate import Course, simulate
 from foretune.models.identity import fingerprint
 from foretune.models.placement import head_modules
 from foretune.problem import Plan
