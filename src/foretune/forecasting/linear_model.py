@@ -10,7 +10,7 @@ until V reads what it changes. Dropped are the curvature of the network, dropout
 Many adapters train at once, their parameters stacked over runs: the gradient of the summed losses is that of each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -225,7 +225,12 @@ class _Layer(nn.Module):
 
 
 class LinearRuns(nn.Module):
-    """Several runs of the linearised model, side by side; matrices decay, those named `bias` do not."""
+    """Several runs of the linearised model, side by side.
+
+    Attributes:
+        count: Number of runs.
+        stacked: All trained parameters, runs on their first axis, and which runs these are.
+    """
 
     def __init__(
         self, starts: Sequence[Start], head: Head, factors: TokenFactors, dtype: torch.dtype, *, train_a: bool
@@ -244,7 +249,14 @@ class LinearRuns(nn.Module):
             _Adapter(site, starts, int(factors.modules[site].g.shape[2]), like, train_a=train_a)
             for site in sorted({site for start in starts for site in start.sites})
         )
-        self.parts = nn.ModuleList((*self.changes, *self.adapters))  # whose parameters are then the runs' own
+        self.parts = nn.ModuleList((*self.changes, *self.adapters))  # registers their parameters
+        everyone = torch.arange(self.count, device=like.device)
+        self.stacked = tuple(
+            (parameter, module.runs if isinstance(module, _Adapter) else everyone)
+            for module in self.modules()
+            for parameter in module.parameters(recurse=False)
+            if parameter.requires_grad
+        )
 
     def forward(self, sample: Sample, rows: Tensor) -> Tensor:
         """Compute V (φ + R z) + b of m examples: runs × m × C."""
@@ -269,13 +281,6 @@ class LinearRuns(nn.Module):
             part = _summed(factors.modules[adapter.site], rows, adapter, z[..., : len(adapter.runs)])
             z = z.index_add(2, adapter.runs, part)
         return z
-
-    def stacked(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """All trained parameters, the runs on their first axis, with the numbers of these runs."""
-        everyone = torch.arange(self.count, device=self.weight.device)
-        for module in self.modules():
-            runs = module.runs if isinstance(module, _Adapter) else everyone
-            yield from ((parameter, runs) for parameter in module.parameters(recurse=False) if parameter.requires_grad)
 
     def movement(self) -> NDArray[np.float64]:
         """How far each run's adapters went from zero, in units of their own A."""

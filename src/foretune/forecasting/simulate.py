@@ -77,12 +77,11 @@ def simulate(
         A course for each start.
 
     Raises:
-        KernelError: If the samples do not belong together.
+        KernelError: If the samples, or the head and the factors, do not belong together.
     """
     if not starts or train.factors.sites != evaluation.factors.sites or train.objective != evaluation.objective:
         raise KernelError("the two samples differ in sites or objective, or there is nothing to simulate")
     runs = LinearRuns(starts, head, train.factors, dtype, train_a=train_a)
-    stacked = list(runs.stacked())
     optimizer = optimizer_of(recipe, runs)
     device = train.factors.logits.device
     at = sorted({round(recipe.steps * point / points) for point in range(1, points + 1)})
@@ -91,11 +90,8 @@ def simulate(
     steps = zip(recipe.rates(), recipe.batches(train.factors.n), strict=True)
     for number, (rate, batch) in enumerate(steps, start=1):
         rows = torch.as_tensor(batch, device=device)
-        with torch.enable_grad():
-            losses = train.objective.loss(runs(train, rows), train.targets[rows]).mean(1)
-            losses.sum().backward()
-        batch_losses.append(losses.detach().cpu().numpy())
-        clip_each(stacked, runs.count, recipe.max_grad_norm)
+        batch_losses.append(_backward(runs, train, rows).cpu().numpy())
+        clip_each(runs.stacked, runs.count, recipe.max_grad_norm)
         set_rate(optimizer, float(rate))
         optimizer.step()
         optimizer.zero_grad()
@@ -105,6 +101,14 @@ def simulate(
             on_step()
     fitted.append(_evaluate(runs, train))
     return _courses(runs, fitted, measured, np.array(batch_losses))
+
+
+@torch.enable_grad()
+def _backward(runs: LinearRuns, train: Sample, rows: Tensor) -> Tensor:
+    """Give every run the gradient of its mean loss over a batch; returns these losses."""
+    losses = train.objective.loss(runs(train, rows), train.targets[rows]).mean(1)
+    losses.sum().backward()
+    return losses.detach()
 
 
 _Measured = tuple[Tensor, Tensor, Tensor]
