@@ -7,6 +7,11 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import hypothesis
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes in types are checked in every call and dataclass of these modules; before they are imported.
+SHAPED = ["adapted", "capture", "features", "head", "kernel", "tangent", "tokens"]
+install_import_hook([f"foretune.{name}" for name in SHAPED], "beartype.beartype")
 
 hypothesis.settings.register_profile("foretune", deadline=None)  # machines are shared and noisy
 hypothesis.settings.load_profile("foretune")

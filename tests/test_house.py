@@ -11,7 +11,7 @@ import foretune
 SOURCE = Path(foretune.__file__).parent
 # Lowest first; a room imports only from rooms on floors below its own, and rooms of one floor do not know each other.
 FLOORS = [
-    ["errors"],
+    ["arrays", "errors"],
     ["faults", "settings"],
     ["report"],
     ["readers"],

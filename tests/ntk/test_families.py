@@ -11,7 +11,9 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+import families
 import foretune as ft
+from families import FAMILIES, LEAKING
 from foretune.cli import run
 from foretune.errors import ForetuneError, KernelError, PlacementError
 from foretune.models.adapted import Batch
@@ -20,15 +22,14 @@ from foretune.models.placement import linear_names, lora_config, place, read_ada
 from foretune.ntk.factors import adapter_features, token_factors
 from foretune.ntk.jacobian import batch_features, tangent_features
 from foretune.ntk.kernel import tangent_kernel
+from foretune.ntk.probe import head_inputs
 from foretune.settings.groups import AdapterConfig
 from foretune.tasks.demo import model_folder
 from foretune.tasks.outputs import output_reduction
 
 import cases
-import families
 import references
 from cases import batch_of
-from families import FAMILIES, LEAKING
 
 MARGIN = output_reduction("margin", 2)
 
@@ -50,19 +51,35 @@ def test_kernels_and_token_factors_equal_autograd_example_by_example(name):
     adapted = looked_at(name, sequences, draws=2)
     batch = batch_of(sequences)
     features = tangent_features(adapted, [batch], MARGIN, n=len(sequences))
+    factors = token_factors(adapted, [batch], MARGIN, n=len(sequences), storage=next(adapted.model.parameters()).dtype)
+    from_tokens = adapter_features(factors, [adapter.rows for adapter in adapted.adapters], draws=2)
     parameters = [adapter.module.lora_B["default"].weight for adapter in adapted.adapters]
     gradients = references.parameter_gradients(adapted.model, sequences, MARGIN.directions, parameters)
     exact = name not in families.SINGLE
     splits = np.cumsum([parameter.numel() for parameter in parameters])[:-1]
-    kernel = tangent_kernel(features)
-    for site, block, own in zip(kernel.sites, kernel.blocks, np.split(gradients, splits, axis=2), strict=True):
-        expected = references.scalar_kernel(own, MARGIN.scale)
-        error = np.linalg.norm(block[0].sum(0) - expected)
-        assert error <= (1e-9 if exact else 1e-4) * np.linalg.norm(expected), site.name
-    factors = token_factors(adapted, [batch], MARGIN, n=len(sequences), storage=next(adapted.model.parameters()).dtype)
-    found = adapter_features(factors, [adapter.rows for adapter in adapted.adapters], draws=2)
-    for site, own, reference in zip(found.sites, found.b, features.b, strict=True):
-        assert float((own - reference).norm()) <= (1e-10 if exact else 1e-5) * float(reference.norm()), site.name
+    for found in (features, from_tokens):
+        kernel = tangent_kernel(found)
+        for site, block, own in zip(kernel.sites, kernel.blocks, np.split(gradients, splits, axis=2), strict=True):
+            expected = references.scalar_kernel(own, MARGIN.scale)
+            error = np.linalg.norm(block[0].sum(0) - expected)
+            assert error <= (1e-9 if exact else 1e-4) * np.linalg.norm(expected), site.name
+    for site, own, reference in zip(features.sites, from_tokens.b, features.b, strict=True):
+        assert float((own - reference).norm()) <= (1e-12 if exact else 1e-5) * float(reference.norm()), site.name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_inputs_of_the_output_layer_give_the_logits(name):
+    """Whether the model reads one position, the first or the last, or averages the logits of all, as EuroBERT does."""
+    sequences = families.ragged()
+    adapted = looked_at(name, sequences)
+    batches = [batch_of(sequences, [4, 1]), batch_of(sequences, [0, 2, 3, 5])]
+    factors = token_factors(adapted, batches, MARGIN, n=6)
+    output, layer = list(adapted.head.items())[-1]
+    inputs = head_inputs(adapted, {output: layer}, batches, n=6, n_classes=2)
+    tolerance = 1e-10 if name not in families.SINGLE else 1e-4
+    with torch.no_grad():
+        for phi in (factors.inputs, inputs.to(factors.inputs.dtype)):
+            assert float((layer(phi) - factors.logits).norm()) <= tolerance * float(factors.logits.norm())
 
 
 @pytest.mark.parametrize("name", [*LEAKING, "xlnet"])

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from foretune.errors import KernelError
 from foretune.models.placement import place, read_adapters
-from foretune.ntk.jacobian import tangent_features
+from foretune.ntk.jacobian import batch_features, tangent_features
 from foretune.ntk.kernel import concatenate_rows, tangent_kernel
 from foretune.tasks.outputs import output_reduction
 
@@ -137,9 +137,24 @@ def test_cross_kernel_is_a_block_of_the_joint_kernel(reduction):
 
 
 def _unordered(adapted, batch, reduction):
-    from foretune.ntk.jacobian import batch_features
-
     return batch_features(adapted, batch, reduction)
+
+
+@pytest.mark.parametrize("output", ["trace", "full"])
+def test_the_mean_over_draws_is_that_of_the_draws(output):
+    adapted = read_adapters(place(tiny("bert", 3), lora("bert"), seed=0), draws=3)
+    reduction = output_reduction(output, 3)
+    features = tangent_features(adapted, [batch_of(ragged())], reduction, n=6)
+    part = batch_features(adapted, batch_of(ragged(), [1, 0]), reduction)
+    for left, right in ((features, None), (part, features)):
+        every = tangent_kernel(left, right, ranks=(1, 2))
+        mean = tangent_kernel(left, right, ranks=(1, 2), average=True)
+        assert mean.blocks.shape == (len(every.sites), 1, *every.blocks.shape[2:])
+        assert close(mean.blocks[:, 0], every.blocks.mean(1), 1e-13)
+        assert np.array_equal(mean.head, every.head)
+    trained = read_adapters(cases.with_nonzero_b(place(tiny("bert", 3), lora("bert"), seed=0)))
+    features = tangent_features(trained, [batch_of(ragged())], reduction, n=6)
+    assert np.array_equal(tangent_kernel(features, average=True).blocks, tangent_kernel(features).blocks)
 
 
 INITS = {"kaiming": {}, "rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}

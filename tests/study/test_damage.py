@@ -12,7 +12,6 @@ import foretune.evaluation.correlations as summary
 from foretune.cli import run
 from foretune.errors import StoreError
 from foretune.evaluation.records import read_cell, read_records
-
 from stored import CONTENTS, FILES, KEYS, STEPS, result_of, write_cell, write_outlook
 
 

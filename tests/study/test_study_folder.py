@@ -13,7 +13,6 @@ from foretune.cli import run
 from foretune.study.cell import cell_folder
 from foretune.study.engines import Job, do
 from foretune.study.grid import read_grid
-
 from stored import CONTENTS, FILES, write_cell
 
 KEY = "0123456789abcdef0123"

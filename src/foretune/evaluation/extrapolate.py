@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
+from foretune.arrays import Array
 from foretune.tasks.readout import minimise_over
-
-Array = NDArray[np.float64]
 
 POWERS = np.geomspace(2.0, 0.1, 27)  # c; of equal fits the one that levels off soonest
 LEAST = 3

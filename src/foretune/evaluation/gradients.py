@@ -6,11 +6,9 @@ Functions take χ as n or n × t numbers, with a kernel of n rows, which the t c
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from foretune.arrays import Array
 from foretune.errors import KernelError
-
-Array = NDArray[np.float64]
 
 
 def gradient_norm(kernel: Array, chi: Array) -> float:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from foretune.arrays import Array
 from foretune.evaluation.predictors import FORECASTS, OUTLOOK
 from foretune.evaluation.records import Record
 from foretune.forecasting.calibration import (
@@ -22,7 +22,6 @@ from foretune.forecasting.calibration import (
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.reach import run_from
 
-Array = NDArray[np.float64]
 OUTPUTS = ("margin", "full")  # of two classes and of more: what an outlook is made with
 
 

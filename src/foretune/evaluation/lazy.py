@@ -7,16 +7,13 @@ each example, and there is one α for each class.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
+from foretune.arrays import Array, Labels
 from foretune.errors import KernelError
 from foretune.ntk.regression import fit_regression, predict
 from foretune.ntk.spectrum import decompose
-
-Array = NDArray[np.float64]
-Labels = NDArray[np.integer]
 
 
 @dataclass(frozen=True)

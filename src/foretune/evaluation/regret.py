@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from foretune.arrays import Array
 from foretune.evaluation.predictors import QUANTITIES, Quantity
 from foretune.evaluation.records import Record
 
-Array = NDArray[np.float64]
 Group = tuple[str, str]
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-Array = NDArray[np.float64]
+from foretune.arrays import Array
+
 Labels = NDArray[np.int64]
 Coefficient = Callable[[Array, Array], Array]
 Scope = Literal["all", "across", "within"]

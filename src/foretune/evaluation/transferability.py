@@ -10,18 +10,15 @@ import warnings
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import svd
 from scipy.stats import spearmanr
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from foretune.arrays import Array, Labels
 from foretune.errors import ConfigError
 from foretune.tasks.readout import minimise_over
-
-Array = NDArray[np.float64]
-Labels = NDArray[np.integer]
 
 RATIOS = np.geomspace(1e8, 1e-8, 81)  # of α/β in the mean eigenvalue; of equal evidence the larger noise
 

@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError, border
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 
-Array = NDArray[np.float64]
 Outcome = Literal["train_loss", "eval_loss", "accuracy"]
 OUTCOMES: tuple[Outcome, ...] = ("train_loss", "eval_loss", "accuracy")
 TERMS = ("constant", "probe", "more_rows")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import (
     LEAST_GROUPS,
@@ -21,7 +21,6 @@ from foretune.forecasting.calibration import (
 )
 from foretune.forecasting.reach import Run, domain_of
 
-Array = NDArray[np.float64]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 HELD = 0.85  # share of the left-out intervals that must hold for a size to count as seen
 

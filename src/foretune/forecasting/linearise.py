@@ -26,8 +26,8 @@ from foretune.models.head import installed
 from foretune.models.head_parts import head_parts, in_head, trained_head
 from foretune.models.placement import head_modules
 from foretune.models.sites import Site
+from foretune.ntk.capture import run_logits
 from foretune.ntk.factors import TokenFactors, token_factors
-from foretune.ntk.jacobian import run_logits
 from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
 from foretune.problem import Plan
 

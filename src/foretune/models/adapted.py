@@ -1,11 +1,13 @@
-"""A model with its adapters as the kernel sees them, and batches of its inputs."""
+"""A classifier with the adapters that its kernel is taken of, as plain tensors, and batches of its examples."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from foretune.errors import KernelError
 from foretune.models.sites import Site
 
 
@@ -22,8 +24,8 @@ class Adapter:
 
     site: Site
     module: nn.Module
-    rows: Tensor
-    b: Tensor | None
+    rows: Float[Tensor, "rows d_in"]
+    b: Float[Tensor, "d_out r"] | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,21 @@ class AdaptedModel:
         """Sites in the order of the features."""
         return tuple(adapter.site for adapter in self.adapters)
 
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Adapted modules in the order of the sites, then those of the head, by name.
+
+        Raises:
+            KernelError: If two of them have one name.
+        """
+        named = [(adapter.site.name, adapter.module) for adapter in self.adapters] + list(self.head.items())
+        modules = dict(named)
+        if len(modules) < len(named):
+            names = [name for name, _ in named]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise KernelError(f"module {twice!r} is named twice among the adapters and the head: leave one out")
+        return modules
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -77,7 +94,7 @@ class Batch:
         inputs: Keyword arguments of the model; every tensor has the examples first.
     """
 
-    rows: Tensor
+    rows: Int[Tensor, " n"]
     inputs: Mapping[str, Tensor]
 
     def singles(self) -> Iterator["Batch"]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError, KernelError
-from foretune.ntk.spectrum import Array, Eigen, check_positive
+from foretune.ntk.spectrum import Eigen, check_positive
 
 _TOLERANCE = 1e-9  # relative, so that a bound that is attained holds in floating point
 

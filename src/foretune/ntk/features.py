@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
 from foretune.models.sites import Site
+from foretune.ntk.premises import sample_order
 from foretune.tasks.outputs import OutputReduction
 
 
@@ -22,10 +24,19 @@ class HeadFactor:
         bias: Whether the module has a trained bias.
     """
 
-    g: Tensor | None
-    h: Tensor | None
-    dense: Tensor | None
+    g: Float[Tensor, "k n q"] | None
+    h: Float[Tensor, "n p"] | None
+    dense: Float[Tensor, "k n w"] | None
     bias: bool
+
+    def as_dense(self) -> "HeadFactor":
+        """Multiply the factors out: g hᵀ, and g for a bias."""
+        if self.g is None or self.h is None:
+            return self
+        dense = torch.einsum("knq,np->knqp", self.g, self.h.to(self.g.dtype)).flatten(2)
+        if self.bias:
+            dense = torch.cat([dense, self.g], dim=2)
+        return HeadFactor(g=None, h=None, dense=dense, bias=self.bias)
 
 
 @dataclass(frozen=True)
@@ -45,10 +56,10 @@ class TangentFeatures:
     sites: tuple[Site, ...]
     reduction: OutputReduction
     draws: int
-    b: tuple[Tensor, ...]
-    a: tuple[Tensor | None, ...]
+    b: tuple[Float[Tensor, "k n _ _"], ...]
+    a: tuple[Float[Tensor, "k n _ _"] | None, ...]
     head: tuple[HeadFactor, ...]
-    logits: Tensor
+    logits: Float[Tensor, "n classes"]
 
     @property
     def n(self) -> int:
@@ -56,7 +67,7 @@ class TangentFeatures:
         return int(self.logits.shape[0])
 
 
-def join_features(parts: Iterable[tuple[Tensor, TangentFeatures]], n: int) -> TangentFeatures:
+def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n: int) -> TangentFeatures:
     """Join the features of batches in the order of their examples' positions.
 
     Every batch is copied to its place as it comes, so that memory holds the whole and one batch.
@@ -72,19 +83,34 @@ def join_features(parts: Iterable[tuple[Tensor, TangentFeatures]], n: int) -> Ta
         KernelError: If the positions are not 0 … n-1, once each.
     """
     joined: TangentFeatures | None = None
-    seen = torch.zeros(n, dtype=torch.long)
+    seen = [torch.empty(0, dtype=torch.long)]
     for rows, part in parts:
         if bool((rows < 0).any()) or bool((rows >= n).any()):
             raise KernelError(f"positions of a batch lie outside 0 … {n - 1}")
-        seen.index_add_(0, rows.cpu(), torch.ones(len(rows), dtype=torch.long))
+        seen.append(rows.cpu())
         if joined is None:
             joined = _mapped(part, lambda tensor, axis: tensor.new_empty(_resized(tensor, axis, n)))
-        _copy(part, joined, rows.to(part.logits.device))
-    if joined is None:
-        raise KernelError("no examples to take the kernel of")
-    if not bool((seen == 1).all()):
-        raise KernelError("the batches must hold every position 0 … n-1 exactly once")
+        joined, alike = in_one_form(joined, part)
+        _copy(alike, joined, rows.to(alike.logits.device))
+    sample_order(torch.cat(seen), n)
+    assert joined is not None
     return joined
+
+
+def in_one_form(left: TangentFeatures, right: TangentFeatures) -> tuple[TangentFeatures, TangentFeatures]:
+    """Multiply the head's factors out where only one of two samples has them, such as one of texts of one token.
+
+    Args:
+        left: Features of a sample.
+        right: Features of another.
+
+    Returns:
+        Both, with heads of the same form.
+    """
+    if all((one.dense is None) == (other.dense is None) for one, other in zip(left.head, right.head, strict=True)):
+        return left, right
+    one, other = (replace(part, head=tuple(factor.as_dense() for factor in part.head)) for part in (left, right))
+    return one, other
 
 
 def _resized(tensor: Tensor, axis: int, n: int) -> list[int]:

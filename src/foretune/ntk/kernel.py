@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.arrays import Array
 from foretune.errors import KernelError
 from foretune.models.sites import Site
-from foretune.ntk.features import HeadFactor, TangentFeatures
+from foretune.ntk.features import HeadFactor, TangentFeatures, in_one_form
 from foretune.tasks.outputs import OutputReduction
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TangentKernel:
         sites: Adapted modules, M.
         ranks: Increasing ranks P that can be read off; the last is the adapter's own.
         blocks: M × D × P × m × n float64: site, draw of A, and the part of the kernel that the rows of A
-            between one rank and the next add.
+            between one rank and the next add. D = 1 where draws were averaged.
         head: m × n kernel of the trained head modules, or None.
         reduction: Scalar outputs that were differentiated.
         epsilon: Machine epsilon of the features' dtype.
@@ -38,19 +38,19 @@ class TangentKernel:
 
     sites: tuple[Site, ...]
     ranks: tuple[int, ...]
-    blocks: Array
-    head: Array | None
+    blocks: Float64[Array, "sites draws ranks m n"]
+    head: Float64[Array, "m n"] | None
     reduction: OutputReduction
     epsilon: float
 
     @property
     def draws(self) -> int:
-        """Draws of A."""
+        """Draws of A that are kept apart."""
         return int(self.blocks.shape[1])
 
     def matrices(
         self, sites: Sequence[int] | None = None, *, rank: int | None = None, with_head: bool = False
-    ) -> Array:
+    ) -> Float64[Array, "draws m n"]:
         """Sum the blocks of a placement: K_S = Σ_{m∈S} K_m, for every draw of A.
 
         Args:
@@ -81,20 +81,23 @@ class TangentKernel:
         return total
 
 
-def _rows(feature: Tensor, reduction: OutputReduction) -> Tensor:
+def _rows(feature: Float[Tensor, "k n ..."], reduction: OutputReduction) -> Float64[Tensor, "rows width"]:
     """Lay k × n × … × width features out as float64 rows of the kernel, in one copy."""
     by_example = feature.transpose(0, 1)  # n × k × …
     rows = torch.empty(by_example.shape, dtype=torch.float64, device=feature.device).copy_(by_example)
     return rows.flatten(0, 1).flatten(1) if reduction.block else rows.flatten(1)
 
 
-def _gram(left: Tensor, right: Tensor, reduction: OutputReduction) -> Tensor:
+def _gram(
+    left: Float[Tensor, "k m ..."], right: Float[Tensor, "k n ..."], reduction: OutputReduction
+) -> Float64[Tensor, "rows columns"]:
     return _rows(left, reduction) @ _rows(right, reduction).T
 
 
 def _check_same(left: TangentFeatures, right: TangentFeatures, ranks: tuple[int, ...]) -> None:
-    if left.sites != right.sites or left.draws != right.draws or left.reduction.name != right.reduction.name:
-        raise KernelError("the two samples' features differ in sites, draws of A or output reduction")
+    same = left.sites == right.sites and left.draws == right.draws and left.reduction.name == right.reduction.name
+    if not same or len(left.head) != len(right.head):
+        raise KernelError("the two samples' features differ in sites, draws of A, head or output reduction")
     smallest = min((site.rank for site in left.sites), default=0)
     if any(rank < 1 for rank in ranks) or (len(ranks) > 1 and ranks[-2] > smallest):
         raise KernelError(f"ranks {list(ranks)} must lie between 1 and the smallest rank of a site, {smallest}")
@@ -103,7 +106,11 @@ def _check_same(left: TangentFeatures, right: TangentFeatures, ranks: tuple[int,
 
 
 def tangent_kernel(
-    left: TangentFeatures, right: TangentFeatures | None = None, *, ranks: Sequence[int] = ()
+    left: TangentFeatures,
+    right: TangentFeatures | None = None,
+    *,
+    ranks: Sequence[int] = (),
+    average: bool = False,
 ) -> TangentKernel:
     """Multiply features out to the block kernel K_m[i, j] = scale · Σ_c <∇_{θ_m} f_c(x_i), ∇_{θ_m} f_c(x'_j)>.
 
@@ -113,6 +120,7 @@ def tangent_kernel(
         left: Features of the m examples of the rows.
         right: Features of the n examples of the columns; None takes `left` (exactly symmetric result).
         ranks: Smaller ranks to keep beside the adapter's own.
+        average: Whether to keep the mean over draws of A only; memory is then that of one draw.
 
     Returns:
         Block kernel in float64 on the CPU.
@@ -125,43 +133,55 @@ def tangent_kernel(
     kept = (*sorted({int(rank) for rank in ranks if rank != own}), own)
     other = left if right is None else right
     _check_same(left, other, kept)
+    draws = [range(left.draws)] if average else [range(draw, draw + 1) for draw in range(left.draws)]
     k = reduction.rows_per_example
-    blocks = np.zeros((len(left.sites), left.draws, len(kept), left.n * k, other.n * k))
+    blocks = np.empty((len(left.sites), len(draws), len(kept), left.n * k, other.n * k))
     for index, site in enumerate(left.sites):
-        b_left, b_right = (f.b[index].unflatten(2, (left.draws, site.rank)) for f in (left, other))
-        a_left, a_right = left.a[index], other.a[index]
-        for draw in range(left.draws):
-            start = 0
-            for step, rank in enumerate((*kept[:-1], site.rank)):
-                part = slice(start, rank)
-                gram = _gram(b_left[:, :, draw, part], b_right[:, :, draw, part], reduction)
-                if a_left is not None and a_right is not None:
-                    gram = gram + _gram(a_left, a_right, reduction)
-                blocks[index, draw, step] = gram.cpu().numpy()
-                start = rank
-    blocks *= reduction.scale
+        start = 0
+        for step, rank in enumerate((*kept[:-1], site.rank)):
+            for place, some in enumerate(draws):
+                gram = _block(left, other, index, some, range(start, rank))
+                if right is None:
+                    gram = (gram + gram.T) / 2
+                blocks[index, place, step] = gram.cpu().numpy()
+            start = rank
     head = _head_kernel(left, other)
-    if right is None:
-        blocks = (blocks + blocks.swapaxes(-1, -2)) / 2
-        head = None if head is None else (head + head.T) / 2
+    if right is None and head is not None:
+        head = (head + head.T) / 2
     epsilon = float(torch.finfo(left.logits.dtype).eps)
     return TangentKernel(left.sites, kept, blocks, head, reduction, epsilon)
+
+
+def _block(
+    left: TangentFeatures, right: TangentFeatures, index: int, draws: range, rows: range
+) -> Float64[Tensor, "m n"]:
+    """Kernel of some rows of a site's A, the mean over some draws."""
+    rank, reduction = left.sites[index].rank, left.reduction
+    b_left, b_right = (
+        f.b[index].unflatten(2, (f.draws, rank))[:, :, draws.start : draws.stop, rows.start : rows.stop]
+        for f in (left, right)
+    )
+    gram = _gram(b_left, b_right, reduction) / len(draws)
+    a_left, a_right = left.a[index], right.a[index]
+    if a_left is not None and a_right is not None:
+        gram += _gram(a_left, a_right, reduction)
+    return reduction.scale * gram
 
 
 def _head_kernel(left: TangentFeatures, right: TangentFeatures) -> Array | None:
     if not left.head:
         return None
-    total = sum(_head_gram(one, other, left.reduction) for one, other in zip(left.head, right.head, strict=True))
-    assert isinstance(total, Tensor)
-    return np.asarray(left.reduction.scale * total.cpu().numpy())
+    one, other = in_one_form(left, right)
+    grams = [_head_gram(*factors, left.reduction) for factors in zip(one.head, other.head, strict=True)]
+    return np.asarray(left.reduction.scale * torch.stack(grams).sum(0).cpu().numpy())
 
 
-def _head_gram(left: HeadFactor, right: HeadFactor, reduction: OutputReduction) -> Tensor:
+def _head_gram(left: HeadFactor, right: HeadFactor, reduction: OutputReduction) -> Float64[Tensor, "m n"]:
     """Gram of (weight, bias) gradients g hᵀ and g: Σ_a <g_a, g'_a> (<h, h'> + 1), without forming g hᵀ."""
-    if left.dense is not None and right.dense is not None:
-        return _gram(left.dense, right.dense, reduction)
     if left.g is None or left.h is None or right.g is None or right.h is None:
-        raise KernelError("the two samples' head features have different forms")
+        assert left.dense is not None
+        assert right.dense is not None
+        return _gram(left.dense, right.dense, reduction)
     inputs = left.h.double() @ right.h.double().T + (1.0 if left.bias else 0.0)
     if reduction.block:
         k = reduction.rows_per_example

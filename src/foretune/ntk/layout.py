@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foretune.errors import KernelError, border
 from foretune.models.adapted import AdaptedModel, Batch, Layout
 from foretune.models.classifier import Classifier, Encoded, batches
-from foretune.ntk.jacobian import batch_features, run_logits
-from foretune.ntk.premises import check_eval_mode, frozen, hooked, leaves_of
+from foretune.ntk.capture import Directions, Receive, observe
+from foretune.ntk.jacobian import batch_features
+from foretune.ntk.premises import check_eval_mode
 from foretune.tasks.outputs import output_reduction
 
 ROUNDING = 1e-5  # relative change of outputs or gradients that float32 explains in any model
@@ -50,7 +52,7 @@ def find_layout(
     (one,) = batches(part, classifier, batch_size=1, rows=[short])
     tokens = max(1, int(part.lengths[short]))
     with border(KernelError, f"{_name(classifier)} does not run on a text of {tokens} tokens"):
-        alone = _look(adapted, one, backward=True)
+        alone = _look(adapted, one, np.ones((n_classes, 1)))
     # of a table that all examples share, such as relative positions, a text reads twice its length at most
     positions = {
         name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in held) / tokens for name, held in alone.shapes.items()
@@ -59,9 +61,10 @@ def find_layout(
     other = long if long != short else next((row for row in range(len(part.features)) if row != short), None)
     if batch_size == 1 or other is None:
         return Layout((), alone.idle, positions)
+    forward_only = np.empty((n_classes, 0))
     (both,) = batches(part, classifier, batch_size=2, rows=[short, other])
     with border(KernelError, f"{_name(classifier)} does not run on two texts, one of {tokens} tokens"):
-        together = _look(adapted, both, backward=False)
+        together = _look(adapted, both, forward_only)
     singly = tuple(name for name, held in alone.shapes.items() if not _first_axis(held, together.shapes[name]))
     layout = Layout(singly, alone.idle, positions)
     used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
@@ -72,7 +75,7 @@ def find_layout(
     def change() -> float:
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))
         # texts that go one at a time never met
-        logits = _look(adapted, both, backward=False).logits if singly else beside.logits
+        logits = _look(adapted, both, forward_only).logits if singly else beside.logits
         gradients = [b[:, 0] for b in own.b], [b[:, place] for b in beside.b]
         return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
 
@@ -102,33 +105,15 @@ class _Seen:
     idle: tuple[str, ...]
 
 
-def _look(adapted: AdaptedModel, batch: Batch, *, backward: bool) -> _Seen:
-    shapes: dict[str, list[torch.Size]] = {}
-    reached: set[str] = set()
+def _look(adapted: AdaptedModel, batch: Batch, directions: Directions) -> _Seen:
+    shapes: dict[str, list[torch.Size]] = {name: [] for name in adapted.modules}
 
-    def hook(name: str) -> Callable[..., Tensor]:
-        shapes[name] = []
+    def note(name: str, h: Tensor) -> Receive:
+        shapes[name].append(h.shape)
+        return lambda _, __: None
 
-        def note(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            shapes[name].append(args[0].shape)
-            output = hooked(output)
-            output.register_hook(lambda _: reached.add(name))
-            return output
-
-        return note
-
-    modules = {adapter.site.name: adapter.module for adapter in adapted.adapters} | dict(adapted.head)
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        with frozen(adapted.model), torch.enable_grad():
-            logits = run_logits(adapted, batch)
-            ends = leaves_of(logits) if backward else []
-            if ends:
-                torch.autograd.grad(logits.sum(), ends, allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _Seen(logits.detach(), shapes, tuple(name for name in modules if name not in reached))
+    observed = observe(adapted, batch, directions, note)
+    return _Seen(observed.logits, shapes, tuple(name for name in shapes if name not in observed.reached))
 
 
 def _change(alone: Sequence[Tensor], together: Sequence[Tensor]) -> float:

@@ -4,16 +4,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from foretune.arrays import Array, Labels
 from foretune.errors import DataError
 from foretune.ntk.regression import KernelRegression, fit_regression, predict
-from foretune.ntk.spectrum import Array, Eigen
+from foretune.ntk.spectrum import Eigen
 from foretune.tasks.outputs import OutputReduction
 from foretune.tasks.readout import minimise_over
 
-Labels = NDArray[np.integer]
 TEMPERATURES = np.geomspace(1e-3, 1e3, 61)
 
 

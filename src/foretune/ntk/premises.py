@@ -67,20 +67,40 @@ def check_logits(logits: Tensor, n: int, n_classes: int) -> None:
         )
 
 
-def not_reached(name: str, *, used: bool) -> str:
-    """Say of a module that it cannot be adapted.
+def check_finite(what: str, tensor: Tensor) -> None:
+    """Refuse numbers that nothing can be made of.
 
     Args:
-        name: Module.
-        used: Whether it runs in the forward pass.
+        what: What they are, for the message.
+        tensor: Numbers.
+
+    Raises:
+        KernelError: If one of them is not finite.
+    """
+    # one pass: what is not finite stays so in a sum; a sum may also overflow by itself, and then each is looked at
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    if not bool(torch.isfinite(total)) and not bool(torch.isfinite(tensor).all()):
+        raise KernelError(f"{what} are not finite: check its weights, or use dtype float32")
+
+
+def sample_order(rows: Tensor, n: int) -> Tensor:
+    """Find the order that brings the examples of batches into that of the sample.
+
+    Args:
+        rows: Positions of the examples, batch after batch.
+        n: Number of examples in the sample.
 
     Returns:
-        The message of an error.
+        For each position of the sample, the place of its example among `rows`.
+
+    Raises:
+        KernelError: If there are none, or the positions are not 0 … n-1, once each.
     """
-    why = (
-        f"the outputs do not depend on module {name!r}" if used else f"module {name!r} is not used in the forward pass"
-    )
-    return f"{why}: leave it out"
+    if not len(rows):
+        raise KernelError("no examples to take the kernel of")
+    if len(rows) != n or not torch.equal(torch.sort(rows).values, torch.arange(n, device=rows.device)):
+        raise KernelError(f"the batches must hold every position 0 … {n - 1} exactly once")
+    return torch.argsort(rows)
 
 
 def hooked(output: Tensor) -> Tensor:

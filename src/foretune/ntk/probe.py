@@ -1,28 +1,46 @@
 """A cross-fitted linear probe for the output layer: what the head will read, without training."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
-from foretune.errors import ConfigError, KernelError
+from foretune.arrays import Array, Labels
+from foretune.errors import ConfigError
 from foretune.models.adapted import AdaptedModel, Batch
 from foretune.models.head import HeadWeights
-from foretune.ntk.jacobian import tangent_features
+from foretune.ntk.capture import Receive, Uses, capture_in_turn
+from foretune.ntk.premises import sample_order
 from foretune.tasks.outputs import output_reduction
+
+
+class _OutputLayer:
+    """Sink of a pass over the output layer alone."""
+
+    def __init__(self, layer: nn.Linear, n: int, direction: Float[Array, " classes"]) -> None:
+        self._uses, self._direction = Uses(layer, n), direction
+        self.inputs = torch.empty(0, 0)
+
+    def use(self, _: str, h: Float[Tensor, "n positions p"]) -> Receive:
+        return self._uses.use(h)
+
+    def finish(self) -> Iterator[tuple[str, Tensor]]:
+        self.inputs = self._uses.read_inputs(self._direction).double().cpu()
+        return iter(())  # whatever is not finite here is not finite in the outputs
 
 
 def head_inputs(
     adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n: int, n_classes: int
-) -> Tensor:
-    """Read the inputs φ of the output layer off the model: logits = V φ + b at one position of each text.
+) -> Float[Tensor, "n p"]:
+    """Read the inputs φ of the output layer off the model: logits = V φ + b, whichever position the model pools.
 
-    ∂f_0/∂V_0 = φ, so the tangent pass over the output layer alone finds them, whichever position the model
-    pools; its backward pass is one layer long.
+    The backward pass of it is one layer long.
 
     Args:
         adapted: The model.
@@ -33,23 +51,22 @@ def head_inputs(
 
     Returns:
         n × p inputs in float64.
-
-    Raises:
-        KernelError: If the layer's gradient has another form.
     """
-    layer_only = AdaptedModel(adapted.model, (), 1, output, adapted.forward)
-    factor = tangent_features(layer_only, batches, output_reduction("class:0", n_classes), n=n).head[0]
-    if factor.h is not None:
-        return factor.h.double().cpu()
-    if factor.dense is None:
-        raise KernelError("the output layer has no inputs")
     (layer,) = output.values()
-    return factor.dense[0, :, : layer.in_features].double().cpu()
+    layer_only = replace(adapted, adapters=(), head=output)
+    directions = output_reduction("class:0", n_classes).directions
+    rows, inputs = [torch.empty(0, dtype=torch.long)], []
+    for batch in batches:
+        for places, sink, _ in capture_in_turn(
+            layer_only, batch, directions, lambda m: _OutputLayer(layer, m, directions[:, 0])
+        ):
+            rows.append(batch.rows[places].cpu())
+            inputs.append(sink.inputs)
+    order = sample_order(torch.cat(rows), n)
+    return torch.cat(inputs)[order]
 
 
-def fit_probe(
-    inputs: NDArray[np.float64], labels: NDArray[np.integer], *, n_classes: int, intercept: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+def fit_probe(inputs: Array, labels: Labels, *, n_classes: int, intercept: bool) -> tuple[Array, Array | None]:
     """Fit a multinomial logistic regression, L2-regularised on standardised inputs of unit total variance.
 
     Args:
@@ -105,7 +122,7 @@ def probe_weights(
     name: str,
     layer: nn.Linear,
     inputs: Tensor,
-    labels: NDArray[np.integer],
+    labels: Labels,
     *,
     left_out: Sequence[NDArray[np.int64]],
 ) -> tuple[HeadWeights, ...]:

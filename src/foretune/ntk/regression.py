@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from foretune.arrays import Array
 from foretune.errors import KernelError
-from foretune.ntk.spectrum import Array, Eigen, check_positive
+from foretune.ntk.spectrum import Eigen, check_positive
 from foretune.tasks.readout import minimise_over
 
 RIDGE_SPAN = (1e-8, 1e4)  # of the grid, relative to the mean eigenvalue

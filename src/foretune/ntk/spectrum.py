@@ -8,13 +8,11 @@ per squared parameter step).
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.special import entr
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError, KernelError
-
-Array = NDArray[np.float64]
 
 # Relative to the largest entry and the largest eigenvalue. A float32 Gram product errs by about 1e-7.
 SYMMETRY_TOLERANCE = 1e-8

@@ -29,13 +29,13 @@ def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
     sample = first_examples(survey.train, min(SAMPLES, len(survey.train.labels)))
     factors = summed(sample.factors)
     features = adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
-    kernel = tangent_kernel(features, ranks=ranks)
+    kernel = tangent_kernel(features, ranks=ranks, average=True)
     reduction = factors.reduction
     logits = factors.logits.double().cpu().numpy()
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     residual = np.eye(reduction.n_classes)[sample.labels] - probabilities
-    return Blocks(kernel.sites, kernel.ranks, kernel.blocks.mean(axis=1), residual)
+    return Blocks(kernel.sites, kernel.ranks, kernel.blocks[:, 0], residual)
 
 
 def summed(f: TokenFactors) -> TokenFactors:

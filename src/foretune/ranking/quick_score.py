@@ -5,15 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from foretune.arrays import Array
 from foretune.errors import KernelError
 from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate
 from foretune.report.provenance import usable_cores
 
-Array = NDArray[np.float64]
 SHARE = 0.01  # of the mean diagonal of all modules together at the largest rank: the ridge of every candidate
 CHUNK = 32_000_000  # float64 numbers held at a time by all threads together
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.arrays import Array
 from foretune.models.adapted import Batch
 from foretune.models.classifier import Encoded, batches
 from foretune.models.head import HeadWeights, installed, random_heads
@@ -18,7 +19,6 @@ from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
 from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
 from foretune.problem import Plan
 
-Array = NDArray[np.float64]
 Progress = Callable[[int], None]
 
 

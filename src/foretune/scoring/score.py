@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from peft import LoraConfig
 
+from foretune.arrays import Array
 from foretune.models.classifier import own_classifier
 from foretune.ntk.bounds import RiskBounds, risk_bounds
 from foretune.ntk.prediction import Evaluation, Forecast, forecast
@@ -25,7 +25,6 @@ from foretune.settings.groups import ScoreSettings
 from foretune.tasks.load import Task
 from foretune.tasks.outputs import OutputReduction
 
-Array = NDArray[np.float64]
 SCHEMA = 1
 
 

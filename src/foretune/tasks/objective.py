@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.arrays import Array
 from foretune.tasks.outputs import OutputReduction
 
-Array = NDArray[np.float64]
 Targets = NDArray[Any]  # n integers (classes), n × C numbers (regression) or n × C zeros and ones (several labels)
 Kind = Literal["classification", "regression", "multi-label"]
 Scale = Literal["logit", "fisher", "identity"]

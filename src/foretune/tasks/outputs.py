@@ -28,9 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import helmert
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
