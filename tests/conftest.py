@@ -10,7 +10,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # Shapes in types are checked in every call and dataclass of these modules; before they are imported.
-SHAPED = ["adapted", "capture", "features", "head", "kernel", "tangent", "tokens"]
+SHAPED = ["models.adapted", "ntk.capture", "ntk.factors", "ntk.features", "ntk.jacobian", "ntk.kernel", "ntk.probe"]
 install_import_hook([f"foretune.{name}" for name in SHAPED], "beartype.beartype")
 
 hypothesis.settings.register_profile("foretune", deadline=None)  # machines are shared and noisy

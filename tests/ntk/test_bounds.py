@@ -12,7 +12,7 @@ from foretune.errors import ConfigError, KernelError
 from foretune.ntk.bounds import label_energy_bound, risk_bounds
 from foretune.ntk.spectrum import decompose
 
-MATHEMATICS = Path(__file__).parents[1] / "docs" / "mathematics.md"
+MATHEMATICS = Path(__file__).parents[2] / "docs" / "mathematics.md"
 
 
 def explicit_risk(kernel, residual, sigma):

@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError, DataError, few, shown
-from foretune.tasks.objective import Array, Kind, Metric, Objective, Targets
+from foretune.tasks.objective import Kind, Metric, Objective, Targets
 from foretune.tasks.outputs import OutputReduction, output_reduction
 from foretune.tasks.readout import best_temperature, standardised
 

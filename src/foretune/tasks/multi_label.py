@@ -12,8 +12,9 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError, DataError, few, shown
-from foretune.tasks.objective import Array, Kind, Metric, Objective, Targets
+from foretune.tasks.objective import Kind, Metric, Objective, Targets
 from foretune.tasks.outputs import OutputReduction, identity_reduction
 from foretune.tasks.readout import best_temperature, standardised
 

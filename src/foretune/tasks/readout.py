@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from foretune.tasks.objective import Array
+from foretune.arrays import Array
 
 TEMPERATURES = np.geomspace(1e-3, 1e3, 61)
 

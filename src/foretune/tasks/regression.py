@@ -11,8 +11,9 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
 from torch import Tensor
 
+from foretune.arrays import Array
 from foretune.errors import ConfigError, DataError, few, shown
-from foretune.tasks.objective import Array, Kind, Metric, Objective, Targets
+from foretune.tasks.objective import Kind, Metric, Objective, Targets
 from foretune.tasks.outputs import OutputReduction, identity_reduction
 from foretune.tasks.readout import standardised
 
