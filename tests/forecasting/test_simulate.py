@@ -17,7 +17,7 @@ from foretune.forecasting.simulate import simulate
 from foretune.models.placement import place, read_adapters
 from foretune.models.sites import Site
 from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
-from foretune.tasks.outputs import OutputReduction, output_reduction
+from foretune.tasks.outputs import identity_reduction, output_reduction
 
 from cases import batch_of, lora, ragged, tiny
 
@@ -89,7 +89,7 @@ def directions_of(objective, n_outputs):
     """All outputs for a loss that sees more than their differences."""
     if isinstance(objective, OneLabel):
         return output_reduction("margin" if n_outputs == 2 else "full", n_outputs)
-    return OutputReduction("every", n_outputs, np.eye(n_outputs), block=True, scale=1.0)
+    return identity_reduction("full", n_outputs)
 
 
 def sample(n, n_classes, *, hidden=False, size=0.3, seed=0, objective=CLASSES):
