@@ -46,17 +46,14 @@ if TYPE_CHECKING:
     from foretune.scoring.files import save_score as save_score
     from foretune.scoring.score import ScoreResult as ScoreResult
     from foretune.scoring.score import score as score
+    from foretune.settings.commands import Configuration as Configuration
+    from foretune.settings.commands import RankSettings as RankSettings
+    from foretune.settings.commands import ScoreSettings as ScoreSettings
+    from foretune.settings.commands import TuneSettings as TuneSettings
     from foretune.settings.groups import AdapterConfig as AdapterConfig
     from foretune.settings.groups import DataConfig as DataConfig
     from foretune.settings.groups import ModelConfig as ModelConfig
-    from foretune.settings.groups import ScoreConfig as ScoreConfig
-    from foretune.settings.groups import ScoreSettings as ScoreSettings
-    from foretune.settings.groups import TuneConfig as TuneConfig
-    from foretune.settings.groups import TuneSettings as TuneSettings
-    from foretune.settings.ranking import Candidates as Candidates
-    from foretune.settings.ranking import RankSample as RankSample
-    from foretune.settings.ranking import RankSettings as RankSettings
-    from foretune.settings.run import Training as Training
+    from foretune.settings.groups import Recipe as Recipe
     from foretune.study.grid import Cell as Cell
     from foretune.study.grid import read_grid as read_grid
     from foretune.tasks.load import Task as Task
@@ -89,17 +86,8 @@ _HOME = {
     "report.curves": ["History"],
     "scoring.files": ["save_score"],
     "scoring.score": ["ScoreResult", "score"],
-    "settings.groups": [
-        "AdapterConfig",
-        "DataConfig",
-        "ModelConfig",
-        "ScoreConfig",
-        "ScoreSettings",
-        "TuneConfig",
-        "TuneSettings",
-    ],
-    "settings.ranking": ["Candidates", "RankSample", "RankSettings"],
-    "settings.run": ["Training"],
+    "settings.commands": ["Configuration", "RankSettings", "ScoreSettings", "TuneSettings"],
+    "settings.groups": ["AdapterConfig", "DataConfig", "ModelConfig", "Recipe"],
     "study.grid": ["Cell", "read_grid"],
     "tasks.load": ["Task", "load_task", "task_from_datasets"],
     "tasks.outputs": ["OutputReduction", "output_reduction"],

@@ -23,13 +23,8 @@ from foretune.commands.tune import tune
 from foretune.errors import ConfigError, ForetuneError, border, reason, shown
 from foretune.faults import fault_of_outside
 from foretune.report.store import read_yaml
-from foretune.settings.groups import (
-    AdapterConfig,
-    ScoreSettings,
-    TuneSettings,
-)
-from foretune.settings.ranking import Candidates, RankSample
-from foretune.settings.run import Training
+from foretune.settings.commands import RankSettings, ScoreSettings, TuneSettings
+from foretune.settings.groups import AdapterConfig, Recipe
 
 # Names that Hugging Face's scripts give the same things; `-` and `_` are alike everywhere.
 ALIASES = {
@@ -61,9 +56,9 @@ ALIASES = {
 
 LONGEST_MESSAGE = 1000  # characters; what is longer hides what matters
 _SETTINGS = {
-    "score": (AdapterConfig, ScoreSettings, Training),
+    "score": (AdapterConfig, ScoreSettings, Recipe),
     "tune": (AdapterConfig, TuneSettings),
-    "rank": (Candidates, RankSample, Training),
+    "rank": (RankSettings,),
 }
 
 app = App(
@@ -166,7 +161,7 @@ def _use_config(tokens: Sequence[str]) -> None:
     for file in files:
         file.foreign = passed
         if tokens[0] == "score" and "--curve" not in tokens:  # a fine-tune's file describes a run, a score need not
-            file.without_curve = frozenset(_canonical_name(field.name) for field in fields(Training)) | {"calibration"}
+            file.without_curve = frozenset(_canonical_name(field.name) for field in fields(Recipe)) | {"calibration"}
     app.config = tuple(files)
 
 

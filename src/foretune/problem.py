@@ -16,7 +16,7 @@ from foretune.models.classifier import Classifier, Encoded, encode
 from foretune.models.head_parts import trained_head
 from foretune.models.placement import is_base, place, read_adapters
 from foretune.ntk.layout import find_layout
-from foretune.settings.groups import ScoreSettings
+from foretune.settings.commands import ScoreSettings
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.outputs import OutputReduction, output_reduction
 from foretune.tasks.sampling import Split, split

@@ -25,7 +25,8 @@ from foretune.forecasting.runs import case_values, kind_of, outlooks, runs_of
 from foretune.models.classifier import load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import prepare
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
+from foretune.settings.commands import ScoreSettings, TuneSettings
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.tasks.load import load_task
 from foretune.training.plan import prepare_tune
 from foretune.training.tune import run_tune
@@ -72,7 +73,7 @@ def forecasts(name: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
     places = {site.name: index for index, site in enumerate(held.sites)}
     configs = [lora_config(base.model, AdapterConfig(modules)) for modules in PLACEMENTS.values()]
     starts = [held.start([places[module] for module in adapted_names(base.model, config)]) for config in configs]
-    recipe = recipe_of(tune, plan.train_rows)
+    recipe = recipe_of(tune, plan.train_rows, seed=tune.seed)
     kinds = runs_of(kind_of(plan, recipe), starts)
     for placement, config, kind, outlook in zip(
         PLACEMENTS, configs, kinds, outlooks(held, starts, recipe), strict=True

@@ -419,9 +419,14 @@ def test_python_says_so_too(place):
     task = ft.load_task(ft.DataConfig(str(dataset)))
     given = ft.load_classifier(str(model), label_names=task.label_names, seed=0)
     settings = ft.RankSettings(
-        ft.Candidates(target_modules=("query",), finalists=2),
-        ft.RankSample(samples=20, eval_samples=10, draws=1),
-        ft.Training(epochs=1, learning_rate=1e-2, train_batch_size=8),
+        target_modules=("query",),
+        finalists=2,
+        samples=20,
+        eval_samples=10,
+        draws=1,
+        epochs=1,
+        learning_rate=1e-2,
+        train_batch_size=8,
     )
     ranking = ft.rank(given.model, given.tokenizer, task, settings=settings)
     assert all(row.forecast is None and row.said.reach.withheld for row in ranking.rows)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import TrainingArguments, get_scheduler
 
 from foretune.forecasting.recipe import Recipe, recipe_of
-from foretune.settings.groups import Scheduler, TuneSettings
-from foretune.settings.run import Training
+from foretune.settings.commands import TuneSettings
+from foretune.settings.groups import Scheduler
 
 RECIPES = st.builds(
     Recipe,
@@ -110,12 +110,7 @@ def test_the_recipe_of_a_fine_tune():
         weight_decay=0.1,
         warmup_ratio=0.2,
         scheduler="cosine",
-        seed=5,
     )
-    recipe = recipe_of(tune, 50)
+    recipe = recipe_of(tune, 50, seed=5)
     assert recipe == Recipe(50, 3, 8, 1e-3, 0.2, "cosine", 0.1, TrainingArguments("unused").max_grad_norm, 5)
     assert (recipe.steps_per_epoch, recipe.steps) == (7, 21)
-
-
-def test_defaults_are_those_of_a_fine_tune():
-    assert Training().settings(max_length=512, seed=0) == TuneSettings()

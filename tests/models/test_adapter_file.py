@@ -17,7 +17,8 @@ from foretune.models.placement import linear_names, lora_config, place, read_ada
 from foretune.models.sites import Site, split_name
 from foretune.ranking.adapter import candidate_config, write_adapter_config
 from foretune.ranking.candidates import Candidate, enumerate_candidates, label
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, TuneConfig
+from foretune.settings.commands import Configuration, ScoreSettings, TuneSettings
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
 import cases
 from cases import lora, tiny
@@ -377,7 +378,7 @@ def test_a_path_in_a_config_file_that_is_not_beside_it(model, dataset, folder, t
 
 CONFLICTS = [
     (["--r", "4"], "--r both"),
-    (["--r", "8"], "one of --target-modules, --layers, --r, --alpha, --rslora, --init both"),  # the default, but given
+    (["--r", "8"], "one of --target-modules, --layers, --alpha, --rslora, --init, --r both"),  # the default, but given
     (["--target-modules", "query", "--rslora"], "--target-modules, --rslora both"),
     (["--layers", "0", "--init", "gaussian", "--alpha", "2"], "--layers, --alpha, --init both"),
 ]
@@ -399,12 +400,13 @@ def test_flags_beside_a_files_adapter_config_are_refused(tuned, tmp_path, capsys
 
 
 def test_configs_in_python(tmp_path):
-    for kind in (ScoreConfig, TuneConfig):
-        with pytest.raises(ConfigError, match="--r both"):
-            kind(ModelConfig("m"), DataConfig("d"), AdapterConfig(r=2), adapter_config=tmp_path)
-        held = kind(ModelConfig("m"), DataConfig("d"), adapter_config=tmp_path).to_dict()
+    for each in (ScoreSettings(), TuneSettings()):
+        held = Configuration(ModelConfig("m"), DataConfig("d"), tmp_path, each).to_dict()
         assert held["adapter_config"] == "adapter_config.json"
-        assert "adapter_config" not in kind(ModelConfig("m"), DataConfig("d")).to_dict()  # as runs before had it
+        assert "r" not in held
+        described = Configuration(ModelConfig("m"), DataConfig("d"), AdapterConfig(r=2), each).to_dict()
+        assert described["r"] == 2
+        assert "adapter_config" not in described  # as runs before had it
 
 
 @pytest.mark.parametrize("command", ["tune", "score"])

@@ -17,7 +17,8 @@ from foretune.paper.claims import CLAIMED, verdict
 from foretune.paper.experiment import PROJECTIONS, _placement, plan_experiment
 from foretune.paper.items import needed_cells
 from foretune.paper.published import TABLE1, TABLE2
-from foretune.settings.groups import DataConfig, PaperSettings
+from foretune.settings.commands import PaperSettings
+from foretune.settings.groups import DataConfig
 from foretune.study.grid import Cell
 from foretune.tasks.load import load_task
 

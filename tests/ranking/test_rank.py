@@ -111,9 +111,14 @@ def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
     given = ft.load_classifier(str(model), label_names=task.label_names, seed=0)
     before = {name: value.clone() for name, value in given.model.state_dict().items()}
     settings = ft.RankSettings(
-        ft.Candidates(ranks=(4, 2), finalists=6),
-        ft.RankSample(samples=16, eval_samples=10, draws=2),
-        ft.Training(epochs=1, learning_rate=1e-2, train_batch_size=8),
+        ranks=(4, 2),
+        finalists=6,
+        samples=16,
+        eval_samples=10,
+        draws=2,
+        epochs=1,
+        learning_rate=1e-2,
+        train_batch_size=8,
     )
     calibration = ft.read_calibration(folder / "calibration.json")
     ranking = ft.rank(given.model, given.tokenizer, task, settings=settings, calibration=calibration)
@@ -213,9 +218,14 @@ def test_a_ranking_keeps_no_model(place, monkeypatch):
     task = ft.load_task(ft.DataConfig(str(dataset)))
     given = ft.load_classifier(str(model), label_names=task.label_names, seed=0)
     settings = ft.RankSettings(
-        ft.Candidates(target_modules=("query",), ranks=(2,), finalists=2),
-        ft.RankSample(samples=16, eval_samples=10, draws=1),
-        ft.Training(epochs=1, train_batch_size=8),
+        target_modules=("query",),
+        ranks=(2,),
+        finalists=2,
+        samples=16,
+        eval_samples=10,
+        draws=1,
+        epochs=1,
+        train_batch_size=8,
     )
     watched = [weakref.ref(given.model)]
 

@@ -1,7 +1,10 @@
 """Settings are valid or refused in one way, whatever they are given."""
 
+import importlib
+import inspect
 import math
-from dataclasses import fields, replace
+import pkgutil
+from dataclasses import fields, is_dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -11,24 +14,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foretune import settings
 from foretune.cli import run
 from foretune.errors import ConfigError
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, PaperSettings, ScoreSettings, TuneSettings
-from foretune.settings.ranking import Candidates, RankData, RankModels, RankSample
-from foretune.settings.run import Training
+from foretune.settings.commands import (
+    Configuration,
+    ForecastSettings,
+    PaperSettings,
+    RankSettings,
+    ScoreSettings,
+    TuneSettings,
+)
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe
+from foretune.settings.ranges import Range, Settings
 
 GROUPS = {
     ModelConfig: {"model": "m"},
     DataConfig: {"dataset": "d"},
     AdapterConfig: {},
     ScoreSettings: {},
+    ForecastSettings: {},
     TuneSettings: {},
+    RankSettings: {},
     PaperSettings: {},
-    RankModels: {"model": ("m",)},
-    RankData: {"dataset": ("d",)},
-    Candidates: {},
-    RankSample: {},
-    Training: {},
 }
 PLACES = [(group, field.name) for group in GROUPS for field in fields(group)]
 SCALARS = (
@@ -54,7 +62,7 @@ def test_any_value_of_any_setting_is_refused_or_taken(place, value):
     group, name = place
     made = refused = None
     try:
-        made = group(**{**GROUPS[group], name: value})
+        made = group(**{**GROUPS.get(group, {}), name: value})
     except ConfigError as error:  # and nothing else
         refused = str(error)
     assert made is not None or (refused.startswith(f"{name} = ") and len(refused) < 300)
@@ -71,6 +79,37 @@ def test_lists_become_tuples_and_numpys_numbers_pythons():
     assert adapter == AdapterConfig(("query",), (0,), r=4, alpha=2.0)
     assert [type(value) for value in (adapter.r, adapter.alpha, adapter.layers[0])] == [int, float, int]
     assert type(AdapterConfig(alpha=8).alpha) is int  # as it was given
+
+
+def declared():
+    """Every class of the room's settings with the fields that it declares itself."""
+    for module in pkgutil.iter_modules(settings.__path__):
+        for kind in vars(importlib.import_module(f"{settings.__name__}.{module.name}")).values():
+            if isinstance(kind, type) and is_dataclass(kind) and kind.__module__.endswith(f".{module.name}"):
+                names = {field.name for field in fields(kind)}
+                yield kind, [name for name in inspect.get_annotations(kind) if name in names]
+
+
+def test_few_fields_are_declared_each_once():
+    """What a setting may be is no setting; a score draws other samples than a forecast, by default."""
+    found = {kind: names for kind, names in declared() if kind is not Range}
+    assert {*GROUPS, Recipe, Configuration} < set(found)
+    assert sum(map(len, found.values())) <= 60
+    again = {"samples", "eval_samples"} | {field.name for field in fields(PaperSettings)}
+    rest = [name for kind, names in found.items() if kind not in (PaperSettings, Configuration) for name in names]
+    assert {name for name in rest if rest.count(name) > 1} <= again
+
+
+def test_a_run_is_stated_by_one_recipe():
+    for kind in (TuneSettings, ForecastSettings, RankSettings):
+        assert issubclass(kind, Recipe)
+        for field in fields(Recipe):
+            assert field.name not in inspect.get_annotations(kind)
+
+
+def test_every_group_checks_itself():
+    for kind, _ in declared():
+        assert issubclass(kind, Settings) or kind in (Range, Configuration), kind
 
 
 @pytest.mark.parametrize(
@@ -96,17 +135,17 @@ def test_lists_become_tuples_and_numpys_numbers_pythons():
         (ModelConfig, "dtype", ["float8", None, 3, ["float32"]], ["bfloat16"]),
         (PaperSettings, "seeds", [(), (0, 0), (-1,), (2**32,), 0], [(0, 1)]),
         (PaperSettings, "epochs", [0, 2**31], [1]),
-        (RankSample, "seed", [-1, 2**32], [0]),
-        (Candidates, "ranks", [(), (0,), (2**63,), 8], [(4, 8)]),
-        (Training, "epochs", [0, 2**31], [3]),
+        (RankSettings, "seed", [-1, 2**32], [0]),
+        (RankSettings, "ranks", [(), (0,), (2**63,), 8], [(4, 8)]),
+        (Recipe, "epochs", [0, 2**31], [3]),
     ],
 )
 def test_ranges(group, name, wrong, right):
     for value in wrong:
         with pytest.raises(ConfigError, match=f"^{name} = "):
-            group(**{**GROUPS[group], name: value})
+            group(**{**GROUPS.get(group, {}), name: value})
     for value in right:
-        assert getattr(group(**{**GROUPS[group], name: value}), name) == value
+        assert getattr(group(**{**GROUPS.get(group, {}), name: value}), name) == value
 
 
 FLAGS = [

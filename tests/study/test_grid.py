@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.errors import ConfigError, ModelError
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
+from foretune.settings.commands import ScoreSettings, TuneSettings
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.study.grid import expand, read_grid
 from foretune.study.keys import _data, _weights, cell_key
 

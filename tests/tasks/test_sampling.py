@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import numpy as np
@@ -16,8 +15,8 @@ from foretune.models.identity import fingerprint
 from foretune.models.placement import lora_config
 from foretune.problem import prepare
 from foretune.ranking.rank import rank
-from foretune.settings.ranking import Candidates, RankSample, RankSettings
-from foretune.settings.run import Training
+from foretune.settings.commands import RankSettings, TuneSettings
+from foretune.settings.groups import Recipe
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
 from foretune.tasks.load import Task, TextSplit
@@ -155,12 +154,12 @@ def table(folder, n_rows):
     return dataset
 
 
-TRAINING = Training(epochs=1, learning_rate=2e-2, train_batch_size=8)
+TRAINING = Recipe(epochs=1, learning_rate=2e-2, train_batch_size=8)
 
 
 def run_of(classifier, task, seed, eval_samples=None):
     lora = lora_config(classifier.model, ft.AdapterConfig(("query",), None, 2))
-    training = dataclasses.replace(TRAINING.settings(max_length=32, seed=seed), eval_samples=eval_samples)
+    training = TuneSettings(**vars(TRAINING), max_length=32, seed=seed, eval_samples=eval_samples)
     return prepare_tune(classifier, task, lora, training)
 
 
@@ -174,10 +173,18 @@ def test_every_command_forecasts_the_run_that_a_fine_tune_does(saved, tmp_path, 
     assert np.array_equal(tuned.train.indices, all_of_it.train.indices)
     steps = tuned.steps_per_epoch() * TRAINING.epochs
     if n_rows < 100:
-        sample = RankSample(samples=512, eval_samples=eval_samples, draws=1, max_length=32, seed=seed)
-        chosen = Candidates(target_modules=("query",), ranks=(2,), finalists=1)
-        found = rank(classifier.model, classifier.tokenizer, task,
-                     settings=RankSettings(chosen, sample, TRAINING))  # fmt: skip
+        wanted = RankSettings(
+            **vars(TRAINING),
+            samples=512,
+            eval_samples=eval_samples,
+            draws=1,
+            max_length=32,
+            seed=seed,
+            target_modules=("query",),
+            ranks=(2,),
+            finalists=1,
+        )
+        found = rank(classifier.model, classifier.tokenizer, task, settings=wanted)
         assert found.train_rows == len(tuned.train.labels)
         assert found.samples == len(tuned.train.labels)  # at most 512: all that train, and no other
         assert found.steps == steps

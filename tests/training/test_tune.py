@@ -22,7 +22,8 @@ from foretune.errors import ConfigError, ModelError, StoreError
 from foretune.models.classifier import load_classifier, resolve_device
 from foretune.models.placement import lora_config, place
 from foretune.report.terminal import console
-from foretune.settings.groups import AdapterConfig, DataConfig, TuneSettings
+from foretune.settings.commands import TuneSettings
+from foretune.settings.groups import AdapterConfig, DataConfig
 from foretune.tasks.load import load_task
 from foretune.tasks.sampling import split
 from foretune.training.fit import Hooks, fit

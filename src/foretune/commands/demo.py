@@ -6,7 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from foretune.commands.score import score
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings
+from foretune.settings.commands import ScoreSettings
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
 
 def demo(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Group, Parameter
 
 from foretune.errors import ConfigError
-from foretune.settings.groups import EngineName, PaperSettings
+from foretune.settings.commands import EngineName, PaperSettings
 
 if TYPE_CHECKING:
     from foretune.evaluation.records import Record

@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Group, Parameter
 
 from foretune.errors import ConfigError
-from foretune.settings.groups import ADAPTER_FILE
-from foretune.settings.ranking import Candidates, RankConfig, RankData, RankModels, RankSample
-from foretune.settings.run import Training
+from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe
 
 if TYPE_CHECKING:
     from foretune.ranking.rank import Ranking
+    from foretune.ranking.report import RankRun
 
 
 def rank(
     *,
-    models: Annotated[RankModels, Parameter(name="*", group=Group("Model"))],
-    data: Annotated[RankData, Parameter(name="*", group=Group("Data"))],
-    candidates: Annotated[Candidates | None, Parameter(name="*", group=Group("Candidates"))] = None,
-    sample: Annotated[RankSample | None, Parameter(name="*", group=Group("Sample"))] = None,
-    training: Annotated[Training | None, Parameter(name="*", group=Group("Training"))] = None,
+    model: Annotated[tuple[str, ...], Parameter(group=Group("Model"))],
+    loading: Annotated[Loading | None, Parameter(name="*", group=Group("Model"))] = None,
+    dataset: Annotated[tuple[str, ...], Parameter(group=Group("Data"))],
+    columns: Annotated[Columns | None, Parameter(name="*", group=Group("Data"))] = None,
+    search: Annotated[Search | None, Parameter(name="*", group=Group("Candidates"))] = None,
+    sample: Annotated[KernelSample | None, Parameter(name="*", group=Group("Sample"))] = None,
+    recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     choose: Annotated[int, Parameter(group="Run")] = 1,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -36,28 +38,35 @@ def rank(
     Then: foretune tune --model ./MiniLM --dataset ./sst2 --adapter-config ranking
 
     Args:
-        models: Models.
-        data: Data sets.
-        candidates: Adapters to choose from.
+        model: Folders or hub ids of the pretrained models.
+        loading: Where they run and how precise.
+        dataset: Folders or files (csv, tsv, jsonl, json, parquet, save_to_disk), or hub ids.
+        columns: What of them.
+        search: Adapters to choose from.
         sample: What is known of the data.
-        training: The run that is forecast.
+        recipe: The run that is forecast.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         choose: Row of the table whose adapter_config.json is written.
         output: New folder for ranking.csv, .md, .tex, candidates.csv, heatmap.png and adapter_config.json.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
-    run_config = RankConfig(models, data, candidates or Candidates(), sample or RankSample(), training or Training())
-    rank_command(run_config, output, calibration, choose=choose, as_json=json)
+    from foretune.ranking.report import RankRun
+
+    models = tuple(ModelConfig(name, **vars(loading or Loading())) for name in model)
+    data = tuple(DataConfig(name, **vars(columns or Columns())) for name in dataset)
+    groups = (search or Search(), sample or KernelSample(), recipe or Recipe())
+    settings = RankSettings(**{name: value for group in groups for name, value in vars(group).items()})
+    rank_command(RankRun(models, data, settings), output, calibration, choose=choose, as_json=json)
 
 
 def rank_command(
-    config: RankConfig, output: Path | None, calibration: Path | None = None, *, choose: int = 1, as_json: bool = False
+    run: "RankRun", output: Path | None, calibration: Path | None = None, *, choose: int = 1, as_json: bool = False
 ) -> None:
     """Rank, save and print.
 
     Args:
-        config: All settings.
+        run: All settings.
         output: Folder of the run, or None to save nothing.
         calibration: Calibration of the forecasts, or None for the one that comes with foretune.
         choose: Row whose adapter configuration is written.
@@ -69,17 +78,17 @@ def rank_command(
     from foretune.report.folders import hold
     from foretune.report.store import check_free
 
-    most = config.candidates.finalists * len(config.models.model) * len(config.data.dataset)
+    most = run.settings.finalists * len(run.models) * len(run.data)
     if not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
     with ExitStack() as stack:
         if output is not None:
             stack.enter_context(hold(output))
             check_free(output)
-        _rank(config, output, calibration, choose=choose, as_json=as_json)
+        _rank(run, output, calibration, choose=choose, as_json=as_json)
 
 
-def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, choose: int, as_json: bool) -> None:
+def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choose: int, as_json: bool) -> None:
     """Rank, save to a free folder that no other run writes to, and print."""
     from foretune.report.store import finite, to_json
     from foretune.report.terminal import console, print_json, progress
@@ -92,14 +101,14 @@ def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, 
 
         calibrated = read_calibration(calibration)
     rankings = []
-    for model in config.models.model:
-        for dataset in config.data.dataset:
-            with progress(log, f"{Path(model).name} on {Path(dataset).name}", None) as update:
+    for model in run.models:
+        for data in run.data:
+            with progress(log, f"{Path(model.model).name} on {Path(data.dataset).name}", None) as update:
 
                 def news(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
                     update(completed=done, total=total, note=what)
 
-                rankings.append(rank_one(config, model, dataset, calibrated, on_news=news))
+                rankings.append(rank_one(model, data, run.settings, calibrated, on_news=news))
     for ranking in rankings:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items())
         log.print(
@@ -109,13 +118,13 @@ def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, 
         )
     n_rows = sum(len(ranking.rows) for ranking in rankings)
     if output is not None:
-        save_rankings(rankings, config, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
+        save_rankings(rankings, run, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
         chosen = f"; adapter of row {choose} in {output / ADAPTER_FILE}" if choose <= n_rows else ""
         log.print(f"saved to {output}{chosen}")
     else:
         log.print("nothing saved: name a folder with --output", style="dim")
     if as_json:
-        print_json(to_json(finite(ranking_content(rankings, config, calibrated))))
+        print_json(to_json(finite(ranking_content(rankings, run, calibrated))))
     else:
         _print(rankings)
     if choose > n_rows:

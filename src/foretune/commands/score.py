@@ -2,14 +2,24 @@
 
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter
 
+from foretune.commands.loading import load, read_adapter
 from foretune.errors import ConfigError
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreConfig, ScoreSettings, one_adapter
-from foretune.settings.run import CurveWanted, Training
+from foretune.settings.commands import Configuration, ScoreSettings, one_adapter
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe
+
+
+@dataclass(frozen=True)
+class CurveWanted:
+    """A forecast of a run's course that was asked for."""
+
+    training: Recipe
+    calibration: Path | None = None
 
 
 def _flat(title: str) -> Parameter:
@@ -24,7 +34,7 @@ def score(
     adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
     settings: Annotated[ScoreSettings | None, _flat("Score")] = None,
     curve: Annotated[bool, Parameter(group="Forecast")] = False,
-    training: Annotated[Training | None, _flat("Forecast")] = None,
+    training: Annotated[Recipe | None, _flat("Forecast")] = None,
     calibration: Annotated[Path | None, Parameter(group="Forecast")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -57,12 +67,14 @@ def score(
             "settings of a run such as --epochs and --calibration shape the forecast of --curve: add it, or leave them"
         )
     described = one_adapter(adapter, adapter_config)
-    run_config = ScoreConfig(model, data, described, settings or ScoreSettings(), adapter_config)
-    wanted = CurveWanted(training or Training(), calibration) if curve else None
+    run_config = Configuration(model, data, described, settings or ScoreSettings())
+    wanted = CurveWanted(training or Recipe(), calibration) if curve else None
     score_command(run_config, output, curve=wanted, as_json=json)
 
 
-def score_command(config: ScoreConfig, output: Path | None, *, curve: CurveWanted | None = None, as_json: bool) -> None:
+def score_command(
+    config: Configuration[ScoreSettings], output: Path | None, *, curve: CurveWanted | None = None, as_json: bool
+) -> None:
     """Load, plan, run, save and print one score.
 
     Args:
@@ -81,9 +93,10 @@ def score_command(config: ScoreConfig, output: Path | None, *, curve: CurveWante
         _score(config, output, curve, as_json=as_json)
 
 
-def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None, *, as_json: bool) -> None:
+def _score(
+    config: Configuration[ScoreSettings], output: Path | None, wanted: CurveWanted | None, *, as_json: bool
+) -> None:
     """Score, save to a free folder that no other run writes to, and print."""
-    from foretune.models.adapter_file import placement_in_words
     from foretune.report.store import to_json
     from foretune.report.terminal import console, print_json, progress
 
@@ -93,25 +106,19 @@ def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None,
         from foretune.forecasting.calibration import read_calibration
         from foretune.forecasting.curve import RunCurve, forecast_run
         from foretune.forecasting.linearise import check_survey
-        from foretune.models.adapter_file import adapter_from_file, adapter_in_words
-        from foretune.models.classifier import load_model
-        from foretune.models.placement import lora_config
         from foretune.problem import describe, prepare
         from foretune.scoring.files import save_score, score_content
         from foretune.scoring.report import print_plan, print_result
         from foretune.scoring.score import run as run_plan
-        from foretune.tasks.load import load_task
 
         calibration = None if wanted is None else read_calibration(wanted.calibration)
-        given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
-        task = load_task(config.data)
-        classifier = load_model(config.model, task.label_names, config.settings.seed)
-        lora = lora_config(classifier.model, config.adapter) if given is None else given
-        plan = prepare(classifier, task, lora, config.settings, inplace=True)
+        given = read_adapter(config)
+        loaded = load(config, given, seed=config.settings.seed)
+        plan = prepare(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
         if wanted is not None:
             check_survey(plan)
     seconds_load = time.perf_counter() - start
-    print_plan(log, describe(plan), placement_in_words(config.adapter) if given is None else adapter_in_words(given))
+    print_plan(log, describe(plan), loaded.words)
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     curve = None

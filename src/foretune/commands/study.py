@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from foretune.settings.groups import EngineName
+from foretune.settings.commands import EngineName
 from foretune.settings.ranges import LARGEST, Range
 
 study = App(name="study", help="Score and fine-tune a grid of configurations, and compare forecasts with outcomes.")

@@ -9,8 +9,10 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 from rich.text import Text
 
+from foretune.commands.loading import load, read_adapter
 from foretune.errors import ConfigError
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, TuneConfig, TuneSettings, one_adapter
+from foretune.settings.commands import Configuration, TuneSettings, one_adapter
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
 
 def tune(
@@ -44,11 +46,13 @@ def tune(
         json: Print result.json to stdout instead of the table.
     """
     described = one_adapter(adapter, adapter_config)
-    run_config = TuneConfig(model, data, described, settings or TuneSettings(), adapter_config)
+    run_config = Configuration(model, data, described, settings or TuneSettings())
     tune_command(run_config, output, forecast=forecast, as_json=json)
 
 
-def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | None = None, as_json: bool) -> None:
+def tune_command(
+    config: Configuration[TuneSettings], output: Path | None, *, forecast: Path | None = None, as_json: bool
+) -> None:
     """Load, plan, train, save and print one fine-tune.
 
     Args:
@@ -77,19 +81,16 @@ def tune_command(config: TuneConfig, output: Path | None, *, forecast: Path | No
         _tune(config, place_of(output), output, forecast, as_json=as_json)
 
 
-def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path | None, *, as_json: bool) -> None:
+def _tune(
+    config: Configuration[TuneSettings], folder: Path, output: Path | None, forecast: Path | None, *, as_json: bool
+) -> None:
     """Tune in a folder that no other run writes to, `output` if that is given."""
-    from foretune.models.adapter_file import placement_in_words
     from foretune.report.terminal import console, is_first_process, print_json, progress
 
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
-        from foretune.models.adapter_file import adapter_from_file, adapter_in_words
-        from foretune.models.classifier import load_model
-        from foretune.models.placement import lora_config
         from foretune.report.store import to_json
-        from foretune.tasks.load import load_task
         from foretune.training.fit import Hooks
         from foretune.training.folder import begun, claim, close_folder, read_forecast, write_history
         from foretune.training.plan import describe_tune, prepare_tune
@@ -97,17 +98,14 @@ def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path 
         from foretune.training.tune import run_tune
 
         flags = config.to_dict()
-        given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
+        given = read_adapter(config)
         writes = output is not None and is_first_process()
         goes_on = writes and claim(folder, flags, given)
         drawn = read_forecast(folder, forecast)
-        task = load_task(config.data)
-        classifier = load_model(config.model, task.label_names, config.settings.seed)
-        lora = lora_config(classifier.model, config.adapter) if given is None else given
-        plan = prepare_tune(classifier, task, lora, config.settings, inplace=True)
+        loaded = load(config, given, seed=config.settings.seed)
+        plan = prepare_tune(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    words = placement_in_words(config.adapter) if given is None else adapter_in_words(given)
-    print_tune_plan(log, describe_tune(plan), words)
+    print_tune_plan(log, describe_tune(plan), loaded.words)
     if goes_on:
         log.print(f"going on with the run in {output}", style="yellow")
     with ExitStack() as stack:

@@ -26,7 +26,8 @@ from foretune.models.classifier import Classifier, load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import Plan, prepare
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
-from foretune.settings.groups import AdapterConfig, ScoreSettings
+from foretune.settings.commands import ScoreSettings
+from foretune.settings.groups import AdapterConfig
 from foretune.study.cell import OUTLOOKS
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
@@ -125,7 +126,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     seconds = {"survey": time.perf_counter() - clock}
     names = _module_names(group, classifier)
     starts = _starts(group, names, held)
-    recipe = recipe_of(group.first.train, plan.train_rows)
+    recipe = recipe_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
     clock = time.perf_counter()
     alone, *found = outlooks(held, [held.start([]), *starts], recipe, points=POINTS)
     seconds["simulate"] = time.perf_counter() - clock
@@ -215,7 +216,7 @@ def _comparisons(
 ) -> list[dict[str, Any]]:
     """The same simulation with one thing changed at a time."""
     starts = _starts(group, names, held)
-    recipe = recipe_of(group.first.train, n_training(group.task))
+    recipe = recipe_of(group.first.train, n_training(group.task), seed=group.first.train.seed)
     lazy = outlooks(held, starts, recipe, train_a=False)
     kernels = lazy_quantities(held, starts)
     _, at_random_head = _survey(group, classifier, probe=False)
@@ -254,7 +255,7 @@ def permuted_task(task: Task, seed: int) -> Task:
 
 def _simulated(group: _Group, classifier: Classifier, names: Sequence[Sequence[str]]) -> tuple[Outlook, ...]:
     plan, held = _survey(group, classifier)
-    recipe = recipe_of(group.first.train, plan.train_rows)
+    recipe = recipe_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
     return outlooks(held, _starts(group, names, held), recipe)
 
 

@@ -16,7 +16,7 @@ from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
 from foretune.problem import Plan
 from foretune.report.curves import HEADER, CurvePoint
-from foretune.settings.run import Training
+from foretune.settings.groups import Recipe
 from foretune.tasks.outputs import output_reduction
 
 POINTS = 20
@@ -60,18 +60,18 @@ class RunCurve:
     """The forecast course of a run, with what replays it.
 
     Attributes:
-        training: The run.
+        training: How the run trains.
         curve: Its course.
         calibration: Calibration that was given; None where it is the one that comes with foretune.
     """
 
-    training: Training
+    training: Recipe
     curve: Curve
     calibration: Calibration | None
 
 
 def forecast_run(
-    plan: Plan, training: Training, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
+    plan: Plan, training: Recipe, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
 ) -> Curve:
     """Forecast the course of the run that trains a score's adapter.
 
@@ -80,7 +80,7 @@ def forecast_run(
 
     Args:
         plan: What was scored, with evaluation rows.
-        training: The run.
+        training: How the run trains.
         calibration: Calibration of the forecasts.
         on_step: Called with the steps done and the steps in all.
 
@@ -89,8 +89,7 @@ def forecast_run(
     """
     task = plan.task
     reduction = output_reduction("margin" if task.n_classes == 2 else "full", task.n_classes)
-    settings = training.settings(max_length=plan.settings.max_length, seed=plan.settings.seed)
-    recipe = recipe_of(settings, plan.train_rows)
+    recipe = recipe_of(training, plan.train_rows, seed=plan.settings.seed)
     kind = kind_of(plan, recipe)
     if calibration.domain is not None and (far := reach(calibration.domain, kind)).withheld:
         return Curve((), RunForecast(None, (nan, nan), far))  # before the work: there is no order to simulate for

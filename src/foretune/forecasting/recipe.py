@@ -7,7 +7,8 @@ from math import ceil, cos, pi
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.settings.groups import Scheduler, TuneSettings
+from foretune.settings.groups import Recipe as RunSettings
+from foretune.settings.groups import Scheduler
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,13 @@ class Recipe:
                 waiting = waiting[size:]
 
 
-def recipe_of(settings: TuneSettings, train_rows: int) -> Recipe:
-    """Take the recipe out of the settings of a fine-tune.
+def recipe_of(settings: RunSettings, train_rows: int, *, seed: int) -> Recipe:
+    """Take the recipe out of the settings of a run.
 
     Args:
         settings: Settings; bfloat16, dropout and the number of devices do not enter.
         train_rows: Training rows N.
+        seed: Seed of the order of the rows.
 
     Returns:
         The recipe, with the Trainer's own gradient clipping at norm 1.
@@ -108,5 +110,5 @@ def recipe_of(settings: TuneSettings, train_rows: int) -> Recipe:
         warmup_ratio=settings.warmup_ratio,
         scheduler=settings.scheduler,
         weight_decay=settings.weight_decay,
-        seed=settings.seed,
+        seed=seed,
     )

@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from foretune.errors import ConfigError, border, reason
 from foretune.models.sites import split_name
-from foretune.settings.groups import ADAPTER_FILE, AdapterConfig
+from foretune.settings.commands import ADAPTER_FILE
+from foretune.settings.groups import AdapterConfig
 
 _TASK = "SEQ_CLS"
 _LARGEST = 1_000_000  # of a rank, and bytes of a file

@@ -13,7 +13,8 @@ from foretune.models.loading import read_skeleton
 from foretune.models.placement import linear_names
 from foretune.models.sites import split_name
 from foretune.paper.published import NAMES
-from foretune.settings.groups import DataConfig, PaperSettings
+from foretune.settings.commands import PaperSettings
+from foretune.settings.groups import DataConfig
 from foretune.study.grid import Cell, expand
 from foretune.tasks.load import load_task
 

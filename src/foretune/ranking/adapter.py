@@ -14,7 +14,7 @@ from foretune.models.adapter_file import _TASK, save_adapter
 from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate, short_kinds
 from foretune.report.store import make_folder, write_whole
-from foretune.settings.groups import ADAPTER_FILE
+from foretune.settings.commands import ADAPTER_FILE
 
 
 def candidate_config(

@@ -11,7 +11,7 @@ from foretune.ranking.budget import fitting, n_parameters, parse_budget
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.ranking.search import beam, greedy
-from foretune.settings.ranking import Candidates
+from foretune.settings.commands import Search
 
 BEAM_WIDTH = 4
 SEARCH_LIMIT = 5_000
@@ -35,7 +35,7 @@ class Quick:
 
 
 def price(
-    wanted: Candidates, blocks: Blocks, candidates: Sequence[Candidate], name: Callable[[Candidate], str]
+    wanted: Search, blocks: Blocks, candidates: Sequence[Candidate], name: Callable[[Candidate], str]
 ) -> list[Quick]:
     """Score everything that was listed, and under a budget what a search finds.
 

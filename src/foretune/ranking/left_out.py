@@ -8,10 +8,10 @@ from foretune.models.placement import beside_experts, fused_experts, linear_name
 from foretune.models.sites import Site, kinds_in_words
 from foretune.problem import Plan
 from foretune.ranking.candidates import Candidate, enumerate_candidates
-from foretune.settings.ranking import Candidates
+from foretune.settings.commands import Search
 
 
-def leave_out(plan: Plan, wanted: Candidates) -> tuple[Plan, tuple[str, ...]]:
+def leave_out(plan: Plan, wanted: Search) -> tuple[Plan, tuple[str, ...]]:
     """Take modules out of a plan that no adapter can be put on.
 
     Args:
@@ -38,7 +38,7 @@ def leave_out(plan: Plan, wanted: Candidates) -> tuple[Plan, tuple[str, ...]]:
     return replace(plan, adapted=replace(plan.adapted, adapters=adapters)), _notes(plan, idle, narrow)
 
 
-def list_candidates(sites: Sequence[Site], wanted: Candidates) -> tuple[Candidate, ...]:
+def list_candidates(sites: Sequence[Site], wanted: Search) -> tuple[Candidate, ...]:
     """List the placements of the modules that are not excluded.
 
     Args:

@@ -33,8 +33,8 @@ from foretune.ranking.candidates import Candidate, label
 from foretune.ranking.finalists import Quick, choose_finalists, price
 from foretune.ranking.left_out import leave_out, list_candidates
 from foretune.ranking.quick_score import Blocks, quick_scores
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings
-from foretune.settings.ranking import RankConfig, RankSample, RankSettings
+from foretune.settings.commands import KernelSample, RankSettings, ScoreSettings
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.tasks.load import Task, load_task
 from foretune.tasks.sampling import n_training
 
@@ -114,14 +114,19 @@ class Ranking:
 
 
 def rank_one(
-    config: RankConfig, model: str, dataset: str, calibration: Calibration, *, on_news: OnNews | None = None
+    model: ModelConfig,
+    data: DataConfig,
+    settings: RankSettings,
+    calibration: Calibration,
+    *,
+    on_news: OnNews | None = None,
 ) -> Ranking:
     """Load one model and one data set, and rank its adapters.
 
     Args:
-        config: All settings.
-        model: One of its models.
-        dataset: One of its data sets.
+        model: Model.
+        data: Data set.
+        settings: Settings.
         calibration: Calibration of the forecasts.
         on_news: Called with what is done now, how much of it is done and how much there is.
 
@@ -131,15 +136,13 @@ def rank_one(
     clock = time.perf_counter()
     if on_news is not None:
         on_news("loading", 0, 1)
-    task = load_task(DataConfig(**{**vars(config.data), "dataset": dataset}))
-    _check_rows(task, config.sample)
-    models = config.models
-    loaded = ModelConfig(model, models.dtype, models.device, models.trust_remote_code)
-    classifier = load_model(loaded, task.label_names, config.sample.seed)
+    task = load_task(data)
+    _check_rows(task, settings)
+    classifier = load_model(model, task.label_names, settings.seed)
     seconds = time.perf_counter() - clock
-    ranking = _rank(classifier, task, config.settings, calibration, on_news)
+    ranking = _rank(classifier, task, settings, calibration, on_news)
     spent = {**ranking.seconds, "load": ranking.seconds["load"] + seconds}
-    return replace(ranking, model=model, dataset=dataset, seconds=spent)
+    return replace(ranking, model=model.model, dataset=data.dataset, seconds=spent)
 
 
 def rank(
@@ -194,14 +197,12 @@ def _rank(
     seconds["pass"] = time.perf_counter() - clock
     clock = time.perf_counter()
     news("pricing candidates", 0, 1)
-    blocks = blocks_of(held, settings.candidates.ranks)
-    quick = price(settings.candidates, blocks, ready.candidates, ready.name)
-    finalists = choose_finalists(quick, blocks.sites, settings.candidates.finalists)
+    blocks = blocks_of(held, settings.ranks)
+    quick = price(settings, blocks, ready.candidates, ready.name)
+    finalists = choose_finalists(quick, blocks.sites, settings.finalists)
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    recipe = recipe_of(
-        settings.training.settings(max_length=settings.sample.max_length, seed=settings.sample.seed), plan.train_rows
-    )
+    recipe = recipe_of(settings, plan.train_rows, seed=settings.seed)
     starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
     total = n_steps(starts, recipe)
     step = 0
@@ -272,26 +273,29 @@ class _Prepared:
 
 def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Prepared:
     """Everything that can go wrong before the work starts: candidates, budget, samples."""
-    wanted, sample = settings.candidates, settings.sample
-    _check_rows(task, sample)
-    adapter = AdapterConfig(("all-linear",), None, max(wanted.ranks), wanted.alpha, wanted.rslora, wanted.init)
+    _check_rows(task, settings)
+    adapter = AdapterConfig(
+        ("all-linear",), r=max(settings.ranks), alpha=settings.alpha, rslora=settings.rslora, init=settings.init
+    )
     template = lora_config(classifier.model, adapter)
     score = ScoreSettings(
-        samples=min(sample.samples, n_training(task)),
-        eval_samples=sample.eval_samples,
-        draws=sample.draws,
+        samples=min(settings.samples, n_training(task)),
+        eval_samples=settings.eval_samples,
+        draws=settings.draws,
         reduction="margin" if task.n_classes == 2 else "full",
-        sigma=sample.sigma,
-        max_length=sample.max_length,
-        batch_size=sample.batch_size,
-        seed=sample.seed,
+        sigma=settings.sigma,
+        max_length=settings.max_length,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
     )
     plan = prepare(classifier, task, template, score)
-    plan, notes = leave_out(plan, wanted)
+    plan, notes = leave_out(plan, settings)
     sites = plan.adapted.sites
-    candidates = list_candidates(sites, wanted)
-    if wanted.budget is not None:
-        fitting(candidates, sites, parse_budget(wanted.budget))  # a budget that nothing fits is refused before the pass
+    candidates = list_candidates(sites, settings)
+    if settings.budget is not None:
+        fitting(
+            candidates, sites, parse_budget(settings.budget)
+        )  # a budget that nothing fits is refused before the pass
     used = sorted({position for candidate in candidates for position in candidate.sites})
     adapters = tuple(plan.adapted.adapters[position] for position in used)
     own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
@@ -299,7 +303,7 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
     return _Prepared(plan, template, own, sites, tuple(used), notes)
 
 
-def _check_rows(task: Task, sample: RankSample) -> None:
+def _check_rows(task: Task, sample: KernelSample) -> None:
     if sample.samples < 2 * task.n_classes:
         raise ConfigError(
             f"samples = {sample.samples}: {task.n_classes} classes need 2 samples each, {2 * task.n_classes} at least"
@@ -317,7 +321,7 @@ def _row(
 ) -> Row:
     kernel = blocks.kernels([entry.candidate])[0]
     try:
-        kappa = spectrum(kernel, sigma=settings.sample.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
+        kappa = spectrum(kernel, sigma=settings.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
     except KernelError:
         kappa = float("nan")
     return Row(

@@ -18,10 +18,48 @@ from foretune.ranking.rank import Ranking, Row
 from foretune.report.provenance import versions
 from foretune.report.store import finite, plain_text, write_json, write_run
 from foretune.report.tables import Table
-from foretune.settings.groups import ADAPTER_FILE
-from foretune.settings.ranking import RankConfig
+from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search, part
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe
 
 SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class RankRun:
+    """One run of `foretune rank`.
+
+    Attributes:
+        models: Models.
+        data: Data sets.
+        settings: How the adapters of each model on each data set are ranked.
+    """
+
+    models: tuple[ModelConfig, ...]
+    data: tuple[DataConfig, ...]
+    settings: RankSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            Settings by name, in groups.
+        """
+        return {
+            "models": {"model": [one.model for one in self.models], **part(self.models[0], Loading)},
+            "data": {"dataset": [one.dataset for one in self.data], **part(self.data[0], Columns)},
+            "candidates": part(self.settings, Search),
+            "sample": part(self.settings, KernelSample),
+            "training": part(self.settings, Recipe),
+        }
+
+    def flags(self) -> dict[str, Any]:
+        """Flatten to the flags' names, as in `config.yaml`.
+
+        Returns:
+            Settings by name; lists for tuples.
+        """
+        joined = {name: value for group in self.to_dict().values() for name, value in group.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}
 
 
 @dataclass(frozen=True)
@@ -188,12 +226,12 @@ def quick_table(rankings: Sequence[Ranking]) -> Table:
     return Table("Every candidate.", header, tuple(rows), right_from=3)
 
 
-def ranking_content(rankings: Sequence[Ranking], config: RankConfig, calibration: Calibration) -> dict[str, Any]:
+def ranking_content(rankings: Sequence[Ranking], run: RankRun, calibration: Calibration) -> dict[str, Any]:
     """Lay rankings out as in `result.json`.
 
     Args:
         rankings: Rankings.
-        config: All settings.
+        run: All settings.
         calibration: What the forecasts were calibrated with.
 
     Returns:
@@ -203,7 +241,7 @@ def ranking_content(rankings: Sequence[Ranking], config: RankConfig, calibration
         "schema": SCHEMA,
         "rankings": [_content(ranking) for ranking in rankings],
         "calibration": {"source": calibration.source, "outputs": list(calibration.outputs)},
-        "settings": {name: asdict(getattr(config, name)) for name in vars(config)},
+        "settings": run.to_dict(),
         "versions": versions(),
     }
 
@@ -244,20 +282,20 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
 
 
 def save_rankings(
-    rankings: Sequence[Ranking], config: RankConfig, calibration: Calibration, folder: Path, wanted: Wanted
+    rankings: Sequence[Ranking], run: RankRun, calibration: Calibration, folder: Path, wanted: Wanted
 ) -> None:
     """Write a run folder, whole or not at all: tables, figures, numbers and the chosen row's adapter configuration.
 
     Args:
         rankings: Rankings.
-        config: All settings.
+        run: All settings.
         calibration: What the forecasts were calibrated with.
         folder: New or empty folder.
         wanted: What else was asked for. Where the table has no such row, no `adapter_config.json` is written.
     """
     table = ranking_table(rankings)
-    content = finite(ranking_content(rankings, config, calibration))
-    flags = {**_flags(config), "choose": wanted.choose}
+    content = finite(ranking_content(rankings, run, calibration))
+    given = {**run.flags(), "choose": wanted.choose}
     writers: dict[str, Callable[[Path], None]] = {
         "ranking.csv": numbers_table(rankings).write_csv,
         "ranking.md": lambda path: plain_text(path, table.markdown()),
@@ -269,10 +307,10 @@ def save_rankings(
         name = "heatmap.png" if len(rankings) == 1 else f"heatmap-{index + 1}.png"
         writers[name] = partial(heat_map, ranking)
     if wanted.own_calibration:
-        flags["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
+        given["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
         writers[CALIBRATION] = lambda path: write_json(path, calibration.to_dict())
     header = f"# foretune {versions()['foretune']}. Replay: foretune rank --config config.yaml --output NEW_FOLDER\n"
-    text = header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
+    text = header + yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     writers["config.yaml"] = lambda path: plain_text(path, text)
     ordered = best_first(rankings)
     if wanted.choose <= len(ordered):
@@ -307,8 +345,3 @@ def save_adapter(ranking: Ranking, entry: Quick, folder: Path | str) -> Path:
         The file.
     """
     return write_adapter_config(entry.candidate, ranking.sites, ranking.template, ranking.modules, Path(folder))
-
-
-def _flags(config: RankConfig) -> dict[str, Any]:
-    joined = {name: value for group in vars(config).values() for name, value in vars(group).items()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}

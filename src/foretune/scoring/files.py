@@ -1,7 +1,6 @@
 """The files of a score's run folder: result.json, kernel.safetensors, config.yaml, spectrum.png."""
 
 import datetime
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from foretune.report.store import to_json, write_json, write_run
 from foretune.scoring.figure import spectrum_figure
 from foretune.scoring.report import notes
 from foretune.scoring.score import ScoreResult
-from foretune.settings.groups import ADAPTER_FILE, ScoreConfig
+from foretune.settings.commands import ADAPTER_FILE, Configuration, ScoreSettings, part
+from foretune.settings.groups import Recipe
 
 
 def score_content(result: ScoreResult, curve: RunCurve | None = None) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def score_content(result: ScoreResult, curve: RunCurve | None = None) -> dict[st
 def save_score(
     result: ScoreResult,
     folder: Path,
-    config: ScoreConfig | None = None,
+    config: Configuration[ScoreSettings] | None = None,
     adapter: LoraConfig | None = None,
     curve: RunCurve | None = None,
 ) -> None:
@@ -62,7 +62,7 @@ def save_score(
     }
     if config is not None:
         flags = config.to_dict()
-        flags |= {} if curve is None else {"curve": True, **asdict(curve.training)}
+        flags |= {} if curve is None else {"curve": True, **part(curve.training, Recipe)}
         if curve is not None and curve.calibration is not None:
             flags["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
             given = curve.calibration.to_dict()

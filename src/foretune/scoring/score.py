@@ -21,7 +21,7 @@ from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
 from foretune.problem import Plan, describe, prepare
 from foretune.report.provenance import versions
 from foretune.scoring.passes import Measurement, Progress, measure
-from foretune.settings.groups import ScoreSettings
+from foretune.settings.commands import ScoreSettings
 from foretune.tasks.load import Task
 from foretune.tasks.outputs import OutputReduction
 

@@ -67,24 +67,22 @@ Regularisation = Annotated[float, Range(1e-300, 1e300, "positive and finite, fro
 Share = Annotated[float, Range(0.0, 1 - 2**-53, "at least 0 and below 1")]
 
 
-def check(settings: Any) -> None:
-    """Check a group of settings against the types and ranges of its fields; lists become tuples.
+@dataclass(frozen=True)
+class Settings:
+    """A group of settings, checked against the types and ranges of its fields."""
 
-    For `__post_init__` of a frozen dataclass.
+    def __post_init__(self) -> None:
+        """Check every field, by its annotation; lists become tuples. A `ConfigError` names the setting and its value.
 
-    Args:
-        settings: A dataclass.
-
-    Raises:
-        ConfigError: Naming the setting, its value and what it may be.
-    """
-    group: Any = type(settings)
-    kinds = _kinds(group)
-    for field in fields(settings):
-        given = getattr(settings, field.name)
-        value = fitting(field.name, given, kinds[field.name])
-        if value is not given:
-            object.__setattr__(settings, field.name, value)
+        Groups of frozen dataclasses inherit it: a new field needs no check of its own.
+        """
+        group: Any = type(self)
+        kinds = _kinds(group)
+        for field in fields(self):
+            given = getattr(self, field.name)
+            value = fitting(field.name, given, kinds[field.name])
+            if value is not given:
+                object.__setattr__(self, field.name, value)
 
 
 @cache

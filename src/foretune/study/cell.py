@@ -16,7 +16,7 @@ from foretune.problem import prepare
 from foretune.report.store import RESULT, finite, read_json, write_json, write_whole
 from foretune.scoring.files import save_score
 from foretune.scoring.score import run as run_score
-from foretune.settings.groups import ScoreConfig, TuneConfig
+from foretune.settings.commands import Configuration
 from foretune.study.grid import Cell
 from foretune.tasks.load import load_task
 from foretune.training.fit import Hooks
@@ -141,11 +141,11 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
     if not _finished(score_folder):
         on_news("scoring")
         plan = prepare(classifier, task, lora, cell.score)  # on a copy: the model itself is trained below
-        config = ScoreConfig(cell.model, cell.data, cell.adapter, cell.score)
+        config = Configuration(cell.model, cell.data, cell.adapter, cell.score)
         save_score(run_score(plan), score_folder, config)
         del plan
     if not _finished(tune_folder):
-        flags = TuneConfig(cell.model, cell.data, cell.adapter, cell.train).to_dict()
+        flags = Configuration(cell.model, cell.data, cell.adapter, cell.train).to_dict()
         if (tune_folder / CONFIG).exists():
             try:
                 claim(tune_folder, flags)

@@ -19,7 +19,7 @@ from foretune.errors import ConfigError, ForetuneError, StoreError, reason
 from foretune.faults import disk_is_full, fault_of_outside
 from foretune.report.provenance import usable_cores
 from foretune.report.store import write_text
-from foretune.settings.groups import EngineName
+from foretune.settings.commands import EngineName
 from foretune.settings.ranges import Range
 from foretune.study.cell import OnNews, work
 from foretune.study.grid import Cell

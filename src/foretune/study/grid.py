@@ -13,7 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from foretune.errors import ConfigError, reason, shown
 from foretune.report.store import read_yaml
 from foretune.report.texts import printable
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings, TuneSettings
+from foretune.settings.commands import ScoreSettings, TuneSettings
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
 Config = TypeVar("Config", ModelConfig, DataConfig, AdapterConfig, ScoreSettings, TuneSettings)
 MOST_CELLS = 100_000

@@ -9,7 +9,7 @@ from rich.console import Console
 from foretune.errors import ConfigError, StoreError
 from foretune.report.store import RESULT, check_writable, read_json
 from foretune.report.tables import Table
-from foretune.settings.groups import EngineName
+from foretune.settings.commands import EngineName
 from foretune.study.board import Board
 from foretune.study.cell import cell_folder, set_aside
 from foretune.study.engines import Job, engine

@@ -29,7 +29,7 @@ from foretune.report.store import (
     write_text,
     write_whole,
 )
-from foretune.settings.groups import ADAPTER_FILE
+from foretune.settings.commands import ADAPTER_FILE
 from foretune.training.checkpoints import checkpoints
 from foretune.training.tune import TuneResult
 

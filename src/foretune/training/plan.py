@@ -14,7 +14,7 @@ from foretune.models.head_parts import check_saved
 from foretune.models.placement import is_base, read_adapters
 from foretune.models.sites import Site
 from foretune.problem import place_for
-from foretune.settings.groups import TuneSettings
+from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.sampling import draw_indices, split
 

@@ -15,7 +15,7 @@ from foretune.models.classifier import own_classifier
 from foretune.report.curves import Epoch, History
 from foretune.report.provenance import versions
 from foretune.report.store import finite
-from foretune.settings.groups import TuneSettings
+from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task
 from foretune.training.fit import Hooks, fit
 from foretune.training.plan import TunePlan, describe_tune, prepare_tune

@@ -1,0 +1,234 @@
+"""What each command takes: groups of settings put together, flat for Python, YAML and the command line alike.
+
+A class that inherits a group has the group's fields; it declares only what nobody else takes, or takes otherwise.
+Imports nothing heavy: the command line builds its help from these.
+"""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from foretune.errors import ConfigError, shown
+from foretune.settings.groups import AdapterConfig, Batching, DataConfig, ModelConfig, Pair, Placement, Recipe, Sample
+from foretune.settings.ranges import Count, CountOrNone, Few, Rank, Regularisation, Scale, Seed, Settings
+
+HeadPolicy = Literal["random", "average", "probe"]
+NtkParams = Literal["adapter", "adapter+head"]
+EngineName = Literal["local", "ray"]
+
+ADAPTER_FILE = "adapter_config.json"  # peft's name
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSample(Sample):
+    """What is known of the data, and how κ is taken from it.
+
+    Attributes:
+        draws: Draws of the random A, all from the same pass.
+        sigma: Regularisation σ of the condition number and the bounds.
+    """
+
+    draws: Few = 5
+    sigma: Regularisation = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(KernelSample):
+    """How a configuration is scored.
+
+    Attributes:
+        samples: Random training samples n of the kernel.
+        eval_samples: Random rows to predict, at most, of the evaluation split or, where there is none, of the fifth of
+            the rows that is held out; 0 for no prediction.
+        repeats: Redraws of the n samples.
+        reduction: Output reduction: margin, trace, full or class:k; by default margin for two classes, else trace.
+        head: `random` (as initialised or loaded), `average` (over `heads` random heads) or `probe`.
+        heads: Random heads of `average`; each costs a pass.
+        ntk_params: `adapter`, or `adapter+head` to add the trained head's kernel.
+        ridge: Ridge δ of the kernel regression; by default chosen by leave-one-out.
+    """
+
+    samples: Pair = 32
+    eval_samples: CountOrNone = 128
+    repeats: Few = 1
+    reduction: str | None = None
+    head: HeadPolicy = "random"
+    heads: Few = 4
+    ntk_params: NtkParams = "adapter"
+    ridge: Regularisation | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings(Batching, Recipe):
+    """How a configuration is fine-tuned.
+
+    Attributes:
+        eval_samples: Random rows to evaluate on, at most, as `score` draws them, of the evaluation split or, where
+            there is none, of the fifth of the rows that is held out; without it all. It never changes what trains.
+        train_eval_samples: Random training rows on which the training loss is taken again in eval mode after
+            each epoch; 0 for none.
+        bf16: Mixed precision in bfloat16, where the device has it.
+        report_to: Trackers that the Trainer reports to, such as tensorboard.
+    """
+
+    eval_samples: Count | None = None
+    train_eval_samples: CountOrNone = 2000
+    bf16: bool = False
+    report_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastSettings(Sample, Recipe):
+    """Which run is forecast, and from what is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Placement):
+    """Which adapters to choose from.
+
+    Attributes:
+        exclude_modules: Module kinds that may carry none, by the end of their names. What no output depends on, and
+            what is too narrow for the ranks (an expert's gate), is left out by itself.
+        ranks: Ranks.
+        budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
+            single modules are searched too.
+        finalists: Candidates whose run is simulated: a third the best of the quick score at every size, a third whole
+            module kinds, the others the best of all.
+    """
+
+    exclude_modules: tuple[str, ...] | None = None
+    ranks: tuple[Rank, ...] = (8,)
+    budget: str | None = None
+    finalists: Few = 16
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ConfigError: Naming the setting, its value and what it may be.
+        """
+        if self.init not in ("default", "gaussian"):
+            raise ConfigError(f"init = {shown(self.init)}: ranks are priced from one pass with default or gaussian")
+        super().__post_init__()
+        if not self.ranks:
+            raise ConfigError("ranks = []: name at least one, each at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSettings(Search, KernelSample, Recipe):
+    """Which adapters are ranked, from what is known, and the run that is forecast for each."""
+
+
+@dataclass(frozen=True)
+class PaperSettings(Settings):
+    """On what, and how large, the paper's experiment is run; without a value as in the paper.
+
+    Attributes:
+        model: Folder or hub id of another model than roberta-base.
+        data_dir: Folder with the data sets in folders cola, sst2, yelp and imdb, instead of the hub.
+        max_train: Random training texts of each data set.
+        epochs: Epochs.
+        max_length: Longest sequence in tokens.
+        learning_rate: Learning rate for all data sets.
+        seeds: Seeds; tables show mean and standard deviation.
+        device: auto, cpu or cuda.
+    """
+
+    model: str | None = None
+    data_dir: Path | None = None
+    max_train: Pair | None = None
+    epochs: Count | None = None
+    max_length: Count | None = None
+    learning_rate: Scale | None = None
+    seeds: tuple[Seed, ...] = (0,)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, and that each seed is there once.
+
+        Raises:
+            ConfigError: If there are none, or one is named twice.
+        """
+        super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds = {self.seeds}: name at least one, each once")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Configuration(Generic[S]):
+    """One run of a command on one configuration.
+
+    Attributes:
+        model: Model.
+        data: Data set.
+        adapter: Adapter, or peft's `adapter_config.json` or the folder that holds it.
+        settings: What the command does with them.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    adapter: AdapterConfig | Path
+    settings: S
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flatten to the flags' names, as in `config.yaml`.
+
+        Returns:
+            Settings by name; lists for tuples. `adapter_config` names the copy that lies beside `config.yaml`.
+        """
+        if isinstance(self.adapter, Path):
+            return {**flags(self.model, self.data, self.settings), "adapter_config": ADAPTER_FILE}
+        return flags(self.model, self.data, self.adapter, self.settings)
+
+
+def flags(*groups: Settings) -> dict[str, Any]:
+    """Join groups of settings under the flags' names.
+
+    Args:
+        *groups: Settings.
+
+    Returns:
+        Settings by name; lists for tuples.
+    """
+    joined = {name: value for group in groups for name, value in vars(group).items()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}
+
+
+def part(settings: Settings, group: type[Settings]) -> dict[str, Any]:
+    """Take the fields of a group out of settings that it is a part of.
+
+    Args:
+        settings: Settings.
+        group: One of the classes that theirs inherits.
+
+    Returns:
+        Values by name.
+    """
+    return {field.name: getattr(settings, field.name) for field in fields(group)}
+
+
+def one_adapter(adapter: AdapterConfig | None, adapter_config: Path | None) -> AdapterConfig | Path:
+    """Refuse an adapter that is described twice.
+
+    Args:
+        adapter: Settings, None if none were given.
+        adapter_config: File that describes the adapter, None if none was given.
+
+    Returns:
+        What was given; the defaults if nothing was.
+
+    Raises:
+        ConfigError: If both were given, naming both.
+    """
+    if adapter is None or adapter_config is None:
+        return adapter_config or adapter or AdapterConfig()
+    names = [setting.name for setting in fields(AdapterConfig)]
+    given = [name for name in names if getattr(adapter, name) != getattr(AdapterConfig(), name)]
+    described = ", ".join(f"--{name.replace('_', '-')}" for name in given or names)
+    raise ConfigError(
+        f"--adapter-config {str(adapter_config)!r} and {'' if given else 'one of '}{described} both describe the "
+        "adapter: give one, or change the file"
+    )
