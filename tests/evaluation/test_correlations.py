@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import drawn
 from foretune.errors import StoreError
 from foretune.evaluation.correlations import (
     correlation_table,
@@ -17,7 +18,7 @@ from foretune.evaluation.correlations import (
     summarise,
 )
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, QUANTITIES
+from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, QUANTITIES, predictor_named
 from foretune.evaluation.records import SECONDS, Record, read_records, record_writers, target_losses
 from foretune.evaluation.regret import regrets
 from foretune.report.curves import Step
@@ -187,15 +188,43 @@ def test_records_survive_their_csv(tmp_path):
 
 
 def test_a_report_is_written_in_every_format(tmp_path):
-    paths = write_files(tmp_path / "report", report_writers(summarise(study(noise=0.01), resamples=100)))
-    assert all(path.stat().st_size > 0 for path in paths)
+    report = summarise(study(noise=0.01), resamples=100)
+    paths = write_files(tmp_path / "report", report_writers(report))
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "report").iterdir()}
+    table = correlation_table(report, "kendall", "within")
+    assert (tmp_path / "report" / "kendall-within.md").read_text(encoding="utf-8") == table.markdown()
+    assert (tmp_path / "report" / "kendall-within.tex").read_text(encoding="utf-8") == table.latex()
+    with (tmp_path / "report" / "regret.csv").open(encoding="utf-8") as file:
+        assert [tuple(row) for row in csv.reader(file)] == [regret_table(report).header, *regret_table(report).rows]
     with (tmp_path / "report" / "correlations.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["scope"] for row in rows} == {"all", "across", "within"}
-    assert {row["outcome"] for row in rows} <= {outcome.name for outcome in OUTCOMES}
+    assert len(rows) == len(report.findings)
+    for row in rows:
+        finding = report.finding(row["quantity"], row["outcome"], row["coefficient"], row["scope"])
+        assert float(row["estimate"]) == pytest.approx(finding.estimate, abs=1e-4)
+        assert (row["established"] == "yes") == finding.established
+    for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+        assert (tmp_path / "report" / f"scatter.{ending}").read_bytes().startswith(start)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StoreError, match="cannot write"):
-        write_files(tmp_path / "file" / "report", report_writers(summarise(study(), resamples=100)))
+        write_files(tmp_path / "file" / "report", report_writers(report))
+
+
+def test_the_scatter_plot_shows_every_cell_where_its_numbers_are():
+    records = study(2, 3, 1)
+    records[0] = dataclasses.replace(records[0], quantities={**records[0].quantities, "trace": None})
+    figure = scatter_figure(records, [predictor_named("condition_number"), predictor_named("trace")])
+    panels = np.array(figure.axes).reshape(len(OUTCOMES), 2)
+    for row, outcome in zip(panels, OUTCOMES, strict=True):
+        for axes, name in zip(row, ("condition_number", "trace"), strict=True):
+            shown = drawn.points(axes)
+            for dataset in ("d0", "d1"):
+                cells = [cell for cell in records if cell.dataset == dataset and cell.quantities[name] is not None]
+                wanted = [(cell.quantities[name], cell.outcomes[outcome.name]) for cell in cells]
+                assert shown[dataset] == pytest.approx(np.array(wanted))
+        assert row[0].get_ylabel() == outcome.label
+    assert [axes.get_xlabel() for axes in panels[-1]] == ["κ", "trace"]
+    assert [axes.get_xscale() for axes in panels[0]] == ["log", "linear"]  # one trace is not known
 
 
 @pytest.mark.parametrize("dataset", ["a", "$x$ _y", "_hidden"])

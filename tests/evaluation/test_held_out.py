@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+import drawn
 from foretune.evaluation.correlations import summarise
 from foretune.evaluation.held_out import (
     OUTPUTS,
@@ -19,7 +20,7 @@ from foretune.evaluation.held_out import (
     level_error,
     simulated_values,
 )
-from foretune.evaluation.predictors import CALIBRATED, PREDICTORS, QUANTITIES
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES
 from foretune.evaluation.quality import (
     area_table,
     cost_in_words,
@@ -180,7 +181,21 @@ def test_tables_and_files(held_out, tmp_path):
     calibration = calibration_from(json.loads((tmp_path / "calibration.json").read_text(encoding="utf-8")))
     assert calibration.groups == tuple("abcde")
     assert calibration.lines["accuracy"].runs == 100
-    assert len(forecast_figure(held_out).axes) == 2
+
+
+def test_the_figure_shows_each_forecast_with_its_interval_against_the_run(held_out):
+    figure = forecast_figure(held_out)
+    for axes, outcome, unit in zip(figure.axes, ("accuracy", "eval_loss"), (100.0, 1.0), strict=True):
+        shown, intervals = drawn.points(axes), drawn.bars(axes)
+        datasets = sorted({cell.dataset for cell in held_out.records})
+        assert sorted(shown) == datasets
+        for dataset, bars in zip(datasets, intervals, strict=True):
+            cells = [cell for cell in held_out.records if cell.dataset == dataset]
+            levels = [held_out.forecasts[cell.key][outcome] for cell in cells]
+            real = [cell.outcomes[outcome] for cell in cells]
+            wanted = [(unit * level.value, unit * value) for level, value in zip(levels, real, strict=True)]
+            assert shown[dataset] == pytest.approx(np.array(wanted))
+            assert bars == pytest.approx(np.array([(unit * level.low, unit * level.high) for level in levels]))
 
 
 CLOCK = {"kernel": 2.0, "spectrum": 1.0, "kernel_regression": 1.0, "survey": 12.0, "simulate": 8.0, "baselines": 3.0}
@@ -236,7 +251,3 @@ def test_no_forecast_is_written_where_there_is_none(tmp_path):
     paths = save_report(summarise(held_out.records, resamples=100), held_out, tmp_path)
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     assert not {"forecasts.csv", "calibration.json", "rivals.csv", "forecast.png"} & {path.name for path in paths}
-
-
-def test_every_number_that_a_calibration_needs_is_kept():
-    assert set(CALIBRATED) <= set(QUANTITIES)
