@@ -17,7 +17,7 @@ from foretune.cli import run
 from foretune.errors import ConfigError, StoreError
 from foretune.evaluation.records import CELLS_CSV, read_records
 from foretune.report.provenance import usable_cores
-from foretune.study.cell import cell_folder
+from foretune.study.cell import cell_folder, cell_record
 from foretune.study.engines import Job, choose_engine, run_job
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
@@ -107,6 +107,25 @@ def test_a_cell_is_what_score_and_tune_give(undisturbed, place, tmp_path):
     assert record.quantities["kernel_regression_eval_loss"] == kernel_regression(score)["eval_loss"]
     assert record.outcomes["eval_loss"] == tune["final"]["eval_loss"]
     assert len(record.steps) == tune["steps"] == 45
+
+
+@pytest.mark.parametrize("name", ["forecast", "kernel_regression"])
+def test_a_score_under_the_former_and_the_present_name_gives_the_same_cell(undisturbed, grid, name):
+    """A cell whose score an earlier version finished is completed."""
+    cell = read_grid(Path(grid))[0]
+    key = cell_key(cell)
+    folder = cell_folder(undisturbed, key)
+    score, tune, record = (
+        json.loads((folder / path).read_text(encoding="utf-8"))
+        for path in ("score/result.json", "tune/result.json", "result.json")
+    )
+    other = {"forecast": "kernel_regression", "kernel_regression": "forecast"}[name]
+    for part in (score, score["seconds"], score["head_kernel"]):
+        if part is not None and other in part:
+            part[name] = part.pop(other)
+    again = cell_record(cell, key, score, tune)
+    for group in ("names", "facts", "quantities", "outcomes", "seconds"):
+        assert again[group] == record[group], group
 
 
 def test_what_is_finished_is_not_done_again(undisturbed, grid, monkeypatch, capsys):
