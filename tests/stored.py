@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from foretune.evaluation.predictors import INITIAL
+from foretune.evaluation.predictors import OF_SCORE
 from foretune.evaluation.records import SECONDS
 from foretune.study.stored import FACTS, MEASURED
 
@@ -23,7 +23,7 @@ def result_of(key: str, index: int = 0, **names) -> dict:
         "names": {"model": "m", "dataset": "d", "placement": f"p{index}", "r": 8, "seed": 0, **names},
         "family": "d",
         "facts": {**dict.fromkeys(FACTS, 2), "majority_accuracy": 0.5, "diverged": False},
-        "quantities": {quantity.name: 0.5 + index for quantity in INITIAL},
+        "quantities": {predictor.name: 0.5 + index for predictor in OF_SCORE},
         "outcomes": dict.fromkeys(MEASURED, 0.6 + 0.1 * index),
         "seconds": dict.fromkeys(SECONDS[:6], 1.0),
         "versions": {},
@@ -39,7 +39,7 @@ def write_cell(store: Path, key: str, index: int = 0, **names) -> Path:
     return folder
 
 
-def write_outlook(store: Path, key: str) -> Path:
+def write_simulation(store: Path, key: str) -> Path:
     (store / "outlooks").mkdir(exist_ok=True)
     path = store / "outlooks" / f"{key}.json"
     content = {"schema": 1, "key": key, "quantities": {"simulated_accuracy": 0.7}, "seconds": {"survey": 1.0}}

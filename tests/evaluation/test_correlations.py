@@ -7,32 +7,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import drawn
 from foretune.errors import StoreError
 from foretune.evaluation.correlations import (
     correlation_table,
     finding_in_words,
     notes,
     regret_table,
-    save_report,
+    report_writers,
     summarise,
 )
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import HELD, OUTCOMES, QUANTITIES
-from foretune.evaluation.records import SECONDS, Record, read_records, target_losses, write_records
+from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, QUANTITIES, predictor_named
+from foretune.evaluation.records import SECONDS, Record, read_records, record_writers, target_losses
 from foretune.evaluation.regret import regrets
 from foretune.report.curves import Step
-from foretune.report.figures import save_figure
+from foretune.report.figures import figure_writers
+from foretune.report.store import write_files
 from foretune.report.tables import Table, tex
 from foretune.study.stored import FACTS, MEASURED
 
 
 def record(dataset="a", placement="p0", seed=0, accuracy=0.7, model="m", **quantities):
-    held = dict.fromkeys(HELD, 1.0) | quantities
+    values = dict.fromkeys(QUANTITIES, 1.0) | quantities
     outcomes = dict.fromkeys(MEASURED, 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
     facts = dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100, "steps": 4}
     steps = tuple(Step(i + 1, 1.0 / (i + 1), math.nan, None, math.nan) for i in range(4))
     key = f"{model}-{dataset}-{placement}-{seed}"
-    return Record(key, model, dataset, placement, 8, seed, held, outcomes, facts, dict.fromkeys(SECONDS, 1.0), steps)
+    return Record(key, model, dataset, placement, 8, seed, values, outcomes, facts, dict.fromkeys(SECONDS, 1.0), steps)
 
 
 def study(n_datasets=3, n_placements=5, n_seeds=2, noise=0.0):
@@ -99,20 +101,20 @@ def test_notes_name_a_data_set_where_nothing_was_learned():
     assert any("dull: no placement got more than a point past the majority class" in note for note in notes(report))
 
 
-def choice(records, rule):
-    return next(held for held in regrets(records) if held.rule == rule)
+def regret(records, rule):
+    return next(entry for entry in regrets(records) if entry.rule == rule)
 
 
 def test_regret_of_a_rule_that_is_wrong_right_or_blind():
     records = study(n_seeds=1)
-    assert choice(records, "smallest κ").regret == pytest.approx(0.12)
-    assert choice(records, "smallest κ").hits == 0
-    assert choice(records, "largest trace").regret == pytest.approx(0.0)
-    assert choice(records, "largest trace").hits == 1
-    assert choice(records, "random placement").regret == pytest.approx(0.06)
-    assert choice(records, "largest alignment").regret == pytest.approx(0.06)  # all tied: as good as random
-    assert choice(records, "best on the other data sets").regret == pytest.approx(0.0)
-    ordered = [held.regret for held in regrets(records)]
+    assert regret(records, "smallest κ").mean == pytest.approx(0.12)
+    assert regret(records, "smallest κ").hits == 0
+    assert regret(records, "largest trace").mean == pytest.approx(0.0)
+    assert regret(records, "largest trace").hits == 1
+    assert regret(records, "random placement").mean == pytest.approx(0.06)
+    assert regret(records, "largest alignment").mean == pytest.approx(0.06)  # all tied: as good as random
+    assert regret(records, "best on the other data sets").mean == pytest.approx(0.0)
+    ordered = [entry.mean for entry in regrets(records)]
     assert ordered == sorted(ordered)
 
 
@@ -120,7 +122,7 @@ def test_what_is_best_elsewhere_does_not_look_at_the_data_set_itself():
     accuracies = {"a": (0.9, 0.5), "b": (0.6, 0.7), "c": (0.6, 0.7)}
     records = [record(d, f"p{p}", accuracy=a) for d, values in accuracies.items() for p, a in enumerate(values)]
     # a: p1 is best on b and c, and loses 0.4; b: on a and c the means are 0.75 and 0.6, so p0, and 0.1 is lost; c alike
-    assert choice(records, "best on the other data sets").regret == pytest.approx((0.4 + 0.1 + 0.1) / 3)
+    assert regret(records, "best on the other data sets").mean == pytest.approx((0.4 + 0.1 + 0.1) / 3)
 
 
 def test_regret_is_not_fooled_by_the_luckiest_of_equals():
@@ -129,9 +131,9 @@ def test_regret_is_not_fooled_by_the_luckiest_of_equals():
     records = [
         record(f"d{d}", f"p{p}", s, 0.7 + 0.05 * rng.normal()) for d in range(40) for p in range(5) for s in range(2)
     ]
-    assert abs(choice(records, "random placement").regret) < 0.01
+    assert abs(regret(records, "random placement").mean) < 0.01
     one_seed = [held for held in records if held.seed == 0]
-    assert choice(one_seed, "random placement").regret > 0.04
+    assert regret(one_seed, "random placement").mean > 0.04
 
 
 def test_regret_with_seeds_by_hand():
@@ -142,20 +144,20 @@ def test_regret_with_seeds_by_hand():
         for s, a in enumerate(values)
     ]
     # seed 0 left out: best on seed 1 is p0, worth 0.6 on seed 0; seed 1 left out: best is p1, worth 0.7 on seed 1
-    held = choice(records, "smallest κ")
-    assert held.regret == pytest.approx(((0.6 - 0.6) + (0.7 - 0.9)) / 2)
+    held = regret(records, "smallest κ")
+    assert held.mean == pytest.approx(((0.6 - 0.6) + (0.7 - 0.9)) / 2)
     assert held.hits == 1.0  # both have a mean of 0.75
     assert (held.low, held.high) == (None, None)
 
 
-def test_one_placement_is_no_choice():
+def test_one_placement_is_no_regret():
     assert regrets([record(), record("b")]) == ()
     assert regret_table(summarise([record(), record("b")], resamples=100)).rows == ()
 
 
 def test_an_unfinished_study_takes_the_seeds_that_all_have():
     records = study(2, 3, 2)[:-1]
-    assert choice(records, "largest trace").groups == 2
+    assert regret(records, "largest trace").groups == 2
 
 
 def test_the_target_loss_is_one_that_every_run_reaches():
@@ -171,7 +173,7 @@ def test_the_target_loss_is_one_that_every_run_reaches():
 def test_records_survive_their_csv(tmp_path):
     records = study(2, 2, 1)
     records[0] = dataclasses.replace(records[0], quantities={**records[0].quantities, "alignment": None})
-    write_records(records, tmp_path)
+    write_files(tmp_path, record_writers(records))
     again = read_records(tmp_path)
     assert [held.key for held in again] == [held.key for held in records]
     for first, second in zip(records, again, strict=True):
@@ -186,24 +188,51 @@ def test_records_survive_their_csv(tmp_path):
 
 
 def test_a_report_is_written_in_every_format(tmp_path):
-    paths = save_report(summarise(study(noise=0.01), resamples=100), tmp_path / "report")
-    assert all(path.stat().st_size > 0 for path in paths)
+    report = summarise(study(noise=0.01), resamples=100)
+    paths = write_files(tmp_path / "report", report_writers(report))
+    assert {path.name for path in paths} == {path.name for path in (tmp_path / "report").iterdir()}
+    table = correlation_table(report, "kendall", "within")
+    assert (tmp_path / "report" / "kendall-within.md").read_text(encoding="utf-8") == table.markdown()
+    assert (tmp_path / "report" / "kendall-within.tex").read_text(encoding="utf-8") == table.latex()
+    with (tmp_path / "report" / "regret.csv").open(encoding="utf-8") as file:
+        assert [tuple(row) for row in csv.reader(file)] == [regret_table(report).header, *regret_table(report).rows]
     with (tmp_path / "report" / "correlations.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["scope"] for row in rows} == {"all", "across", "within"}
-    assert {row["outcome"] for row in rows} <= {outcome.name for outcome in OUTCOMES}
+    assert len(rows) == len(report.findings)
+    for row in rows:
+        finding = report.finding(row["quantity"], row["outcome"], row["coefficient"], row["scope"])
+        assert float(row["estimate"]) == pytest.approx(finding.estimate, abs=1e-4)
+        assert (row["established"] == "yes") == finding.established
+    for ending, start in (("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")):
+        assert (tmp_path / "report" / f"scatter.{ending}").read_bytes().startswith(start)
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(StoreError, match="cannot write"):
-        save_report(summarise(study(), resamples=100), tmp_path / "file" / "report")
+        write_files(tmp_path / "file" / "report", report_writers(report))
+
+
+def test_the_scatter_plot_shows_every_cell_where_its_numbers_are():
+    records = study(2, 3, 1)
+    records[0] = dataclasses.replace(records[0], quantities={**records[0].quantities, "trace": None})
+    figure = scatter_figure(records, [predictor_named("condition_number"), predictor_named("trace")])
+    panels = np.array(figure.axes).reshape(len(OUTCOMES), 2)
+    for row, outcome in zip(panels, OUTCOMES, strict=True):
+        for axes, name in zip(row, ("condition_number", "trace"), strict=True):
+            shown = drawn.points(axes)
+            for dataset in ("d0", "d1"):
+                cells = [cell for cell in records if cell.dataset == dataset and cell.quantities[name] is not None]
+                wanted = [(cell.quantities[name], cell.outcomes[outcome.name]) for cell in cells]
+                assert shown[dataset] == pytest.approx(np.array(wanted))
+        assert row[0].get_ylabel() == outcome.label
+    assert [axes.get_xlabel() for axes in panels[-1]] == ["κ", "trace"]
+    assert [axes.get_xscale() for axes in panels[0]] == ["log", "linear"]  # one trace is not known
 
 
 @pytest.mark.parametrize("dataset", ["a", "$x$ _y", "_hidden"])
 def test_the_same_cells_give_the_same_files(dataset, tmp_path):
     records = [record(dataset, "p0"), record(dataset, "p1"), record("b", "p0")]
     for name in ("first", "again"):
-        (tmp_path / name).mkdir()
-        figure = scatter_figure(records, QUANTITIES[:1])
-        paths = save_figure(figure, tmp_path / name, "scatter")
+        figure = scatter_figure(records, PREDICTORS[:1])
+        paths = write_files(tmp_path / name, figure_writers(figure, "scatter"))
     assert len(figure.legends[0].get_texts()) == 2  # whatever the names are
     for path in paths:
         assert path.read_bytes() == (tmp_path / "first" / path.name).read_bytes()
@@ -219,7 +248,7 @@ def test_tables_in_every_format(tmp_path):
     assert r"a\_b & $\rho$ \\" in latex
     assert r"-- & 1 $\pm$ 2 \\" in latex
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 1
-    TABLE.save(tmp_path, "t")
+    write_files(tmp_path, TABLE.writers("t"))
     assert (tmp_path / "t.csv").read_text(encoding="utf-8").splitlines()[1] == "x|y,+0.5"
 
 

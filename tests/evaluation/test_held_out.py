@@ -10,17 +10,24 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+import drawn
 from foretune.evaluation.correlations import summarise
-from foretune.evaluation.early_stop import early_quantities
-from foretune.evaluation.held_out import OUTPUTS, cases_of, foresee, level_error, outlook_of, qualities
-from foretune.evaluation.predictors import HELD, OUTLOOK, QUANTITIES
+from foretune.evaluation.held_out import (
+    OUTPUTS,
+    calibration_cases,
+    forecast_held_out,
+    forecast_qualities,
+    level_error,
+    simulated_values,
+)
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES
 from foretune.evaluation.quality import (
     area_table,
     cost_in_words,
     forecast_figure,
     quality_table,
     rivals_table,
-    save_forecasts,
+    save_report,
 )
 from foretune.evaluation.records import SECONDS, Record, read_records
 from foretune.forecasting.calibration import apply_calibration, calibration_from
@@ -33,7 +40,7 @@ def record(family, number, placement, seed, random, *, gain=0.05):
     """A run that ends some points above its simulation."""
     simulated = 0.6 + 0.04 * placement + 0.02 * random.normal()
     loss = 1.2 - simulated
-    values = dict.fromkeys(HELD, 1.0)
+    values = dict.fromkeys(QUANTITIES, 1.0)
     values |= {"simulated_accuracy": simulated, "simulated_eval_loss": loss, "simulated_train_loss": loss / 2}
     values |= {
         "probe_accuracy": 0.6,
@@ -65,68 +72,70 @@ def study(families="abcde", sizes=(0, 2), placements=5, seeds=2):
 
 
 @pytest.fixture(scope="module")
-def seen():
-    return foresee(study())
+def held_out():
+    return forecast_held_out(study())
 
 
-def test_a_family_is_forecast_by_the_others_alone(seen):
+def test_a_family_is_forecast_by_the_others_alone(held_out):
     records = study()
-    rest = [case for case, held in zip(cases_of(records), records, strict=True) if held.family != "c"]
+    rest = [case for case, record in zip(calibration_cases(records), records, strict=True) if record.family != "c"]
     assert {case.group for case in rest} == set("abde")
     calibration = fit_calibration(rest, OUTPUTS, "rest")
-    for held in records:
-        if held.family == "c":
-            assert seen.forecasts[held.key] == apply_calibration(calibration, outlook_of(held), "margin").levels
+    for cell in records:
+        if cell.family == "c":
+            assert (
+                held_out.forecasts[cell.key] == apply_calibration(calibration, simulated_values(cell), "margin").levels
+            )
 
 
-def test_outcomes_of_a_data_set_do_not_touch_its_own_forecast(seen):
+def test_outcomes_of_a_data_set_do_not_touch_its_own_forecast(held_out):
     """Whatever its runs gave, and those of its other version."""
     spoilt = [
-        dataclasses.replace(held, outcomes=held.outcomes | {"accuracy": 0.99, "eval_loss": 9.0})
-        if held.family == "c" else held
-        for held in study()
+        dataclasses.replace(cell, outcomes=cell.outcomes | {"accuracy": 0.99, "eval_loss": 9.0})
+        if cell.family == "c" else cell
+        for cell in study()
     ]  # fmt: skip
-    again = foresee(spoilt)
-    for held in spoilt:
-        same = again.forecasts[held.key] == seen.forecasts[held.key]
-        assert same == (held.family == "c")
+    again = forecast_held_out(spoilt)
+    for cell in spoilt:
+        same = again.forecasts[cell.key] == held_out.forecasts[cell.key]
+        assert same == (cell.family == "c")
 
 
-def test_the_forecast_is_among_the_quantities(seen):
-    for held in seen.records:
-        assert held.quantities["predicted_accuracy"] == seen.forecasts[held.key]["accuracy"].value
-        assert held.quantities["predicted_train_loss"] == seen.forecasts[held.key]["train_loss"].value
+def test_the_forecast_is_among_the_quantities(held_out):
+    for cell in held_out.records:
+        assert cell.quantities["predicted_accuracy"] == held_out.forecasts[cell.key]["accuracy"].value
+        assert cell.quantities["predicted_train_loss"] == held_out.forecasts[cell.key]["train_loss"].value
 
 
 def test_too_few_data_sets_give_no_forecast():
-    few = foresee(study("abc"))
+    few = forecast_held_out(study("abc"))
     assert few.forecasts == {}
     assert few.records == tuple(study("abc"))
-    without = [dataclasses.replace(held, quantities=held.quantities | {"probe_accuracy": None}) for held in study()]
-    assert foresee(without).forecasts == {}
+    without = [dataclasses.replace(cell, quantities=cell.quantities | {"probe_accuracy": None}) for cell in study()]
+    assert forecast_held_out(without).forecasts == {}
 
 
-def test_qualities_are_what_they_say(seen):
-    quality = next(held for held in qualities(seen) if held.outcome == "accuracy")
-    forecast = np.array([seen.forecasts[held.key]["accuracy"].value for held in seen.records])
-    real = np.array([held.outcomes["accuracy"] for held in seen.records])
+def test_qualities_are_what_they_say(held_out):
+    quality = next(cell for cell in forecast_qualities(held_out) if cell.outcome == "accuracy")
+    forecast = np.array([held_out.forecasts[cell.key]["accuracy"].value for cell in held_out.records])
+    real = np.array([cell.outcomes["accuracy"] for cell in held_out.records])
     inside = [
         i.low <= y <= i.high
-        for i, y in zip((seen.forecasts[h.key]["accuracy"] for h in seen.records), real, strict=True)
+        for i, y in zip((held_out.forecasts[h.key]["accuracy"] for h in held_out.records), real, strict=True)
     ]
     assert quality.cells == 100
     assert quality.error == pytest.approx(np.mean(np.abs(forecast - real)))
     assert quality.bias == pytest.approx(np.mean(forecast - real))
     assert quality.covered == pytest.approx(np.mean(inside))
     assert quality.spearman == pytest.approx(spearmanr(forecast, real).statistic)
-    simulated = np.array([held.quantities["simulated_accuracy"] for held in seen.records])
+    simulated = np.array([cell.quantities["simulated_accuracy"] for cell in held_out.records])
     assert quality.simulated_error == pytest.approx(np.mean(np.abs(simulated - real)))
     assert quality.error < quality.simulated_error
     within = []
-    for dataset in sorted({held.dataset for held in seen.records}):
+    for dataset in sorted({cell.dataset for cell in held_out.records}):
         means = []
         for values in (forecast, real):
-            rows = [(h.placement, v) for h, v in zip(seen.records, values, strict=True) if h.dataset == dataset]
+            rows = [(h.placement, v) for h, v in zip(held_out.records, values, strict=True) if h.dataset == dataset]
             means.append([np.mean([v for p, v in rows if p == name]) for name in sorted({p for p, _ in rows})])
         within.append(spearmanr(*means).statistic)
     assert quality.spearman_within == pytest.approx(np.mean(within))
@@ -134,14 +143,14 @@ def test_qualities_are_what_they_say(seen):
     assert quality.noise == pytest.approx(np.mean(np.abs(pairs - pairs.mean(axis=1, keepdims=True)) * np.sqrt(2)))
 
 
-def test_the_level_of_a_rival_comes_from_a_line_on_the_other_families(seen):
-    records = list(seen.records)
-    x = np.array([held.quantities["simulated_accuracy"] for held in records])
-    real = np.array([held.outcomes["accuracy"] for held in records])
+def test_the_level_of_a_rival_comes_from_a_line_on_the_other_families(held_out):
+    records = list(held_out.records)
+    x = np.array([cell.quantities["simulated_accuracy"] for cell in records])
+    real = np.array([cell.outcomes["accuracy"] for cell in records])
     y = np.log(real / (1 - real))
     errors = []
-    for held, value, wanted in zip(records, x, real, strict=True):
-        rest = [i for i, other in enumerate(records) if other.family != held.family]
+    for cell, value, wanted in zip(records, x, real, strict=True):
+        rest = [i for i, other in enumerate(records) if other.family != cell.family]
         slope, level = np.polyfit(x[rest], y[rest], 1)
         forecast = np.clip(level + slope * value, y[rest].min(), y[rest].max())
         errors.append(abs(1 / (1 + np.exp(-forecast)) - wanted))
@@ -150,20 +159,20 @@ def test_the_level_of_a_rival_comes_from_a_line_on_the_other_families(seen):
     assert level_error(records[:20], "simulated_accuracy", logarithmic=False) is None  # one family
 
 
-def test_tables_and_files(seen, tmp_path):
-    report = summarise(seen.records, resamples=100)
+def test_tables_and_files(held_out, tmp_path):
+    report = summarise(held_out.records, resamples=100)
     rows = {row[0]: row for row in rivals_table(report).rows}
     assert "foretune: accuracy" in rows
     assert "κ" in rows
     assert "random placement" in rows
-    own = next(quality for quality in qualities(seen) if quality.outcome == "accuracy")
+    own = next(quality for quality in forecast_qualities(held_out) if quality.outcome == "accuracy")
     assert rows["foretune: accuracy"][3] == f"{100 * own.error:.1f}"  # its own error, not that of a line in it
     assert rows["first 20% of the steps: accuracy"][-1] == "20%"
     assert rows["foretune: accuracy"][-1] == "200.0%"  # a second each for pass and simulation, a second to fine-tune
-    assert len(quality_table(seen).rows) == 3
-    area = area_table(seen.records).rows[-1]
+    assert len(quality_table(held_out).rows) == 3
+    area = area_table(held_out.records).rows[-1]
     assert area == ("all", "100", "25%", "0%")
-    paths = save_forecasts(seen, report, tmp_path)
+    paths = save_report(report, held_out, tmp_path)
     assert all(path.is_file() for path in paths)
     with (tmp_path / "forecasts.csv").open(encoding="utf-8") as file:
         listed = list(csv.DictReader(file))
@@ -172,10 +181,24 @@ def test_tables_and_files(seen, tmp_path):
     calibration = calibration_from(json.loads((tmp_path / "calibration.json").read_text(encoding="utf-8")))
     assert calibration.groups == tuple("abcde")
     assert calibration.lines["accuracy"].runs == 100
-    assert len(forecast_figure(seen).axes) == 2
 
 
-CLOCK = {"kernel": 2.0, "spectrum": 1.0, "forecast": 1.0, "survey": 12.0, "simulate": 8.0, "baselines": 3.0}
+def test_the_figure_shows_each_forecast_with_its_interval_against_the_run(held_out):
+    figure = forecast_figure(held_out)
+    for axes, outcome, unit in zip(figure.axes, ("accuracy", "eval_loss"), (100.0, 1.0), strict=True):
+        shown, intervals = drawn.points(axes), drawn.bars(axes)
+        datasets = sorted({cell.dataset for cell in held_out.records})
+        assert sorted(shown) == datasets
+        for dataset, bars in zip(datasets, intervals, strict=True):
+            cells = [cell for cell in held_out.records if cell.dataset == dataset]
+            levels = [held_out.forecasts[cell.key][outcome] for cell in cells]
+            real = [cell.outcomes[outcome] for cell in cells]
+            wanted = [(unit * level.value, unit * value) for level, value in zip(levels, real, strict=True)]
+            assert shown[dataset] == pytest.approx(np.array(wanted))
+            assert bars == pytest.approx(np.array([(unit * level.low, unit * level.high) for level in levels]))
+
+
+CLOCK = {"kernel": 2.0, "spectrum": 1.0, "kernel_regression": 1.0, "survey": 12.0, "simulate": 8.0, "baselines": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +210,7 @@ CLOCK = {"kernel": 2.0, "spectrum": 1.0, "forecast": 1.0, "survey": 12.0, "simul
         (["LogME", "H-score", "NLEEP", "TransRate", "GBC", "PARC"], "≤ 7.0%", "≤ 4.7%"),
         (["linear probe: accuracy", "linear probe: loss"], "≤ 6.0%", "≤ 2.0%"),
         (["PLoP", "KappaTune"], "≤ 3.0%", "≤ 3.0%"),
-        (["κ", "alignment", "forecast accuracy"], "4.0%", "4.0%"),
+        (["κ", "alignment", "kernel regression: accuracy"], "4.0%", "4.0%"),
         (["adapter parameters"], "0", "0"),
         (["first 5% of the steps: train loss"], "5%", "5%"),
         (["simulated with A fixed: accuracy", "kernel of sign descent: accuracy"], "–", "–"),  # timed by nothing
@@ -195,13 +218,13 @@ CLOCK = {"kernel": 2.0, "spectrum": 1.0, "forecast": 1.0, "survey": 12.0, "simul
     ],
 )
 def test_each_quantity_costs_what_it_needs(quantities, two, six):
-    chosen = {held.label: held for held in QUANTITIES}
+    chosen = {predictor.label: predictor for predictor in PREDICTORS}
     for classes, cost in ((2, two), (6, six)):
         records = [
             dataclasses.replace(
-                held, seconds={**held.seconds, **CLOCK, "fine_tune": 100.0}, facts={**held.facts, "classes": classes}
+                cell, seconds={**cell.seconds, **CLOCK, "fine_tune": 100.0}, facts={**cell.facts, "classes": classes}
             )
-            for held in study()
+            for cell in study()
         ]
         for name in quantities:
             assert cost_in_words(records, chosen[name]) == cost, name
@@ -213,7 +236,7 @@ def test_each_quantity_costs_what_it_needs(quantities, two, six):
 
 def test_the_committed_costs_are_those_of_the_committed_cells():
     folder = Path(__file__).parents[2] / "studies" / "minilm-forecast"
-    chosen = {held.label: held for held in QUANTITIES}
+    chosen = {predictor.label: predictor for predictor in PREDICTORS}
     records = read_records(folder)
     with (folder / "report" / "rivals.csv").open(newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
@@ -223,22 +246,8 @@ def test_the_committed_costs_are_those_of_the_committed_cells():
             assert row[-1] == cost_in_words(records, chosen[row[0]]), row[0]
 
 
-def test_nothing_is_written_without_forecasts(tmp_path):
-    seen = foresee(study("abc"))
-    assert save_forecasts(seen, summarise(seen.records, resamples=100), tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_number_that_a_calibration_needs_is_kept():
-    assert set(OUTLOOK) <= set(HELD)
-
-
-def test_the_first_steps_foretell():
-    steps = [Step(i, 0.3 + 2.0 / i, math.nan, None, math.nan) for i in range(1, 101)]
-    epochs = [(0, 0.7, 0.5), (10, 0.6, 0.6), (20, 0.55, 0.65), (30, 0.1, 0.9), (100, 0.2, 0.9)]
-    found = early_quantities(steps, epochs, 100)
-    assert found["early_20_train_loss"] == pytest.approx(0.32, abs=0.01)
-    assert found["early_5_train_loss"] == pytest.approx(0.32, abs=0.05)
-    assert (found["early_20_eval_loss"], found["early_20_accuracy"]) == (0.55, 0.65)
-    late = early_quantities(steps, [(0, 0.7, 0.5), (50, 0.1, 0.9)], 100)
-    assert late["early_20_accuracy"] is None
+def test_no_forecast_is_written_where_there_is_none(tmp_path):
+    held_out = forecast_held_out(study("abc"))
+    paths = save_report(summarise(held_out.records, resamples=100), held_out, tmp_path)
+    assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
+    assert not {"forecasts.csv", "calibration.json", "rivals.csv", "forecast.png"} & {path.name for path in paths}

@@ -7,8 +7,9 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
 from foretune.errors import ConfigError, KernelError
-from foretune.ntk.regression import fit_regression, minimise_over, predict
+from foretune.ntk.regression import fit_regression, predict
 from foretune.ntk.spectrum import decompose
+from foretune.tasks.readout import minimise_over
 
 
 def problem(seed=0, n=7, t=1, width=5, block=False):

@@ -8,15 +8,19 @@ import transformers as tf
 import yaml
 from scipy import stats
 
+import drawn
 import foretune.tasks.load as data
 from foretune.cli import run
 from foretune.errors import DataError, ModelError, PlacementError
-from foretune.evaluation.correlations import Finding
+from foretune.evaluation.correlations import Finding, finding_in_words, summarise
+from foretune.evaluation.records import read_records
 from foretune.models.placement import linear_names
 from foretune.paper.claims import CLAIMED, verdict
-from foretune.paper.experiment import PROJECTIONS, _placement, plan_experiment
+from foretune.paper.experiment import PROJECTIONS, _placement, plan_experiment, title
+from foretune.paper.figure import figure1
 from foretune.paper.items import needed_cells
 from foretune.paper.published import TABLE1, TABLE2
+from foretune.report.curves import running_mean
 from foretune.settings.commands import PaperSettings
 from foretune.settings.groups import DataConfig
 from foretune.study.grid import Cell
@@ -179,7 +183,7 @@ def test_fewer_training_rows_are_a_sample_of_all(data_dir):
 
 
 def test_what_was_made(made):
-    names = {path.name for path in made.iterdir()}
+    names = {path.name for path in made.iterdir()}  # and what is in them, below
     expected = {f"table{i}.{suffix}" for i in (1, 2, 3) for suffix in ("csv", "md", "tex")}
     expected |= {f"figure1.{suffix}" for suffix in ("png", "svg", "pdf", "md")}
     assert expected | {"cells.csv", "curves.csv", "claims.md", "study"} <= names
@@ -225,8 +229,28 @@ def test_table_3_shows_both_settings(made):
 def test_the_figure_states_the_correlation_with_its_interval(made):
     text = (made / "figure1.md").read_text(encoding="utf-8")
     assert "20 cells" in text
-    assert "Spearman's ρ of κ and accuracy" in text
-    assert (made / "figure1.png").read_bytes().startswith(b"\x89PNG")
+    rho = summarise(read_records(made)).finding("condition_number", "accuracy", "spearman", "all")
+    assert f"over all cells {finding_in_words(rho).strip('()')}" in text
+
+
+def test_the_figure_shows_the_curves_and_the_accuracies_of_the_cells(made, model, data_dir):
+    experiment = plan_experiment(PaperSettings(model=model, data_dir=data_dir))
+    records = read_records(made)
+    *curves, accuracy = figure1(experiment, records).axes
+    for axes, placement in zip(curves, experiment.placements[2:4], strict=True):
+        lines = drawn.lines(axes)
+        assert len(lines) == 4
+        for record in (record for record in records if record.placement == placement):
+            (label,) = (text for text in lines if text.startswith(f"{title(record.dataset)}, "))
+            assert label == f"{title(record.dataset)}, κ = {record.quantities['condition_number']:.3g}"
+            window = max(1, record.steps[-1].step // 20)
+            means = [np.nan if mean is None else mean for mean in running_mean(record.steps, window=window)]
+            wanted = np.column_stack([[step.step for step in record.steps], means])
+            assert lines[label][0] == pytest.approx(wanted, nan_ok=True)
+    for dataset in experiment.datasets:
+        cells = [record for record in records if record.dataset == dataset]
+        wanted = [(cell.quantities["condition_number"], 100 * cell.outcomes["accuracy"]) for cell in cells]
+        assert drawn.points(accuracy)[title(dataset)] == pytest.approx(np.array(wanted))
 
 
 def test_items_share_their_cells(made, model, data_dir, capsys):

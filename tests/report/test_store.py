@@ -4,7 +4,7 @@ import os
 import pytest
 
 from foretune.errors import StoreError
-from foretune.report.store import check_free, to_json, write_json, write_run
+from foretune.report.store import check_free, to_json, write_files, write_json, write_run
 
 
 def writers(**more):
@@ -72,3 +72,39 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path):
 def test_json_refuses_nan():
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"x": float("nan")})
+
+
+def test_a_set_of_files_takes_the_place_of_an_earlier_one(tmp_path):
+    folder = tmp_path / "report"
+    for text in ("old", "new"):
+        paths = write_files(folder, {name: lambda path, text=text: path.write_text(text) for name in ("a.csv", "b.md")})
+        (folder / "mine.txt").write_text("stays")
+    assert paths == [folder / "a.csv", folder / "b.md"]
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "a.csv": "new",
+        "b.md": "new",
+        "mine.txt": "stays",
+    }
+    assert os.listdir(tmp_path) == ["report"]
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_set_of_files_that_cannot_be_written_leaves_the_earlier_one(tmp_path, fault):
+    folder = tmp_path / "report"
+    write_files(folder, {name: lambda path: path.write_text("old") for name in ("a.csv", "b.md")})
+
+    def fail(path):
+        path.write_text("half")
+        raise fault
+
+    with pytest.raises((StoreError, KeyboardInterrupt)):
+        write_files(folder, {"a.csv": lambda path: path.write_text("new"), "b.md": fail})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.csv": "old", "b.md": "old"}
+
+
+def test_what_a_killed_report_left_is_swept_away(tmp_path):
+    folder = tmp_path / "report"
+    (folder / ".foretune-part").mkdir(parents=True)
+    (folder / ".foretune-part" / "a.csv").write_text("half")
+    write_files(folder, {"b.md": lambda path: path.write_text("whole")})
+    assert os.listdir(folder) == ["b.md"]

@@ -5,9 +5,6 @@ import inspect
 import math
 import pkgutil
 from dataclasses import fields, is_dataclass, replace
-from decimal import Decimal
-from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +24,7 @@ from foretune.settings.commands import (
 )
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe
 from foretune.settings.ranges import Range, Settings
+from odd_values import SCALARS
 
 GROUPS = {
     ModelConfig: {"model": "m"},
@@ -39,21 +37,6 @@ GROUPS = {
     PaperSettings: {},
 }
 PLACES = [(group, field.name) for group in GROUPS for field in fields(group)]
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(min_value=-(10**400), max_value=10**400)
-    | st.floats()
-    | st.text(max_size=4)
-    | st.binary(max_size=3)
-    | st.sampled_from(
-        [2**31, 2**32, 2**63, 2**64, 1e308, 1e-320, -0.0, "nan", "\0", "\udc80", "a" * 9999, Path("x"), 1j]
-    )
-    | st.sampled_from(
-        [object(), int, np.int64(3), np.float32(0.5), np.nan, Decimal("1.5"), Fraction(1, 3), np.zeros(2)]
-    )
-)
 VALUES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.tuples(x) | st.sets(st.integers()), max_leaves=4)
 
 

@@ -12,7 +12,7 @@ import foretune.evaluation.correlations as summary
 from foretune.cli import run
 from foretune.errors import StoreError
 from foretune.evaluation.records import read_cell, read_records
-from stored import CONTENTS, FILES, KEYS, STEPS, result_of, write_cell, write_outlook
+from stored import CONTENTS, FILES, KEYS, STEPS, result_of, write_cell, write_simulation
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def _no_panels(monkeypatch):
 def store(tmp_path):
     for index, key in enumerate(KEYS):
         write_cell(tmp_path / "store", key, index)
-        write_outlook(tmp_path / "store", key)
+        write_simulation(tmp_path / "store", key)
     return tmp_path / "store"
 
 
@@ -145,7 +145,7 @@ def test_losses_that_are_no_numbers_are_those_of_runs_that_diverged(store, loss,
 
 
 @pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in CONTENTS.items()])
-def test_a_damaged_outlook_is_named(store, content, capsys):
+def test_a_damaged_simulation_is_named(store, content, capsys):
     (store / "outlooks" / f"{KEYS[2]}.json").write_bytes(content)
     refuse(store, capsys, f"{KEYS[2]}.json", "foretune study outlook makes it again")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-import foretune.study.cell as work
+import foretune.study.cell as study_cell
 from foretune.cli import run
 from foretune.errors import ConfigError, StoreError
 from foretune.evaluation.records import CELLS_CSV, read_records
 from foretune.report.provenance import usable_cores
-from foretune.study.cell import cell_folder
-from foretune.study.engines import Job, do, engine
+from foretune.study.cell import cell_folder, cell_record
+from foretune.study.engines import Job, choose_engine, run_job
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
 from foretune.study.stored import MEASURED
@@ -68,20 +68,24 @@ def table(store: Path, out: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in csv.DictReader(file)]
 
 
+def kernel_regression(score):
+    return score.get("kernel_regression", score.get("forecast"))
+
+
 def test_every_cell_is_stored(undisturbed, grid, capsys):
     cells = read_grid(Path(grid))
     assert len(cells) == 4
     for cell in cells:
         folder = cell_folder(undisturbed, cell_key(cell))
-        held = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        assert held["names"] == cell.names
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        assert record["names"] == cell.names
         score = json.loads((folder / "score" / "result.json").read_text(encoding="utf-8"))
         tune = json.loads((folder / "tune" / "result.json").read_text(encoding="utf-8"))
-        assert held["quantities"]["condition_number"] == score["kernel"]["condition_number"]
-        assert held["quantities"]["forecast_eval_accuracy"] == score["forecast"]["eval_accuracy"]
-        assert held["outcomes"]["accuracy"] == tune["final"]["eval_accuracy"]
-        assert held["outcomes"]["train_loss"] == tune["final"]["train_loss"]
-        assert held["seconds"]["load"] > 0
+        assert record["quantities"]["condition_number"] == score["kernel"]["condition_number"]
+        assert record["quantities"]["kernel_regression_eval_accuracy"] == kernel_regression(score)["eval_accuracy"]
+        assert record["outcomes"]["accuracy"] == tune["final"]["eval_accuracy"]
+        assert record["outcomes"]["train_loss"] == tune["final"]["train_loss"]
+        assert record["seconds"]["load"] > 0
         assert (folder / "tune" / "adapter" / "adapter_config.json").exists()
     assert not list((undisturbed / "cells").glob("*.part"))
     assert run(["study", grid, "--output", str(undisturbed), "--plan"]) == 0
@@ -100,13 +104,32 @@ def test_a_cell_is_what_score_and_tune_give(undisturbed, place, tmp_path):
     tune = json.loads((tmp_path / "tune" / "result.json").read_text(encoding="utf-8"))
     (record,) = (r for r in read_records(undisturbed) if (r.placement, r.seed) == ("query,value", 1))
     assert record.quantities["condition_number"] == score["kernel"]["condition_number"]
-    assert record.quantities["forecast_eval_loss"] == score["forecast"]["eval_loss"]
+    assert record.quantities["kernel_regression_eval_loss"] == kernel_regression(score)["eval_loss"]
     assert record.outcomes["eval_loss"] == tune["final"]["eval_loss"]
     assert len(record.steps) == tune["steps"] == 45
 
 
+@pytest.mark.parametrize("name", ["forecast", "kernel_regression"])
+def test_a_score_under_the_former_and_the_present_name_gives_the_same_cell(undisturbed, grid, name):
+    """A cell whose score an earlier version finished is completed."""
+    cell = read_grid(Path(grid))[0]
+    key = cell_key(cell)
+    folder = cell_folder(undisturbed, key)
+    score, tune, record = (
+        json.loads((folder / path).read_text(encoding="utf-8"))
+        for path in ("score/result.json", "tune/result.json", "result.json")
+    )
+    other = {"forecast": "kernel_regression", "kernel_regression": "forecast"}[name]
+    for part in (score, score["seconds"], score["head_kernel"]):
+        if part is not None and other in part:
+            part[name] = part.pop(other)
+    again = cell_record(cell, key, score, tune)
+    for group in ("names", "facts", "quantities", "outcomes", "seconds"):
+        assert again[group] == record[group], group
+
+
 def test_what_is_finished_is_not_done_again(undisturbed, grid, monkeypatch, capsys):
-    monkeypatch.setattr(work, "_work", lambda *_: pytest.fail("did a finished cell again"))
+    monkeypatch.setattr(study_cell, "_run_stages", lambda *_: pytest.fail("did a finished cell again"))
     assert run(["study", grid, "--output", str(undisturbed)]) == 0
     assert "4 cells, 4 of them finished" in capsys.readouterr().err
 
@@ -172,7 +195,7 @@ def test_cut_off_between_any_two_files(grid, tmp_path, undisturbed, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(store_module.Path, "replace", failing)
         for _ in range(20):
-            report = do(Job(cell, key, tmp_path / "store"))
+            report = run_job(Job(cell, key, tmp_path / "store"))
             if report.error is None:
                 break
             assert report.fatal
@@ -188,7 +211,7 @@ def test_cut_off_between_any_two_files(grid, tmp_path, undisturbed, monkeypatch)
 
 def test_a_full_disk_ends_the_study_and_keeps_what_is_there(grid, tmp_path, monkeypatch, capsys):
     done = []
-    finish = work._work
+    finish = study_cell._run_stages
 
     def full(cell, key, part, on_news):
         if done:
@@ -196,7 +219,7 @@ def test_a_full_disk_ends_the_study_and_keeps_what_is_there(grid, tmp_path, monk
         finish(cell, key, part, on_news)
         done.append(key)
 
-    monkeypatch.setattr(work, "_work", full)
+    monkeypatch.setattr(study_cell, "_run_stages", full)
     assert run(["study", grid, "--output", str(tmp_path / "store")]) == 2
     message = capsys.readouterr().err
     assert "No space left" in message
@@ -208,7 +231,7 @@ def test_interrupted_it_says_what_is_kept(grid, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(work, "_work", interrupted)
+    monkeypatch.setattr(study_cell, "_run_stages", interrupted)
     assert run(["study", grid, "--output", str(tmp_path / "store")]) == 130
     assert "0 of 4 cells are finished and kept" in capsys.readouterr().err
 
@@ -227,7 +250,7 @@ def test_a_fault_is_written_down_and_gives_exit_code_1(grid, tmp_path, monkeypat
     def broken(*_):
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr(work, "_work", broken)
+    monkeypatch.setattr(study_cell, "_run_stages", broken)
     assert run(["study", grid, "--output", str(tmp_path / "store")]) == 1
     assert "ZeroDivisionError: a fault" in capsys.readouterr().err
     traces = list((tmp_path / "store" / "failed").glob("*.txt"))
@@ -284,9 +307,9 @@ def test_ray_gives_the_same_table(undisturbed, place, grid, tmp_path, monkeypatc
 
 def test_engines_that_make_no_sense():
     with pytest.raises(ConfigError, match="workers = 0"):
-        engine("local", 0)
+        choose_engine("local", 0)
     with pytest.raises(ConfigError, match="the cluster decides"):
-        engine("ray", 2)
+        choose_engine("ray", 2)
 
 
 def test_a_store_that_is_a_file(grid, tmp_path, capsys):

@@ -6,12 +6,12 @@ import stat
 import pytest
 import yaml
 
-import foretune.evaluation.simulations as outlooks
-import foretune.study.cell as work
+import foretune.evaluation.simulations as simulations
+import foretune.study.cell as study_cell
 import foretune.study.runs as runs
 from foretune.cli import run
 from foretune.study.cell import cell_folder
-from foretune.study.engines import Job, do
+from foretune.study.engines import Job, run_job
 from foretune.study.grid import read_grid
 from stored import CONTENTS, FILES, write_cell
 
@@ -35,7 +35,7 @@ def grid(tmp_path, monkeypatch):
         for folder in (written, written.parent, written.parent.parent):
             folder.rmdir()
 
-    monkeypatch.setattr(work, "_work", fake)
+    monkeypatch.setattr(study_cell, "_run_stages", fake)
     return path, tmp_path / "[/b]store", worked
 
 
@@ -119,7 +119,7 @@ def test_a_full_disk_is_one_in_every_librarys_words(grid, error, monkeypatch, ca
     def full(*_):
         raise error
 
-    monkeypatch.setattr(work, "_work", full)
+    monkeypatch.setattr(study_cell, "_run_stages", full)
     assert study(grid) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message
@@ -128,8 +128,8 @@ def test_a_full_disk_is_one_in_every_librarys_words(grid, error, monkeypatch, ca
 
 
 def test_no_memory_for_one_cell_is_not_the_end_of_the_others(grid, monkeypatch):
-    monkeypatch.setattr(work, "_work", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    report = do(Job(read_grid(grid[0])[0], KEY, grid[1]))
+    monkeypatch.setattr(study_cell, "_run_stages", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    report = run_job(Job(read_grid(grid[0])[0], KEY, grid[1]))
     assert (report.fatal, report.fault) == (False, False)
     assert report.error.startswith("not enough memory")
 
@@ -139,7 +139,7 @@ def test_a_stage_whose_result_is_damaged_is_done_again(tmp_path):
         folder = tmp_path / "score"
         folder.mkdir(exist_ok=True)
         (folder / "result.json").write_bytes(content)
-        done = work._finished(folder)
+        done = study_cell._finished(folder)
         assert done == (content == b"{}")
         assert folder.exists() == done
 
@@ -163,7 +163,7 @@ def test_an_absurd_number_of_workers(grid, workers, capsys):
 
 
 @pytest.mark.parametrize("content", [pytest.param(content, id=name) for name, content in CONTENTS.items()])
-def test_a_damaged_outlook_is_made_again(content, tmp_path):
+def test_a_damaged_simulation_is_made_again(content, tmp_path):
     (tmp_path / "outlooks").mkdir()
     (tmp_path / "outlooks" / f"{KEY}.json").write_bytes(content)
-    assert not outlooks._is_made(tmp_path, KEY, outlooks.OutlookSettings())
+    assert not simulations._is_made(tmp_path, KEY, simulations.SimulationSettings())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import DataError
-from foretune.evaluation.simulations import OutlookSettings, make_outlooks, permuted_task
+from foretune.evaluation.comparisons import permuted_task
+from foretune.evaluation.simulations import SimulationSettings, simulate_cells
 from foretune.forecasting.curve import forecast_run
 from foretune.models.identity import fingerprint
 from foretune.models.placement import lora_config
@@ -218,7 +219,7 @@ def test_an_outlook_simulates_the_rows_that_are_trained(saved, tmp_path, compari
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(grid), encoding="utf-8")
     cells = read_grid(path)
-    assert make_outlooks(cells, tmp_path / "study", OutlookSettings(comparisons=comparisons)) == 4
+    assert simulate_cells(cells, tmp_path / "study", SimulationSettings(comparisons=comparisons)) == 4
     for cell in cells:
         held = json.loads((tmp_path / "study" / "outlooks" / f"{cell_key(cell)}.json").read_text(encoding="utf-8"))
         task = ft.load_task(cell.data)

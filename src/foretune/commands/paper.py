@@ -49,7 +49,7 @@ def paper(
     with log.status("loading"):
         from foretune.evaluation.records import read_records
         from foretune.paper.experiment import plan_experiment
-        from foretune.paper.items import make, needed_cells
+        from foretune.paper.items import make_item, needed_cells
         from foretune.report.store import check_writable
         from foretune.study.runs import run_cells
 
@@ -64,6 +64,6 @@ def paper(
             return code
         records = read_records(store, cells)
     for item in dict.fromkeys(items):
-        make(item, experiment, records, output, console())
+        make_item(item, experiment, records, output, console())
     log.print(f"saved to {output}")
     return 0

@@ -73,7 +73,7 @@ def outlook_study(
         eval_samples: Labelled rows to predict, at most, of the evaluation split or of the rows held out.
         comparisons: Also simulate with A fixed, at the random head, with permuted labels and with a random backbone.
     """
-    from foretune.evaluation.simulations import OutlookSettings, make_outlooks
+    from foretune.evaluation.simulations import SimulationSettings, simulate_cells
     from foretune.report.store import check_writable
     from foretune.report.terminal import console, progress
     from foretune.study.grid import read_grid
@@ -84,13 +84,15 @@ def outlook_study(
     check_writable(output)
     log = console(stderr=True)
     with progress(log, "data sets and seeds", None) as update:
-        made = make_outlooks(
+        made = simulate_cells(
             cells,
             output,
-            OutlookSettings(samples, eval_samples, comparisons),
-            on_news=lambda what, done, total: update(completed=done, total=total, note=what),
+            SimulationSettings(samples, eval_samples, comparisons),
+            on_progress=lambda what, done, total: update(completed=done, total=total, note=what),
         )
-    log.print(f"{made} outlooks made, {len(cells) - made} were there; next: foretune study report {quote(str(output))}")
+    log.print(
+        f"{made} runs simulated, {len(cells) - made} were there; next: foretune study report {quote(str(output))}"
+    )
 
 
 @study.command(name="report")
@@ -114,9 +116,9 @@ def report_study(
     """
     from rich.text import Text
 
-    from foretune.evaluation.correlations import correlation_table, notes, regret_table, save_report, summarise
-    from foretune.evaluation.held_out import foresee
-    from foretune.evaluation.quality import area_table, quality_table, rivals_table, save_forecasts
+    from foretune.evaluation.correlations import correlation_table, notes, regret_table, summarise
+    from foretune.evaluation.held_out import forecast_held_out
+    from foretune.evaluation.quality import area_table, quality_table, rivals_table, save_report
     from foretune.evaluation.records import read_records
     from foretune.evaluation.statistics import SCOPES
     from foretune.report.terminal import console
@@ -124,12 +126,11 @@ def report_study(
 
     Range(100, 100_000).check("resamples", resamples)
     log = console(stderr=True)
-    foresight = foresee(read_records(folder, None if grid is None else read_grid(grid)))
+    held_out = forecast_held_out(read_records(folder, None if grid is None else read_grid(grid)))
     with log.status("resampling"):
-        report = summarise(foresight.records, resamples=resamples)
+        report = summarise(held_out.records, resamples=resamples)
     out = folder / "report" if output is None else output
-    save_report(report, out)
-    save_forecasts(foresight, report, out)
+    save_report(report, held_out, out)
     screen = console()
     for scope in SCOPES:
         table = correlation_table(report, coefficient, scope)
@@ -137,8 +138,8 @@ def report_study(
             table.show(screen)
             screen.print()
     regret_table(report).show(screen)
-    if foresight.forecasts:
-        for table in (quality_table(foresight), rivals_table(report), area_table(foresight.records)):
+    if held_out.forecasts:
+        for table in (quality_table(held_out), rivals_table(report), area_table(held_out.records)):
             screen.print()
             table.show(screen)
     for note in notes(report):

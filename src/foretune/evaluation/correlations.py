@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 
 import numpy as np
 
 from foretune.errors import StoreError
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import OUTCOMES, QUANTITIES, Outcome, Quantity
-from foretune.evaluation.records import Record, target_losses, write_records
-from foretune.evaluation.regret import Choice, regrets
-from foretune.evaluation.statistics import COEFFICIENTS, SCOPES, Correlation, Layers, Scope, correlate
-from foretune.report.figures import save_figure
-from foretune.report.store import make_folder, write_whole
+from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, Outcome, Predictor, predictor_named
+from foretune.evaluation.records import Record, record_writers, target_losses
+from foretune.evaluation.regret import Regret, regrets
+from foretune.evaluation.statistics import COEFFICIENTS, SCOPES, Layers, Scope, correlate
+from foretune.report.figures import figure_writers
+from foretune.report.store import Writer
 from foretune.report.tables import Table
 
 SCOPE_WORDS: dict[Scope, str] = {
@@ -22,15 +21,21 @@ SCOPE_WORDS: dict[Scope, str] = {
     "across": "across data sets",
     "within": "within a data set",
 }
-DRAWN = ("condition_number", "trace", "alignment", "forecast_eval_loss", "forecast_eval_accuracy")
+_DRAWN = (
+    "condition_number",
+    "trace",
+    "alignment",
+    "kernel_regression_eval_loss",
+    "kernel_regression_eval_accuracy",
+)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One coefficient of one quantity with one outcome.
+    """One coefficient of one predictor with one outcome.
 
     Attributes:
-        quantity: Quantity.
+        predictor: Predictor.
         outcome: Outcome.
         coefficient: `spearman`, `kendall` or `pearson`.
         scope: `all`, `across` or `within`.
@@ -43,7 +48,7 @@ class Finding:
         established: Whether the interval leaves 0 out and p < 0.05.
     """
 
-    quantity: Quantity
+    predictor: Predictor
     outcome: Outcome
     coefficient: str
     scope: Scope
@@ -63,20 +68,20 @@ class StudyReport:
     Attributes:
         records: Cells.
         findings: Correlations.
-        choices: Regret of each rule that chooses a placement, the least first.
+        regrets: Regret of each rule that chooses a placement, the least first.
         left_out: Cells left out because their training diverged.
     """
 
     records: tuple[Record, ...]
     findings: tuple[Finding, ...]
-    choices: tuple[Choice, ...]
+    regrets: tuple[Regret, ...]
     left_out: int
 
-    def finding(self, quantity: str, outcome: str, coefficient: str, scope: Scope) -> Finding | None:
+    def finding(self, predictor: str, outcome: str, coefficient: str, scope: Scope) -> Finding | None:
         """Look one coefficient up.
 
         Args:
-            quantity: Name of the quantity.
+            predictor: Name of the predictor.
             outcome: Name of the outcome.
             coefficient: Name of the coefficient.
             scope: Scope.
@@ -84,27 +89,27 @@ class StudyReport:
         Returns:
             The finding; None if it is undefined in this study.
         """
-        for held in self.findings:
-            names = (held.quantity.name, held.outcome.name, held.coefficient, held.scope)
-            if names == (quantity, outcome, coefficient, scope):
-                return held
+        for finding in self.findings:
+            names = (finding.predictor.name, finding.outcome.name, finding.coefficient, finding.scope)
+            if names == (predictor, outcome, coefficient, scope):
+                return finding
         return None
 
 
 def summarise(
     records: Sequence[Record],
     *,
-    quantities: Sequence[Quantity] = QUANTITIES,
+    predictors: Sequence[Predictor] = PREDICTORS,
     resamples: int = 2000,
     seed: int = 0,
 ) -> StudyReport:
     """Compare what was known before training with what came of it.
 
-    Pearson's coefficient takes the logarithm of quantities that are scales, where all are positive.
+    Pearson's coefficient takes the logarithm of predictors that are scales, where all are positive.
 
     Args:
         records: Cells.
-        quantities: Which to compare.
+        predictors: Which to compare.
         resamples: Draws of the bootstrap.
         seed: Its seed.
 
@@ -114,46 +119,46 @@ def summarise(
     Raises:
         StoreError: If there are fewer than two cells that did not diverge.
     """
-    held = [record for record in records if not record.facts["diverged"]]
-    if len(held) < 2:
-        raise StoreError(f"{len(held)} cells that did not diverge: a report needs at least 2")
+    finished = [record for record in records if not record.facts["diverged"]]
+    if len(finished) < 2:
+        raise StoreError(f"{len(finished)} cells that did not diverge: a report needs at least 2")
     findings: list[Finding] = []
-    for some, outcomes, part in _complete(held, quantities):
-        findings += _findings(part, some, outcomes, resamples, seed)
-    order = [(q.name, o.name, c, s) for s in SCOPES for c in COEFFICIENTS for o in OUTCOMES for q in QUANTITIES]
+    for some, outcomes, cells in _complete(finished, predictors):
+        findings += _findings(cells, some, outcomes, resamples, seed)
+    order = [(p.name, o.name, c, s) for s in SCOPES for c in COEFFICIENTS for o in OUTCOMES for p in PREDICTORS]
     place = {key: index for index, key in enumerate(order)}
-    findings.sort(key=lambda f: place[f.quantity.name, f.outcome.name, f.coefficient, f.scope])
-    return StudyReport(tuple(held), tuple(findings), regrets(held), len(records) - len(held))
+    findings.sort(key=lambda f: place[f.predictor.name, f.outcome.name, f.coefficient, f.scope])
+    return StudyReport(tuple(finished), tuple(findings), regrets(finished), len(records) - len(finished))
 
 
 def _complete(
-    records: Sequence[Record], quantities: Sequence[Quantity]
-) -> list[tuple[list[Quantity], list[Outcome], list[Record]]]:
-    """Group quantities and outcomes by the cells that have them, so that all of a group rest on the same cells."""
-    parts: dict[frozenset[int], tuple[list[Quantity], list[Outcome], list[Record]]] = {}
-    for quantity in quantities:
+    records: Sequence[Record], predictors: Sequence[Predictor]
+) -> list[tuple[list[Predictor], list[Outcome], list[Record]]]:
+    """Group predictors and outcomes by the cells that have them, so that all of a group rest on the same cells."""
+    complete: dict[frozenset[int], tuple[list[Predictor], list[Outcome], list[Record]]] = {}
+    for predictor in predictors:
         for outcome in OUTCOMES:
             have = frozenset(
                 index
                 for index, record in enumerate(records)
-                if record.quantities[quantity.name] is not None and record.outcomes[outcome.name] is not None
+                if record.quantities[predictor.name] is not None and record.outcomes[outcome.name] is not None
             )
             if len(have) < 2:
                 continue
-            held = parts.setdefault(have, ([], [], [records[index] for index in sorted(have)]))
-            if quantity not in held[0]:
-                held[0].append(quantity)
-            if outcome not in held[1]:
-                held[1].append(outcome)
-    return list(parts.values())
+            some, outcomes, _ = complete.setdefault(have, ([], [], [records[index] for index in sorted(have)]))
+            if predictor not in some:
+                some.append(predictor)
+            if outcome not in outcomes:
+                outcomes.append(outcome)
+    return list(complete.values())
 
 
 def _findings(
-    records: Sequence[Record], quantities: Sequence[Quantity], outcomes: Sequence[Outcome], resamples: int, seed: int
+    records: Sequence[Record], predictors: Sequence[Predictor], outcomes: Sequence[Outcome], resamples: int, seed: int
 ) -> list[Finding]:
-    x = np.array([[_value(record.quantities[quantity.name]) for quantity in quantities] for record in records])
+    x = np.array([[_value(record.quantities[predictor.name]) for predictor in predictors] for record in records])
     y = np.array([[_value(record.outcomes[outcome.name]) for outcome in outcomes] for record in records])
-    logarithmic = np.array([quantity.logarithmic for quantity in quantities]) & (x > 0).all(axis=0)
+    logarithmic = np.array([predictor.logarithmic for predictor in predictors]) & (x > 0).all(axis=0)
     x = np.where(logarithmic, np.log(np.where(logarithmic, x, 1.0)), x)  # ranks do not change
     groups = {group: index for index, group in enumerate(sorted({record.group for record in records}))}
     units = {unit: index for index, unit in enumerate(sorted({record.unit for record in records}))}
@@ -164,37 +169,26 @@ def _findings(
         np.array([families[record.kin] for record in records]),
     )
     findings = []
-    for (coefficient, scope), held in correlate(x, y, layers, resamples=resamples, seed=seed).items():
-        for i, quantity in enumerate(quantities):
+    for (coefficient, scope), correlation in correlate(x, y, layers, resamples=resamples, seed=seed).items():
+        for i, predictor in enumerate(predictors):
             for j, outcome in enumerate(outcomes):
-                if isfinite(held.estimate[i, j]):
-                    findings.append(_finding(held, i, j, quantity, outcome, coefficient, scope, len(records)))
+                if isfinite(correlation.estimate[i, j]):
+                    findings.append(
+                        Finding(
+                            predictor=predictor,
+                            outcome=outcome,
+                            coefficient=coefficient,
+                            scope=scope,
+                            estimate=round(float(correlation.estimate[i, j]), 10),  # so that -0.125 is written one way
+                            low=float(correlation.low[i, j]),
+                            high=float(correlation.high[i, j]),
+                            p=float(correlation.p[i, j]),
+                            points=int(correlation.points[i, j]),
+                            cells=len(records),
+                            established=bool(correlation.established[i, j]),
+                        )
+                    )
     return findings
-
-
-def _finding(
-    held: Correlation,
-    i: int,
-    j: int,
-    quantity: Quantity,
-    outcome: Outcome,
-    coefficient: str,
-    scope: Scope,
-    cells: int,
-) -> Finding:
-    return Finding(
-        quantity,
-        outcome,
-        coefficient,
-        scope,
-        round(float(held.estimate[i, j]), 10),  # so that -0.125 is written one way
-        float(held.low[i, j]),
-        float(held.high[i, j]),
-        float(held.p[i, j]),
-        int(held.points[i, j]),
-        cells,
-        bool(held.established[i, j]),
-    )
 
 
 def _value(value: float | None) -> float:
@@ -202,7 +196,7 @@ def _value(value: float | None) -> float:
 
 
 def correlation_table(report: StudyReport, coefficient: str, scope: Scope) -> Table:
-    """Lay out one coefficient in one scope: a row for each quantity, a column for each outcome.
+    """Lay out one coefficient in one scope: a row for each predictor, a column for each outcome.
 
     Args:
         report: Report.
@@ -214,13 +208,13 @@ def correlation_table(report: StudyReport, coefficient: str, scope: Scope) -> Ta
     """
     rows = []
     counts: set[tuple[int, int]] = set()
-    for quantity in QUANTITIES:
-        cells = [quantity.label]
+    for predictor in PREDICTORS:
+        cells = [predictor.label]
         for outcome in OUTCOMES:
-            held = report.finding(quantity.name, outcome.name, coefficient, scope)
-            cells.append("–" if held is None else finding_in_words(held))
-            if held is not None:
-                counts.add((held.points, held.cells))
+            finding = report.finding(predictor.name, outcome.name, coefficient, scope)
+            cells.append("–" if finding is None else finding_in_words(finding))
+            if finding is not None:
+                counts.add((finding.points, finding.cells))
         if set(cells[1:]) != {"–"}:
             rows.append(tuple(cells))
     points = _span([point for point, _ in counts])
@@ -240,18 +234,18 @@ def _span(values: Sequence[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
 
 
-def finding_in_words(held: Finding) -> str:
+def finding_in_words(finding: Finding) -> str:
     """Write a coefficient with its interval; in parentheses where it is not established.
 
     Args:
-        held: Finding.
+        finding: Finding.
 
     Returns:
         Such as `+0.85 [+0.60, +0.95]`.
     """
-    interval = f" [{held.low:+.2f}, {held.high:+.2f}]" if isfinite(held.low) else " [no interval]"
-    text = f"{held.estimate:+.2f}{interval}"
-    return text if held.established else f"({text})"
+    interval = f" [{finding.low:+.2f}, {finding.high:+.2f}]" if isfinite(finding.low) else " [no interval]"
+    text = f"{finding.estimate:+.2f}{interval}"
+    return text if finding.established else f"({text})"
 
 
 def long_table(report: StudyReport) -> Table:
@@ -266,19 +260,19 @@ def long_table(report: StudyReport) -> Table:
     header = ("scope", "coefficient", "quantity", "outcome", "estimate", "low", "high", "p", "points", "cells")
     rows = tuple(
         (
-            held.scope,
-            held.coefficient,
-            held.quantity.name,
-            held.outcome.name,
-            f"{held.estimate:.4f}",
-            f"{held.low:.4f}" if isfinite(held.low) else "",
-            f"{held.high:.4f}" if isfinite(held.high) else "",
-            f"{held.p:.4f}",
-            str(held.points),
-            str(held.cells),
-            "yes" if held.established else "no",
+            finding.scope,
+            finding.coefficient,
+            finding.predictor.name,
+            finding.outcome.name,
+            f"{finding.estimate:.4f}",
+            f"{finding.low:.4f}" if isfinite(finding.low) else "",
+            f"{finding.high:.4f}" if isfinite(finding.high) else "",
+            f"{finding.p:.4f}",
+            str(finding.points),
+            str(finding.cells),
+            "yes" if finding.established else "no",
         )
-        for held in report.findings
+        for finding in report.findings
     )
     return Table("Every coefficient.", (*header, "established"), rows, right_from=4)
 
@@ -294,13 +288,13 @@ def regret_table(report: StudyReport) -> Table:
     """
     rows = tuple(
         (
-            choice.rule,
-            f"{100 * choice.regret:.2f}",
-            "–" if choice.low is None or choice.high is None else f"{100 * choice.low:.2f} … {100 * choice.high:.2f}",
-            f"{choice.hits:.0%}",
-            str(choice.groups),
+            regret.rule,
+            f"{100 * regret.mean:.2f}",
+            "–" if regret.low is None or regret.high is None else f"{100 * regret.low:.2f} … {100 * regret.high:.2f}",
+            f"{regret.hits:.0%}",
+            str(regret.groups),
         )
-        for choice in report.choices
+        for regret in report.regrets
     )
     seeds = {record.seed for record in report.records}
     valued = (
@@ -333,8 +327,8 @@ def notes(report: StudyReport) -> list[str]:
     for group in sorted(groups):
         accuracies = [record.outcomes["accuracy"] for record in report.records if record.group == group]
         majority = next(record.facts["majority_accuracy"] for record in report.records if record.group == group)
-        held = [value for value in accuracies if value is not None]
-        if majority is not None and held and max(held) <= majority + 0.01:
+        known = [value for value in accuracies if value is not None]
+        if majority is not None and known and max(known) <= majority + 0.01:
             said.append(f"{group[1]}: no placement got more than a point past the majority class ({majority:.1%}).")
     targets = ", ".join(f"{group[1]} {loss:.3f}" for group, loss in sorted(target_losses(report.records).items()))
     if targets:
@@ -342,25 +336,21 @@ def notes(report: StudyReport) -> list[str]:
     return said
 
 
-def save_report(report: StudyReport, folder: Path) -> list[Path]:
-    """Write the cells, the tables and the figure.
+def report_writers(report: StudyReport) -> dict[str, Writer]:
+    """Lay out the cells, the tables and the figure.
 
     Args:
         report: Report.
-        folder: Folder; files of an earlier report are replaced.
 
     Returns:
-        The files.
+        A writer for each file.
     """
-    make_folder(folder)
-    write_records(report.records, folder)
-    paths = [folder / "cells.csv", folder / "curves.csv"]
+    writers = record_writers(report.records)
     for coefficient in COEFFICIENTS:
         for scope in SCOPES:
-            paths += correlation_table(report, coefficient, scope).save(folder, f"{coefficient}-{scope}")
-    paths.append(folder / "correlations.csv")
-    write_whole(paths[-1], long_table(report).write_csv)
-    paths += regret_table(report).save(folder, "regret")
-    drawn = [quantity for quantity in QUANTITIES if quantity.name in DRAWN]
-    paths += save_figure(scatter_figure(report.records, drawn), folder, "scatter")
-    return paths
+            writers |= correlation_table(report, coefficient, scope).writers(f"{coefficient}-{scope}")
+    writers["correlations.csv"] = long_table(report).write_csv
+    writers |= regret_table(report).writers("regret")
+    return writers | figure_writers(
+        scatter_figure(report.records, [predictor_named(name) for name in _DRAWN]), "scatter"
+    )

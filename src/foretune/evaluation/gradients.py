@@ -55,8 +55,8 @@ def page(kernel: Array, chi: Array) -> float:
     if len(columns) == n:
         return float(np.sum(np.sum(columns**2, axis=1) * np.diag(kernel))) / n
     slopes, k = columns.reshape(n, -1), len(columns) // n
-    own = kernel.reshape(n, k, n, k)[np.arange(n), :, np.arange(n)]
-    return float(np.einsum("ia,iab,ib->", slopes, own, slopes)) / n
+    diagonal = kernel.reshape(n, k, n, k)[np.arange(n), :, np.arange(n)]
+    return float(np.einsum("ia,iab,ib->", slopes, diagonal, slopes)) / n
 
 
 def _fitting(kernel: Array, chi: Array) -> tuple[int, Array]:

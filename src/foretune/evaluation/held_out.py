@@ -1,14 +1,14 @@
-"""Forecasts of a study's cells, each data set by a calibration that has not seen it, and how good they were."""
+"""Held-out calibration: each data set of a study forecast by one fitted on the others, and how good that was."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from foretune.arrays import Array
-from foretune.evaluation.predictors import FORECASTS, OUTLOOK
+from foretune.evaluation.predictors import CALIBRATED, PREDICTORS
 from foretune.evaluation.records import Record
+from foretune.evaluation.statistics import spearman
 from foretune.forecasting.calibration import (
     LEAST_GROUPS,
     OUTCOMES,
@@ -22,26 +22,26 @@ from foretune.forecasting.calibration import (
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.reach import run_from
 
-OUTPUTS = ("margin", "full")  # of two classes and of more: what an outlook is made with
+OUTPUTS = ("margin", "full")  # of two classes and of more: what is differentiated for a simulation
 
 
-def outlook_of(record: Record) -> dict[str, float] | None:
+def simulated_values(record: Record) -> dict[str, float] | None:
     """Take what was simulated for a cell out of its quantities.
 
     Args:
         record: Cell.
 
     Returns:
-        Values of `case_values`; None if the cell has no outlook.
+        Values of `case_values`; None if the cell was not simulated.
     """
-    held = {name: record.quantities.get(name) for name in OUTLOOK}
-    if any(value is None for value in held.values()):
+    values = {name: record.quantities.get(name) for name in CALIBRATED}
+    if any(value is None for value in values.values()):
         return None
-    return {name: float(value) for name, value in held.items() if value is not None}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def cases_of(records: Sequence[Record]) -> list[Case]:
-    """Pair outlooks with what the runs gave.
+def calibration_cases(records: Sequence[Record]) -> list[Case]:
+    """Pair simulations with what the runs gave.
 
     Args:
         records: Cells.
@@ -51,62 +51,69 @@ def cases_of(records: Sequence[Record]) -> list[Case]:
     """
     cases = []
     for record in records:
-        held = outlook_of(record)
+        simulated = simulated_values(record)
         outcomes = {name: record.outcomes[name] for name in OUTCOMES}
-        if held is not None and not record.facts["diverged"] and None not in outcomes.values():
-            gave: dict[str, float] = {name: float(value or 0.0) for name, value in outcomes.items()}
-            cases.append(Case(held, gave, record.family, run_from(record.quantities)))
+        if simulated is not None and not record.facts["diverged"] and None not in outcomes.values():
+            real: dict[str, float] = {name: float(value or 0.0) for name, value in outcomes.items()}
+            cases.append(Case(simulated, real, record.family, run_from(record.quantities)))
     return cases
 
 
 @dataclass(frozen=True)
-class Foresight:
-    """Forecasts of a study.
+class HeldOutForecasts:
+    """Forecasts of a study, each by a calibration that knows no run of its data set.
 
     Attributes:
         records: Cells, the forecasts among their quantities.
-        forecasts: By cell's key: forecasts by outcome. Empty where there are no outlooks or too few data sets.
+        forecasts: By cell's key: forecasts by outcome. Empty where nothing was simulated or for too few data sets.
     """
 
     records: tuple[Record, ...]
     forecasts: Mapping[str, Mapping[str, Interval]]
 
 
-def foresee(records: Sequence[Record]) -> Foresight:
+def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
     """Forecast every cell by a calibration fitted on the other data sets of the study alone.
 
     Args:
         records: Cells.
 
     Returns:
-        Cells with forecasts; as they were if the cells with outlooks are of fewer than 4 data sets.
+        Cells with forecasts; as they were if the simulated cells are of fewer than 4 data sets.
     """
-    cases = cases_of(records)
+    cases = calibration_cases(records)
     groups = sorted({case.group for case in cases})
     if len(groups) < LEAST_GROUPS + 1:
-        return Foresight(tuple(records), {})
+        return HeldOutForecasts(tuple(records), {})
     fitted: dict[str, Calibration] = {}
     for group in sorted({record.family for record in records}):
         rest = [case for case in cases if case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
             fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
+    columns = {entry.forecast_of: entry.name for entry in PREDICTORS if entry.forecast_of is not None}
     forecasts = {}
     changed = []
     for record in records:
-        held = outlook_of(record)
-        if held is None or record.family not in fitted:
+        simulated = simulated_values(record)
+        if simulated is None or record.family not in fitted:
             changed.append(record)
             continue
-        # what a left-out data set has that the others lack is no reason to widen: the spread comes from leaving out
-        forecast = apply_calibration(fitted[record.family], held, OUTPUTS[0]).levels or {}
-        forecasts[record.key] = forecast
-        values = {FORECASTS[name]: interval.value for name, interval in forecast.items()}
+        # no run is given: what a left-out data set has that the others lack is no reason to widen, since the spread
+        # comes from leaving out
+        levels = apply_calibration(fitted[record.family], simulated, _output(record)).levels or {}
+        forecasts[record.key] = levels
+        values = {column: levels[outcome].value for outcome, column in columns.items() if outcome in levels}
         changed.append(replace(record, quantities={**record.quantities, **values}))
-    return Foresight(tuple(changed), forecasts)
+    return HeldOutForecasts(tuple(changed), forecasts)
+
+
+def _output(record: Record) -> str:
+    """What was differentiated for the cell's simulation: of two classes their difference, of more each."""
+    return OUTPUTS[0] if record.facts["classes"] == 2 else OUTPUTS[1]
 
 
 @dataclass(frozen=True)
-class Quality:
+class ForecastQuality:
     """How good the forecasts of one outcome were, over all cells with a forecast.
 
     Attributes:
@@ -135,28 +142,28 @@ class Quality:
     noise: float
 
 
-def qualities(foresight: Foresight) -> tuple[Quality, ...]:
+def forecast_qualities(held_out: HeldOutForecasts) -> tuple[ForecastQuality, ...]:
     """Compare forecasts with what the runs gave.
 
     Args:
-        foresight: Forecasts of a study.
+        held_out: Forecasts of a study.
 
     Returns:
         One for each outcome; none without forecasts.
     """
-    held = [r for r in foresight.records if r.key in foresight.forecasts and not r.facts["diverged"]]
-    if len(held) < 2:
+    forecast = [r for r in held_out.records if r.key in held_out.forecasts and not r.facts["diverged"]]
+    if len(forecast) < 2:
         return ()
-    return tuple(_quality(outcome, held, foresight) for outcome in OUTCOMES)
+    return tuple(_quality(outcome, forecast, held_out) for outcome in OUTCOMES)
 
 
-def _quality(outcome: Outcome, records: Sequence[Record], foresight: Foresight) -> Quality:
-    intervals = [foresight.forecasts[record.key][outcome] for record in records]
+def _quality(outcome: Outcome, records: Sequence[Record], held_out: HeldOutForecasts) -> ForecastQuality:
+    intervals = [held_out.forecasts[record.key][outcome] for record in records]
     value = np.array([interval.value for interval in intervals])
     low, high = (np.array([getattr(interval, end) for interval in intervals]) for end in ("low", "high"))
     real = np.array([float(record.outcomes[outcome] or 0.0) for record in records])
     simulated = np.array([float(record.quantities[f"simulated_{outcome}"] or 0.0) for record in records])
-    return Quality(
+    return ForecastQuality(
         outcome=outcome,
         cells=len(records),
         spearman=_spearman(value, real),
@@ -171,18 +178,19 @@ def _quality(outcome: Outcome, records: Sequence[Record], foresight: Foresight) 
 
 
 def _spearman(x: Array, y: Array) -> float:
-    if len(x) < 3 or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
+    if len(x) < 3:  # a constant gives NaN as well
         return float("nan")
-    return float(spearmanr(x, y).statistic)
+    return float(spearman(x[:, None], y[:, None])[0, 0])
 
 
 def _within(records: Sequence[Record], x: Array, y: Array) -> float:
-    found = []
+    values = []
     for group in sorted({record.group for record in records}):
         units = sorted({record.unit for record in records if record.group == group})
-        means = [[float(part[[record.unit == unit for record in records]].mean()) for unit in units] for part in (x, y)]
-        found.append(_spearman(np.array(means[0]), np.array(means[1])))
-    known = [value for value in found if np.isfinite(value)]
+        cells = [[record.unit == unit for record in records] for unit in units]
+        x_means, y_means = (np.array([column[rows].mean() for rows in cells]) for column in (x, y))
+        values.append(_spearman(x_means, y_means))
+    known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")
 
 
@@ -195,34 +203,34 @@ def _noise(records: Sequence[Record], real: Array) -> float:
     return float(np.mean(differences)) if differences else float("nan")
 
 
-def level_error(records: Sequence[Record], quantity: str, *, logarithmic: bool) -> float | None:
-    """Mean absolute error of accuracy when one quantity alone is calibrated, each data set by the others.
+def level_error(records: Sequence[Record], predictor: str, *, logarithmic: bool) -> float | None:
+    """Mean absolute error of accuracy when one predictor alone is calibrated, each data set by the others.
 
-    The logit of the accuracy is a straight line in the quantity (its logarithm where it is a scale), by least squares.
+    The logit of the accuracy is a straight line in the predictor (its logarithm where it is a scale), by least squares.
 
     Args:
         records: Cells.
-        quantity: Name of the quantity.
+        predictor: Name of the predictor.
         logarithmic: Whether it is a scale.
 
     Returns:
         The error as a fraction; None where cells lack it, or there are fewer than 4 data sets.
     """
-    held = [record for record in records if not record.facts["diverged"]]
-    values = [record.quantities.get(quantity) for record in held]
-    groups = np.array([record.family for record in held])
+    finished = [record for record in records if not record.facts["diverged"]]
+    values = [record.quantities.get(predictor) for record in finished]
+    groups = np.array([record.family for record in finished])
     if any(value is None or not np.isfinite(value) for value in values) or len(set(groups)) < LEAST_GROUPS + 1:
         return None
     x = np.array([float(value or 0.0) for value in values])
     change: Callable[[Array], Array] = np.log if logarithmic and (x > 0).all() else np.asarray
     x = change(x)
-    real = np.array([float(record.outcomes["accuracy"] or 0.0) for record in held])
+    real = np.array([float(record.outcomes["accuracy"] or 0.0) for record in finished])
     y = np.array([scale("accuracy", value) for value in real])
     errors = np.empty(len(x))
     for group in set(groups):
         rest = groups != group
         slope, level = np.polyfit(x[rest], y[rest], 1) if np.ptp(x[rest]) > 0 else (0.0, y[rest].mean())
         low, high = y[rest].min(), y[rest].max()
-        forecast = np.clip(level + slope * x[~rest], low, high)  # a line has no business beyond what was seen
+        forecast = np.clip(level + slope * x[~rest], low, high)  # a line has no business beyond what it was fitted on
         errors[~rest] = [unscale("accuracy", float(value)) for value in forecast] - real[~rest]
     return float(np.abs(errors).mean())

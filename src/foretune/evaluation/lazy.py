@@ -74,8 +74,8 @@ def _logistic(features: Array, one_hot: Array, offset: Array, penalty: float) ->
         loss = -float(np.sum(one_hot * log_softmax(scores, axis=1))) + penalty / 2.0 * float(flat @ flat)
         return loss, (features.T @ (softmax(scores, axis=1) - one_hot) + penalty * beta).ravel()
 
-    found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    return np.asarray(found.x.reshape(shape))
+    solution = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    return np.asarray(solution.x.reshape(shape))
 
 
 def asymmetric_scores(k_train: Array, k_eval: Array, labels: Labels, f_train: Array, f_eval: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Scatter plots of quantities at initialisation against outcomes."""
+"""Scatter plots of predictors against outcomes."""
 
 from collections.abc import Sequence
 
@@ -6,37 +6,37 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foretune.evaluation.predictors import OUTCOMES, Outcome, Quantity
+from foretune.evaluation.predictors import OUTCOMES, Outcome, Predictor
 from foretune.evaluation.records import Record
 from foretune.report.figures import COLOURS, MARKERS
 from foretune.report.texts import for_figure
 
 
-def scatter_figure(records: Sequence[Record], quantities: Sequence[Quantity]) -> Figure:
-    """Draw each quantity against each outcome, one mark for each cell, one colour for each model and data set.
+def scatter_figure(records: Sequence[Record], predictors: Sequence[Predictor]) -> Figure:
+    """Draw each predictor against each outcome, one mark for each cell, one colour for each model and data set.
 
     Args:
         records: Cells.
-        quantities: Quantities, one column of panels each.
+        predictors: One column of panels each.
 
     Returns:
         The figure.
     """
     groups = sorted({record.group for record in records})
     several_models = len({model for model, _ in groups}) > 1
-    figure = Figure(figsize=(2.6 * len(quantities) + 0.6, 2.3 * len(OUTCOMES) + 0.6), layout="constrained")
-    panels = figure.subplots(len(OUTCOMES), len(quantities), squeeze=False, sharex="col", sharey="row")
+    figure = Figure(figsize=(2.6 * len(predictors) + 0.6, 2.3 * len(OUTCOMES) + 0.6), layout="constrained")
+    panels = figure.subplots(len(OUTCOMES), len(predictors), squeeze=False, sharex="col", sharey="row")
     for row, outcome in zip(panels, OUTCOMES, strict=True):
-        for axes, quantity in zip(row, quantities, strict=True):
+        for axes, predictor in zip(row, predictors, strict=True):
             for index, group in enumerate(groups):
                 label = for_figure(" · ".join(group) if several_models else group[1])
-                held = [record for record in records if record.group == group]
-                _marks(axes, held, quantity, outcome, index, label)
-            if quantity.logarithmic and all((r.quantities[quantity.name] or 0.0) > 0 for r in records):
+                cells = [record for record in records if record.group == group]
+                _marks(axes, cells, predictor, outcome, index, label)
+            if predictor.logarithmic and all((r.quantities[predictor.name] or 0.0) > 0 for r in records):
                 axes.set_xscale("log")
             axes.grid(alpha=0.3, linewidth=0.5)
-    for axes, quantity in zip(panels[-1], quantities, strict=True):
-        axes.set_xlabel(quantity.label)
+    for axes, predictor in zip(panels[-1], predictors, strict=True):
+        axes.set_xlabel(predictor.label)
     for row, outcome in zip(panels, OUTCOMES, strict=True):
         row[0].set_ylabel(outcome.label)
     handles, labels = panels[0][0].get_legend_handles_labels()
@@ -45,11 +45,13 @@ def scatter_figure(records: Sequence[Record], quantities: Sequence[Quantity]) ->
     return figure
 
 
-def _marks(axes: Axes, records: Sequence[Record], quantity: Quantity, outcome: Outcome, index: int, label: str) -> None:
+def _marks(
+    axes: Axes, records: Sequence[Record], predictor: Predictor, outcome: Outcome, index: int, label: str
+) -> None:
     points = [
         (x, y)
         for record in records
-        if (x := record.quantities[quantity.name]) is not None and (y := record.outcomes[outcome.name]) is not None
+        if (x := record.quantities[predictor.name]) is not None and (y := record.outcomes[outcome.name]) is not None
     ]
     if points:
         x, y = np.array(points).T

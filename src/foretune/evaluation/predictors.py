@@ -1,25 +1,104 @@
-"""What a study compares: quantities at initialisation, and outcomes of the fine-tune."""
+"""What a study compares: predictors, known before training, and outcomes of the fine-tune.
 
+A predictor is one entry here: name, label, direction, cost and, where `foretune study outlook` or the run's own log
+gives it, its computation. Stored columns, the content of a simulation's file, tables, regrets and costs follow from
+the entries. A new metric of transferability is a function in `transferability.py` and an entry in `BASELINES`.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
+from foretune.evaluation.early_stop import Forecast, RunLog, early_accuracy, early_eval_loss, early_train_loss
+from foretune.evaluation.gradients import gradient_norm, page
+from foretune.evaluation.metric_inputs import (
+    Compute,
+    head_alone_accuracy,
+    initial_accuracy,
+    kappa_tune,
+    of_features,
+    of_kernel,
+    plop,
+    quick_score,
+)
+from foretune.evaluation.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
 from foretune.forecasting.reach import RUN
+
+Share = Callable[[float], float]  # of stored seconds, by the number of classes C
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """A number that is known before training.
+class Cost:
+    """What a predictor costs beside the fine-tune: stored seconds, or a share of the run itself.
+
+    Attributes:
+        clock: Names of the stored seconds that it needs, each with the share of them; empty where nothing was timed.
+        bound: Whether the seconds hold other work too, so that the cost is at most theirs.
+        of_run: Share of the run's own steps that it needs, instead of seconds.
+    """
+
+    clock: tuple[tuple[str, Share], ...] = ()
+    bound: bool = False
+    of_run: float | None = None
+
+    def seconds(self, stored: Mapping[str, float | None], classes: float) -> float | None:
+        """Add up what a predictor takes of one cell's seconds.
+
+        Args:
+            stored: Seconds by name; None where nothing was timed.
+            classes: Classes C of the data set.
+
+        Returns:
+            Seconds; None where nothing that was timed tells.
+        """
+        parts = [(stored.get(name), share(classes)) for name, share in self.clock]
+        if not parts or any(value is None for value, _ in parts):
+            return None
+        return sum(share * float(value or 0.0) for value, share in parts)
+
+
+def _whole(_: float) -> float:
+    return 1.0
+
+
+# The pass goes forward over the n samples, and forward and, for each of k = C − 1 outputs, backward over them and the m
+# rows to predict: 2n + m + k (n + m) passes of one way, if back is as long as forward; it is longer. Features of the
+# samples are n of them, at most 1/(k + 2) = 1/(C + 1), those of a probe and what it predicts n + m, at most
+# 1/(k + 1) = 1/C. `baselines` timed all metrics of others together, the quick score too: a bound for each of them.
+FREE = Cost(of_run=0.0)
+UNTIMED = Cost()
+SCORE = Cost((("kernel", _whole), ("spectrum", _whole), ("kernel_regression", _whole)))
+SIMULATION = Cost((("survey", _whole), ("simulate", _whole)))
+PROBE = Cost((("survey", lambda classes: 1.0 / classes),), bound=True)
+FEATURES = Cost((("survey", lambda classes: 1.0 / (classes + 1.0)), ("baselines", _whole)), bound=True)
+PASS = Cost((("survey", _whole), ("baselines", _whole)), bound=True)
+FORWARD = Cost((("baselines", _whole),), bound=True)  # weights, and a forward pass over a few texts at most
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A number that is known before training, or after its first steps.
 
     Attributes:
         name: Its name in `cells.csv`.
         label: Its name in tables and figures.
-        prefers: +1 if a user of it picks the placement where it is largest, -1 if where it is smallest.
+        direction: +1 if a user of it picks the placement where it is largest, -1 if where it is smallest.
+        cost: What it costs.
         logarithmic: Whether Pearson's coefficient and figures take its logarithm.
+        forecast_of: Outcome whose calibrated forecast it is; None if it is another number.
+        compute: Computes it for each placement from one pass over a data set; None where score, simulation or
+            calibration give it.
+        from_log: Reads it off the log of the run itself; None for all that is known before.
     """
 
     name: str
     label: str
-    prefers: int
+    direction: Literal[+1, -1]
+    cost: Cost
     logarithmic: bool = False
+    forecast_of: Literal["train_loss", "eval_loss", "accuracy"] | None = None
+    compute: Compute | None = None
+    from_log: Callable[[RunLog], float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -35,74 +114,85 @@ class Outcome:
     label: str
 
 
+def _early(share: float, outcome: str, label: str, direction: Literal[+1, -1], forecast: Forecast) -> Predictor:
+    name, percent = f"early_{round(100 * share)}_{outcome}", f"{share:.0%}"
+    return Predictor(
+        name,
+        f"first {percent} of the steps: {label}",
+        direction,
+        Cost(of_run=share),
+        from_log=lambda log: forecast(log, share),
+    )
+
+
 # Which way each one points is fixed here, before any outcome is seen. κ small is the paper's claim; the others by the
 # theory of docs/mathematics.md, or by what the number says of itself.
-INITIAL = (
-    Quantity("condition_number", "κ", -1, logarithmic=True),
-    Quantity("condition_number_mean", "κ, mean over draws of A", -1, logarithmic=True),
-    Quantity("condition_number_relative", "κ, scale-free", -1, logarithmic=True),
-    Quantity("lambda_max", "λ_max", +1, logarithmic=True),
-    Quantity("lambda_min", "λ_min", +1, logarithmic=True),
-    Quantity("trace", "trace", +1, logarithmic=True),
-    Quantity("effective_dimension", "effective dimension", +1),
-    Quantity("alignment", "alignment", +1),
-    Quantity("empirical_risk", "empirical risk at σ", -1),
-    Quantity("forecast_train_loss", "forecast train loss", -1),
-    Quantity("forecast_eval_loss", "forecast eval loss", -1),
-    Quantity("forecast_eval_accuracy", "forecast accuracy", +1),
-    Quantity("loo_mse", "leave-one-out error", -1),
-    Quantity("loo_accuracy", "leave-one-out accuracy", +1),
-    Quantity("head_eval_loss", "head's kernel: eval loss", -1),
-    Quantity("head_eval_accuracy", "head's kernel: accuracy", +1),
-    Quantity("adapter_parameters", "adapter parameters", +1, logarithmic=True),
+KAPPA = Predictor("condition_number", "κ", -1, SCORE, logarithmic=True)
+OF_SCORE = (
+    KAPPA,
+    Predictor("condition_number_mean", "κ, mean over draws of A", -1, SCORE, logarithmic=True),
+    Predictor("condition_number_relative", "κ, scale-free", -1, SCORE, logarithmic=True),
+    Predictor("lambda_max", "λ_max", +1, SCORE, logarithmic=True),
+    Predictor("lambda_min", "λ_min", +1, SCORE, logarithmic=True),
+    Predictor("trace", "trace", +1, SCORE, logarithmic=True),
+    Predictor("effective_dimension", "effective dimension", +1, SCORE),
+    Predictor("alignment", "alignment", +1, SCORE),
+    Predictor("empirical_risk", "empirical risk at σ", -1, SCORE),
+    Predictor("kernel_regression_train_loss", "kernel regression: train loss", -1, SCORE),
+    Predictor("kernel_regression_eval_loss", "kernel regression: eval loss", -1, SCORE),
+    Predictor("kernel_regression_eval_accuracy", "kernel regression: accuracy", +1, SCORE),
+    Predictor("loo_mse", "leave-one-out error", -1, SCORE),
+    Predictor("loo_accuracy", "leave-one-out accuracy", +1, SCORE),
+    Predictor("head_eval_loss", "head's kernel: eval loss", -1, SCORE),
+    Predictor("head_eval_accuracy", "head's kernel: accuracy", +1, SCORE),
+    Predictor("adapter_parameters", "adapter parameters", +1, FREE, logarithmic=True),
 )
-# What the simulated run and its calibration say (foretune study outlook); cells without one lack them.
-FORESIGHT = (
-    Quantity("predicted_accuracy", "foretune: accuracy", +1),
-    Quantity("predicted_eval_loss", "foretune: eval loss", -1),
-    Quantity("predicted_train_loss", "foretune: train loss", -1),
-    Quantity("simulated_accuracy", "simulated run: accuracy", +1),
-    Quantity("simulated_eval_loss", "simulated run: eval loss", -1),
-    Quantity("simulated_train_loss", "simulated run: train loss", -1),
-    Quantity("lazy_accuracy", "simulated with A fixed: accuracy", +1),
-    Quantity("lazy_eval_loss", "simulated with A fixed: eval loss", -1),
-    Quantity("random_head_accuracy", "simulated at the random head: accuracy", +1),
-    Quantity("regression_accuracy", "kernel regression from the probe: accuracy", +1),
-    Quantity("logistic_accuracy", "kernel logistic regression from the probe: accuracy", +1),
-    Quantity("sign_accuracy", "kernel of sign descent: accuracy", +1),
-    Quantity("asymmetric_accuracy", "asymmetric kernel of sign descent: accuracy", +1),
-    Quantity("quick_score", "quick score", +1),
+# What the simulated run and its calibration say (foretune study outlook); cells without a simulation lack them.
+OF_SIMULATION = (
+    Predictor("predicted_accuracy", "foretune: accuracy", +1, SIMULATION, forecast_of="accuracy"),
+    Predictor("predicted_eval_loss", "foretune: eval loss", -1, SIMULATION, forecast_of="eval_loss"),
+    Predictor("predicted_train_loss", "foretune: train loss", -1, SIMULATION, forecast_of="train_loss"),
+    Predictor("simulated_accuracy", "simulated run: accuracy", +1, SIMULATION),
+    Predictor("simulated_eval_loss", "simulated run: eval loss", -1, SIMULATION),
+    Predictor("simulated_train_loss", "simulated run: train loss", -1, SIMULATION),
+    Predictor("lazy_accuracy", "simulated with A fixed: accuracy", +1, UNTIMED),
+    Predictor("lazy_eval_loss", "simulated with A fixed: eval loss", -1, UNTIMED),
+    Predictor("random_head_accuracy", "simulated at the random head: accuracy", +1, UNTIMED),
+    Predictor("regression_accuracy", "kernel regression from the probe: accuracy", +1, UNTIMED),
+    Predictor("logistic_accuracy", "kernel logistic regression from the probe: accuracy", +1, UNTIMED),
+    Predictor("sign_accuracy", "kernel of sign descent: accuracy", +1, UNTIMED),
+    Predictor("asymmetric_accuracy", "asymmetric kernel of sign descent: accuracy", +1, UNTIMED),
+    Predictor("quick_score", "quick score", +1, PASS, compute=quick_score),
 )
-# Metrics of others and simple rules, at the cost that docs/study.md names. Those of a data set's features alone are the
-# same for all its placements.
+# Metrics of others and simple rules. Those of a data set's features alone are the same for all its placements.
 BASELINES = (
-    Quantity("gradient_norm", "gradient norm", +1, logarithmic=True),
-    Quantity("page", "PAGE", +1, logarithmic=True),
-    Quantity("plop", "PLoP", -1),
-    Quantity("kappa_tune", "KappaTune", -1, logarithmic=True),
-    Quantity("probe_accuracy", "linear probe: accuracy", +1),
-    Quantity("probe_loss", "linear probe: loss", -1),
-    Quantity("log_me", "LogME", +1),
-    Quantity("h_score", "H-score", +1),
-    Quantity("nleep", "NLEEP", +1),
-    Quantity("trans_rate", "TransRate", +1),
-    Quantity("gbc", "GBC", +1),
-    Quantity("parc", "PARC", +1),
-    Quantity("early_5_train_loss", "first 5% of the steps: train loss", -1),
-    Quantity("early_20_train_loss", "first 20% of the steps: train loss", -1),
-    Quantity("early_20_accuracy", "first 20% of the steps: accuracy", +1),
-    Quantity("early_20_eval_loss", "first 20% of the steps: eval loss", -1),
+    Predictor("gradient_norm", "gradient norm", +1, PASS, logarithmic=True, compute=of_kernel(gradient_norm)),
+    Predictor("page", "PAGE", +1, PASS, logarithmic=True, compute=of_kernel(page)),
+    Predictor("plop", "PLoP", -1, FORWARD, compute=plop),
+    Predictor("kappa_tune", "KappaTune", -1, FORWARD, logarithmic=True, compute=kappa_tune),
+    Predictor("probe_accuracy", "linear probe: accuracy", +1, PROBE),
+    Predictor("probe_loss", "linear probe: loss", -1, PROBE),
+    Predictor("log_me", "LogME", +1, FEATURES, compute=of_features(log_me)),
+    Predictor("h_score", "H-score", +1, FEATURES, compute=of_features(h_score)),
+    Predictor("nleep", "NLEEP", +1, FEATURES, compute=of_features(nleep, seeded=True)),
+    Predictor("trans_rate", "TransRate", +1, FEATURES, compute=of_features(trans_rate)),
+    Predictor("gbc", "GBC", +1, FEATURES, compute=of_features(gbc)),
+    Predictor("parc", "PARC", +1, FEATURES, compute=of_features(parc)),
+    _early(0.05, "train_loss", "train loss", -1, early_train_loss),
+    _early(0.2, "train_loss", "train loss", -1, early_train_loss),
+    _early(0.2, "accuracy", "accuracy", +1, early_accuracy),
+    _early(0.2, "eval_loss", "eval loss", -1, early_eval_loss),
 )
 # What must know less: the same forecast with something taken away.
 CONTROLS = (
-    Quantity("head_alone_accuracy", "control, head alone: accuracy", +1),
-    Quantity("f0_accuracy", "control, before training: accuracy", +1),
-    Quantity("permuted_accuracy", "control, permuted labels: accuracy", +1),
-    Quantity("random_backbone_accuracy", "control, random backbone: accuracy", +1),
+    Predictor("head_alone_accuracy", "control, head alone: accuracy", +1, UNTIMED, compute=head_alone_accuracy),
+    Predictor("f0_accuracy", "control, before training: accuracy", +1, UNTIMED, compute=initial_accuracy),
+    Predictor("permuted_accuracy", "control, permuted labels: accuracy", +1, UNTIMED),
+    Predictor("random_backbone_accuracy", "control, random backbone: accuracy", +1, UNTIMED),
 )
-QUANTITIES = (*INITIAL, *FORESIGHT, *BASELINES, *CONTROLS)
-# Numbers of an outlook that its calibration takes, and those that are compared with the area under the real curves.
-OUTLOOK = (
+PREDICTORS = (*OF_SCORE, *OF_SIMULATION, *BASELINES, *CONTROLS)
+# Numbers of a simulation that its calibration takes, and those that are compared with the area under the real curves.
+CALIBRATED = (
     "simulated_train_loss",
     "simulated_eval_loss",
     "simulated_accuracy",
@@ -111,13 +201,25 @@ OUTLOOK = (
     "movement",
     "doublings",
 )
-AREAS = ("simulated_train_area", "simulated_eval_area")
-FORECASTS = {"train_loss": "predicted_train_loss", "eval_loss": "predicted_eval_loss", "accuracy": "predicted_accuracy"}
-HELD = tuple(dict.fromkeys([*(quantity.name for quantity in QUANTITIES), *OUTLOOK, *AREAS, *RUN]))
-KAPPA = QUANTITIES[0]
+SIMULATED_AREAS = ("simulated_train_area", "simulated_eval_area")
+# Names of all numbers known before training that a cell stores, in the order of the columns of `cells.csv`.
+QUANTITIES = tuple(dict.fromkeys([*(entry.name for entry in PREDICTORS), *CALIBRATED, *SIMULATED_AREAS, *RUN]))
 OUTCOMES = (
     Outcome("train_loss", "train loss"),
     Outcome("eval_loss", "eval loss"),
     Outcome("accuracy", "accuracy"),
     Outcome("steps_to_loss", "steps to loss"),
 )
+
+
+def predictor_named(name: str) -> Predictor:
+    """Look a predictor up.
+
+    Args:
+        name: Its name in `cells.csv`.
+
+    Returns:
+        The predictor.
+    """
+    (predictor,) = (entry for entry in PREDICTORS if entry.name == name)
+    return predictor

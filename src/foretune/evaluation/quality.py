@@ -1,4 +1,4 @@
-"""Tables and figure of a study's forecasts: how good they are, beside every metric of their kind."""
+"""Tables and figure of a study's forecasts: how good they are, beside every other predictor."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -7,42 +7,39 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from foretune.evaluation.correlations import StudyReport, finding_in_words
-from foretune.evaluation.early_stop import SHARES
-from foretune.evaluation.held_out import OUTPUTS, Foresight, Quality, cases_of, level_error, qualities
-from foretune.evaluation.predictors import AREAS, BASELINES, CONTROLS, FORECASTS, FORESIGHT, INITIAL, Quantity
-from foretune.evaluation.records import Record
-from foretune.evaluation.regret import rule_of
+from foretune.evaluation.correlations import StudyReport, finding_in_words, report_writers
+from foretune.evaluation.held_out import (
+    OUTPUTS,
+    ForecastQuality,
+    HeldOutForecasts,
+    calibration_cases,
+    forecast_qualities,
+    level_error,
+)
+from foretune.evaluation.predictors import BASELINES, CONTROLS, OF_SCORE, OF_SIMULATION, SIMULATED_AREAS, Predictor
+from foretune.evaluation.records import AREAS, Record
+from foretune.evaluation.regret import ELSEWHERE, RANDOM
+from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
-from foretune.report.figures import COLOURS, MARKERS, save_figure
-from foretune.report.store import write_json, write_whole
+from foretune.report.figures import COLOURS, MARKERS, figure_writers
+from foretune.report.store import Writer, write_files, write_json
 from foretune.report.tables import Table
 from foretune.report.texts import for_figure
 
 PERCENT = 100.0
-# What a quantity needs, by the names of a cell's clock. `baselines` timed all metrics of others together, the quick
-# score too, so that it is a bound for each of them.
-FREE = ("adapter_parameters",)
-OF_FEATURES = ("log_me", "h_score", "nleep", "trans_rate", "gbc", "parc")
-OF_PROBE = ("probe_accuracy", "probe_loss")
-OF_PASS = ("quick_score", "gradient_norm", "page")
-OF_WEIGHTS = ("plop", "kappa_tune")  # and of 64 texts' forward passes, which `baselines` holds
-SIMULATED = tuple(
-    f"{way}_{name}" for way in ("predicted", "simulated") for name in ("accuracy", "eval_loss", "train_loss")
-)
 
 
-def quality_table(foresight: Foresight) -> Table:
+def quality_table(held_out: HeldOutForecasts) -> Table:
     """Lay out how good the forecasts were.
 
     Args:
-        foresight: Forecasts of a study.
+        held_out: Forecasts of a study.
 
     Returns:
         A row for each outcome; accuracies in points.
     """
-    rows = [_quality_row(quality) for quality in qualities(foresight)]
-    n_sets = len({record.family for record in foresight.records if record.key in foresight.forecasts})
+    rows = [_quality_row(quality) for quality in forecast_qualities(held_out)]
+    n_sets = len({record.family for record in held_out.records if record.key in held_out.forecasts})
     caption = (
         f"Forecast against the finished run, each of {n_sets} data sets by a calibration fitted on the others. "
         "Accuracy in points, losses in nats. Noise: what one run's seed changes, which bounds the error from below."
@@ -62,7 +59,7 @@ def quality_table(foresight: Foresight) -> Table:
     return Table(caption, header, tuple(rows))
 
 
-def _quality_row(quality: Quality) -> tuple[str, ...]:
+def _quality_row(quality: ForecastQuality) -> tuple[str, ...]:
     unit = PERCENT if quality.outcome == "accuracy" else 1.0
     digits = 1 if quality.outcome == "accuracy" else 3
 
@@ -88,34 +85,34 @@ def _rho(value: float) -> str:
 
 
 def rivals_table(report: StudyReport) -> Table:
-    """Lay the forecast beside every other quantity: order, level and choice.
+    """Lay the forecast beside every other predictor: order, level, choice and cost.
 
     Args:
         report: Report whose records hold the forecasts.
 
     Returns:
-        A row for each quantity that the cells have.
+        A row for each predictor that the cells have.
     """
-    lost = {choice.rule: choice for choice in report.choices}
+    lost = {regret.predictor or regret.rule: regret for regret in report.regrets}
     rows = []
-    for quantity in (*FORESIGHT, *INITIAL, *BASELINES, *CONTROLS):
-        found = [report.finding(quantity.name, "accuracy", "spearman", scope) for scope in ("all", "within")]
-        if all(held is None for held in found):
+    for predictor in (*OF_SIMULATION, *OF_SCORE, *BASELINES, *CONTROLS):
+        findings = [report.finding(predictor.name, "accuracy", "spearman", scope) for scope in ("all", "within")]
+        if all(finding is None for finding in findings):
             continue
-        error = _error(report.records, quantity)
-        choice = lost.get(rule_of(quantity))
+        error = _error(report.records, predictor)
+        regret = lost.get(predictor.name)
         rows.append(
             (
-                quantity.label,
-                *("–" if held is None else finding_in_words(held) for held in found),
+                predictor.label,
+                *("–" if finding is None else finding_in_words(finding) for finding in findings),
                 "–" if error is None else f"{PERCENT * error:.1f}",
-                "–" if choice is None else f"{PERCENT * choice.regret:.1f}",
-                cost_in_words(report.records, quantity),
+                "–" if regret is None else f"{PERCENT * regret.mean:.1f}",
+                cost_in_words(report.records, predictor),
             )
         )
-    for rule in ("random placement", "best on the other data sets"):
+    for rule in (RANDOM, ELSEWHERE):
         if rule in lost:
-            rows.append((rule, "–", "–", "–", f"{PERCENT * lost[rule].regret:.1f}", "0"))
+            rows.append((rule, "–", "–", "–", f"{PERCENT * lost[rule].mean:.1f}", "0"))
     caption = (
         "Accuracy after fine-tuning against what was known before. ρ: Spearman with 95% bootstrap interval, in "
         "parentheses where not established. error: mean absolute error in points of the forecast; for all else, of the "
@@ -128,72 +125,37 @@ def rivals_table(report: StudyReport) -> Table:
     return Table(caption, ("known before", "ρ, all cells", "ρ within a data set", "error", "lost", "cost"), tuple(rows))
 
 
-def _error(records: Sequence[Record], quantity: Quantity) -> float | None:
+def _error(records: Sequence[Record], predictor: Predictor) -> float | None:
     """The forecast's own error, as it is calibrated on the other data sets; that of a line for all else."""
-    if quantity.name != FORECASTS["accuracy"]:
-        return level_error(records, quantity.name, logarithmic=quantity.logarithmic)
-    pairs = [(record.quantities.get(quantity.name), record.outcomes["accuracy"]) for record in records]
+    if predictor.forecast_of != "accuracy":
+        return level_error(records, predictor.name, logarithmic=predictor.logarithmic)
+    pairs = [(record.quantities.get(predictor.name), record.outcomes["accuracy"]) for record in records]
     errors = [abs(forecast - real) for forecast, real in pairs if forecast is not None and real is not None]
     return float(np.mean(errors)) if len(errors) == len(pairs) else None
 
 
-def cost_in_words(records: Sequence[Record], quantity: Quantity) -> str:
-    """Say what a quantity costs beside the fine-tunes that it orders.
+def cost_in_words(records: Sequence[Record], predictor: Predictor) -> str:
+    """Say what a predictor costs beside the fine-tunes that it orders.
 
     Args:
         records: Cells.
-        quantity: Quantity.
+        predictor: Predictor.
 
     Returns:
         Share in percent, with ≤ before it where it is a bound; a dash where no cell tells.
     """
-    if quantity.name in FREE:
-        return "0"
-    for share in SHARES:
-        if quantity.name.startswith(f"early_{round(PERCENT * share)}_"):
-            return f"{share:.0%}"
-    timed = [(_spent(record, quantity), record.seconds.get("fine_tune")) for record in records]
+    cost = predictor.cost
+    if cost.of_run is not None:
+        return f"{cost.of_run:.0%}" if cost.of_run else "0"
+    timed = [
+        (cost.seconds(record.seconds, float(record.facts["classes"] or 2.0)), record.seconds.get("fine_tune"))
+        for record in records
+    ]
     known = [(spent, run) for spent, run in timed if spent is not None and run]
     if not known:
         return "–"
     spent, run = map(sum, zip(*known, strict=True))
-    bound = quantity.name in (*OF_FEATURES, *OF_PROBE, *OF_PASS, *OF_WEIGHTS)
-    return f"{'≤ ' if bound else ''}{spent / run:.1%}"
-
-
-def _spent(record: Record, quantity: Quantity) -> float | None:
-    """Seconds that a quantity costs a cell, or at most costs; None where nothing that was timed tells.
-
-    The pass goes forward over the n samples, and forward and, for each of k = C − 1 outputs, backward over them and the
-    m rows to predict: 2n + m + k (n + m) passes of one way, if back is as long as forward; it is longer. Features of
-    the samples are n of them, at most 1/(k + 2), those of a probe and what it predicts n + m, at most 1/(k + 1).
-
-    Args:
-        record: Cell.
-        quantity: Quantity.
-
-    Returns:
-        Seconds or None.
-    """
-    classes, name = float(record.facts["classes"] or 2.0), quantity.name
-    if name in OF_FEATURES:
-        parts = {"survey": 1.0 / (classes + 1.0), "baselines": 1.0}
-    elif name in OF_PROBE:
-        parts = {"survey": 1.0 / classes}
-    elif name in OF_PASS:
-        parts = {"survey": 1.0, "baselines": 1.0}
-    elif name in OF_WEIGHTS:
-        parts = {"baselines": 1.0}
-    elif name in SIMULATED:
-        parts = {"survey": 1.0, "simulate": 1.0}
-    elif quantity in INITIAL:
-        parts = {"kernel": 1.0, "spectrum": 1.0, "forecast": 1.0}
-    else:
-        return None
-    seconds = {clock: record.seconds.get(clock) for clock in parts}
-    if any(value is None for value in seconds.values()):
-        return None
-    return sum(share * float(seconds[clock] or 0.0) for clock, share in parts.items())
+    return f"{'≤ ' if cost.bound else ''}{spent / run:.1%}"
 
 
 def area_table(records: Sequence[Record]) -> Table:
@@ -205,18 +167,20 @@ def area_table(records: Sequence[Record]) -> Table:
     Returns:
         A row for each data set and one for all; empty where no cell has curves.
     """
-    names = (("train_area", AREAS[0]), ("eval_area", AREAS[1]))
     errors: dict[str, list[list[float]]] = {}
     for record in records:
-        pair = [_relative(record.quantities.get(simulated), record.outcomes.get(real)) for real, simulated in names]
+        pair = [
+            _relative(record.quantities.get(simulated), record.outcomes.get(real))
+            for simulated, real in zip(SIMULATED_AREAS, AREAS, strict=True)
+        ]
         if None not in pair:
             errors.setdefault(record.dataset, []).append([float(value or 0.0) for value in pair])
     rows = [
-        (name, str(len(held)), *(f"{value:.0%}" for value in np.mean(held, axis=0)))
-        for name, held in sorted(errors.items())
+        (name, str(len(pairs)), *(f"{value:.0%}" for value in np.mean(pairs, axis=0)))
+        for name, pairs in sorted(errors.items())
     ]
     if rows:
-        every = [pair for held in errors.values() for pair in held]
+        every = [pair for pairs in errors.values() for pair in pairs]
         rows.append(("all", str(len(every)), *(f"{value:.0%}" for value in np.mean(every, axis=0))))
     caption = (
         "Relative error of the area under the simulated loss curves, without calibration: "
@@ -231,24 +195,24 @@ def _relative(simulated: float | None, real: float | None) -> float | None:
     return abs(simulated - real) / real
 
 
-def forecast_figure(foresight: Foresight) -> Figure:
+def forecast_figure(held_out: HeldOutForecasts) -> Figure:
     """Draw forecast against real accuracy and evaluation loss, with the 90% intervals.
 
     Args:
-        foresight: Forecasts of a study.
+        held_out: Forecasts of a study.
 
     Returns:
         The figure.
     """
-    held = [record for record in foresight.records if record.key in foresight.forecasts]
+    forecast = [record for record in held_out.records if record.key in held_out.forecasts]
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
-    datasets = sorted({record.dataset for record in held})
-    families = sorted({record.family for record in held})
+    datasets = sorted({record.dataset for record in forecast})
+    families = sorted({record.family for record in forecast})
     for axes, outcome, unit in zip(panels, ("accuracy", "eval_loss"), (PERCENT, 1.0), strict=True):
         for index, dataset in enumerate(datasets):
-            cells = [record for record in held if record.dataset == dataset]
-            middle = [foresight.forecasts[record.key][outcome] for record in cells]
+            cells = [record for record in forecast if record.dataset == dataset]
+            middle = [held_out.forecasts[record.key][outcome] for record in cells]
             x = unit * np.array([interval.value for interval in middle])
             below = x - unit * np.array([interval.low for interval in middle])
             above = unit * np.array([interval.high for interval in middle]) - x
@@ -273,11 +237,11 @@ def forecast_figure(foresight: Foresight) -> Figure:
     return figure
 
 
-def forecasts_table(foresight: Foresight) -> Table:
+def forecasts_table(held_out: HeldOutForecasts) -> Table:
     """List every forecast with its interval beside the outcome, for other programs.
 
     Args:
-        foresight: Forecasts of a study.
+        held_out: Forecasts of a study.
 
     Returns:
         The table.
@@ -286,8 +250,8 @@ def forecasts_table(foresight: Foresight) -> Table:
     header = ["key", "model", "dataset", "placement", "r", "seed"]
     header += [f"{name}{end}" for name in outcomes for end in ("_forecast", "_low", "_high", "_real")]
     rows = []
-    for record in foresight.records:
-        forecast = foresight.forecasts.get(record.key)
+    for record in held_out.records:
+        forecast = held_out.forecasts.get(record.key)
         if forecast is None:
             continue
         cells = [record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed)]
@@ -299,25 +263,40 @@ def forecasts_table(foresight: Foresight) -> Table:
     return Table("Forecasts.", tuple(header), tuple(rows), right_from=4)
 
 
-def save_forecasts(foresight: Foresight, report: StudyReport, folder: Path) -> list[Path]:
-    """Write the tables and the figure of the forecasts, and a calibration fitted on all data sets for other data.
+def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: str) -> dict[str, Writer]:
+    """Lay out the tables and the figure of the forecasts, and a calibration fitted on all data sets for other data.
 
     Args:
-        foresight: Forecasts of a study.
+        held_out: Forecasts of a study.
         report: Report of the same cells.
-        folder: Existing folder.
+        source: Name of the study, for the calibration.
 
     Returns:
-        The files; none without forecasts.
+        A writer for each file; none without forecasts.
     """
-    if not foresight.forecasts:
-        return []
-    paths = quality_table(foresight).save(folder, "forecast-quality")
-    paths += rivals_table(report).save(folder, "rivals")
-    paths += area_table(foresight.records).save(folder, "curves-error")
-    paths.append(folder / "forecasts.csv")
-    write_whole(paths[-1], forecasts_table(foresight).write_csv)
-    paths.append(folder / "calibration.json")
-    calibration = fit_calibration(cases_of(foresight.records), OUTPUTS, folder.absolute().parent.name).to_dict()
-    write_whole(paths[-1], lambda path: write_json(path, calibration))
-    return paths + save_figure(forecast_figure(foresight), folder, "forecast")
+    if not held_out.forecasts:
+        return {}
+    calibration = fit_calibration(calibration_cases(held_out.records), OUTPUTS, source).to_dict()
+    return {
+        **quality_table(held_out).writers("forecast-quality"),
+        **rivals_table(report).writers("rivals"),
+        **area_table(held_out.records).writers("curves-error"),
+        "forecasts.csv": forecasts_table(held_out).write_csv,
+        CALIBRATION: lambda path: write_json(path, calibration),
+        **figure_writers(forecast_figure(held_out), "forecast"),
+    }
+
+
+def save_report(report: StudyReport, held_out: HeldOutForecasts, folder: Path) -> list[Path]:
+    """Write all that a report holds: cells, tables, figures and, where runs were simulated, forecasts.
+
+    Args:
+        report: Report.
+        held_out: Forecasts of the same cells.
+        folder: Folder; files of an earlier report are replaced.
+
+    Returns:
+        The files.
+    """
+    source = folder.absolute().parent.name
+    return write_files(folder, {**report_writers(report), **forecast_writers(held_out, report, source)})

@@ -1,6 +1,5 @@
 """The finished cells of a study, from its store or from the CSV files of a report."""
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,19 +10,30 @@ from typing import Any
 import numpy as np
 
 from foretune.errors import StoreError
-from foretune.evaluation.early_stop import early_quantities
-from foretune.evaluation.predictors import HELD
+from foretune.evaluation.early_stop import RunLog
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES
 from foretune.report.curves import Step, running_mean, steps_to_reach
-from foretune.report.store import read_json, write_whole
-from foretune.report.texts import for_spreadsheet, from_spreadsheet, printable
-from foretune.study.cell import CELLS, OUTLOOKS, cell_folder
-from foretune.study.damage import Value, check_course, numbers, read_rows, same, undamaged
+from foretune.report.store import Writer, read_json
+from foretune.report.tables import Table
+from foretune.report.texts import from_spreadsheet, printable
+from foretune.study.cell import CELLS, SIMULATIONS, cell_folder
+from foretune.study.damage import Value, check_losses, numbers, read_rows, same, undamaged
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
-from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, read_stored, step_of
+from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, read_stored, step_of, with_present_names
 
 AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
-SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate", "survey", "simulate", "baselines")
+SECONDS = (
+    "load",
+    "kernel",
+    "spectrum",
+    "kernel_regression",
+    "fine_tune",
+    "evaluate",
+    "survey",
+    "simulate",
+    "baselines",
+)
 CELLS_CSV, CURVES_CSV = "cells.csv", "curves.csv"
 
 
@@ -38,7 +48,7 @@ class Record:
         placement: Name of the placement.
         r: Rank.
         seed: Seed.
-        quantities: Numbers at initialisation.
+        quantities: Numbers known before training, by the names of `QUANTITIES`.
         outcomes: Numbers after training.
         facts: Rows, classes, parameters, steps.
         seconds: Time of each stage.
@@ -106,15 +116,15 @@ def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Rec
         raise StoreError(f"{str(folder)!r} holds no study: name the --output of foretune study")
     if not records:
         raise StoreError(f"study {str(folder)!r} holds no finished cell yet: run foretune study first")
-    seen: dict[tuple[Any, ...], Record] = {}
+    by_name: dict[tuple[Any, ...], Record] = {}
     for record in records:
         name = (*record.unit, record.seed)
-        if name in seen:
+        if name in by_name:
             raise StoreError(
-                f"cells {seen[name].key} and {record.key} of {str(folder)!r} have the same names "
+                f"cells {by_name[name].key} and {record.key} of {str(folder)!r} have the same names "
                 f"({' · '.join(map(str, name))}) and other settings: choose with --grid GRID.yaml"
             )
-        seen[name] = record
+        by_name[name] = record
     ordered = sorted(
         records, key=lambda record: (record.model, record.dataset, record.placement, record.r, record.seed)
     )
@@ -146,16 +156,17 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
         The record, without `steps_to_loss`.
 
     Raises:
-        StoreError: Naming the cell or its outlook if a file is missing, cut off or holds what foretune does not write.
+        StoreError: Naming the cell or its simulation if a file is missing, cut off or not as foretune writes it.
     """
     stored = read_stored(path)
-    simulated, seconds = _read_outlook(path, stored.facts["train_rows"])
-    early = early_quantities(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
-    quantities = {**stored.quantities, **simulated, **early}
+    simulated, seconds = _read_simulation(path, stored.facts["train_rows"])
+    log = RunLog(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
+    from_log = {entry.name: entry.from_log(log) for entry in PREDICTORS if entry.from_log is not None}
+    quantities = {**stored.quantities, **simulated, **from_log}
     return Record(
         **(stored.names if cell is None else cell.names),  # type: ignore[arg-type]
         key=stored.key,
-        quantities={name: quantities.get(name) for name in HELD},
+        quantities={name: quantities.get(name) for name in QUANTITIES},
         outcomes={**stored.outcomes, **_areas(stored.steps, stored.epochs)},
         facts=stored.facts,
         seconds={name: stored.seconds.get(name, seconds.get(name)) for name in SECONDS},
@@ -164,21 +175,21 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
     )
 
 
-def _read_outlook(cell: Path, trained: Value) -> tuple[Mapping[str, Value], Mapping[str, Value]]:
-    """Quantities and seconds of a cell's outlook; none where there is no outlook."""
-    path = cell.parent.parent / OUTLOOKS / f"{cell.name}.json"
+def _read_simulation(cell: Path, trained: Value) -> tuple[Mapping[str, Value], Mapping[str, Value]]:
+    """Quantities and seconds of a cell's simulation; none where there is none."""
+    path = cell.parent.parent / SIMULATIONS / f"{cell.name}.json"
     if not path.is_file():
         return {}, {}
-    with undamaged(f"outlook {str(path)!r}", "remove the file, and foretune study outlook makes it again"):
-        held = read_json(path)
-        found = numbers(held["quantities"]), numbers(held["seconds"])
-        simulated = held.get("train_rows")
+    with undamaged(f"simulation {str(path)!r}", "remove the file, and foretune study outlook makes it again"):
+        content = read_json(path)
+        quantities, seconds = numbers(content["quantities"]), numbers(content["seconds"])
+        simulated = content.get("train_rows")
     if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
         raise StoreError(
-            f"cell {cell.name} was trained on {trained or 0:.0f} rows, its outlook simulated on {simulated}: make it "
+            f"cell {cell.name} was trained on {trained or 0:.0f} rows, its run simulated on {simulated}: simulate it "
             f"anew with foretune study outlook; if they still differ, delete {str(cell)!r} and run the study"
         )
-    return found
+    return quantities, seconds
 
 
 def _curve_row(row: Mapping[str, str]) -> tuple[str, Step]:
@@ -227,50 +238,41 @@ def target_losses(records: Sequence[Record]) -> dict[tuple[str, str], float]:
     """
     least: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records:
-        means = (
-            [mean for mean in running_mean(record.steps, window=_window(record)) if mean is not None]
-            if (record.steps)
-            else []
-        )
-        finite = [mean for mean in means if math.isfinite(mean)]
+        means = running_mean(record.steps, window=_window(record)) if record.steps else []
+        finite = [mean for mean in means if mean is not None and math.isfinite(mean)]
         least[record.group].append(min(finite) if finite else math.nan)
     return {group: max(values) for group, values in least.items() if not any(map(math.isnan, values))}
 
 
-def write_records(records: Sequence[Record], folder: Path) -> None:
-    """Write `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
+def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
+    """Lay out `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
 
     Args:
         records: Cells.
-        folder: Existing folder.
+
+    Returns:
+        A writer for each file.
     """
-    header = ["key", *NAMES, "family", *HELD, *MEASURED, *AREAS, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
+    return {CELLS_CSV: _cells_table(records).write_csv, CURVES_CSV: _curves_table(records).write_csv}
 
-    def cells(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            for record in records:
-                words = (record.key, record.model, record.dataset, record.placement, record.family)
-                key, *names, family = map(for_spreadsheet, words)
-                values = [record.quantities.get(name) for name in HELD]
-                values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
-                values += [record.facts[name] for name in FACTS]
-                values += [record.seconds.get(name) for name in SECONDS]
-                writer.writerow([key, *names, record.r, record.seed, family, *(_written(value) for value in values)])
 
-    def curves(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["key", "step", "loss"])
-            writer.writerows(
-                [for_spreadsheet(record.key), step.step, f"{step.loss:.{DIGITS}g}"]
-                for record in records
-                for step in record.steps
-            )
+def _cells_table(records: Sequence[Record]) -> Table:
+    seconds = [f"seconds_{name}" for name in SECONDS]
+    header = ("key", *NAMES, "family", *QUANTITIES, *MEASURED, *AREAS, *FACTS, *seconds)
+    rows = []
+    for record in records:
+        values = [record.quantities.get(name) for name in QUANTITIES]
+        values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
+        values += [record.facts[name] for name in FACTS]
+        values += [record.seconds.get(name) for name in SECONDS]
+        names = (record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed))
+        rows.append((*names, record.family, *map(_written, values)))
+    return Table("Cells.", header, tuple(rows))
 
-    write_whole(folder / CELLS_CSV, cells)
-    write_whole(folder / CURVES_CSV, curves)
+
+def _curves_table(records: Sequence[Record]) -> Table:
+    rows = [(record.key, str(step.step), f"{step.loss:.{DIGITS}g}") for record in records for step in record.steps]
+    return Table("Training losses over steps.", ("key", "step", "loss"), tuple(rows))
 
 
 def _written(value: Value) -> str:
@@ -294,23 +296,25 @@ def _from_csv(folder: Path) -> list[Record]:
     with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
         for record in records:
             if record.steps:
-                course = [(step.step, step.loss) for step in record.steps]
-                check_course(course, record.facts["steps"], bool(record.facts["diverged"]), f"cell {record.key}")
+                losses = [(step.step, step.loss) for step in record.steps]
+                check_losses(losses, record.facts["steps"], bool(record.facts["diverged"]), f"cell {record.key}")
     return records
 
 
 def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> Record:
+    row = with_present_names(row)
+
     def values(names: Iterable[str], prefix: str = "") -> dict[str, Value]:
         # a table of an earlier version lacks columns
-        held = {name: row.get(prefix + name, "") for name in names}
-        return numbers({name: None if value == "" else float(value) for name, value in held.items()})
+        cells = {name: row.get(prefix + name, "") for name in names}
+        return numbers({name: None if value == "" else float(value) for name, value in cells.items()})
 
     words = {name: printable(from_spreadsheet(row[name])) for name in ("key", "model", "dataset", "placement")}
     return Record(
         **words,
         r=int(row["r"]),
         seed=int(row["seed"]),
-        quantities=values(HELD),
+        quantities=values(QUANTITIES),
         outcomes=values((*MEASURED, *AREAS)),
         facts=values(FACTS),
         seconds=values(SECONDS, "seconds_"),

@@ -1,4 +1,4 @@
-"""What it costs to let a quantity choose the placement: regret in accuracy, beside plain rules."""
+"""What it costs to let a predictor choose the placement: regret in accuracy, beside plain rules."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -7,19 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from foretune.arrays import Array
-from foretune.evaluation.predictors import QUANTITIES, Quantity
+from foretune.evaluation.predictors import PREDICTORS, Predictor
 from foretune.evaluation.records import Record
 
 Group = tuple[str, str]
+RANDOM = "random placement"
+ELSEWHERE = "best on the other data sets"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Regret of a rule that chooses one placement for each model and data set, as a fraction of accuracy.
+class Regret:
+    """Accuracy lost by a rule that chooses one placement for each model and data set, as a fraction.
 
     Attributes:
-        rule: The rule.
-        regret: Mean over the groups.
+        rule: The rule in words.
+        predictor: Name of the predictor that it follows; None for a rule that follows none.
+        mean: Mean over the groups.
         low: Lower end of the 95% bootstrap interval over families of groups; None with fewer than two.
         high: Upper end.
         hits: Share of the groups where it chose the best one, or one as good.
@@ -27,7 +30,8 @@ class Choice:
     """
 
     rule: str
-    regret: float
+    predictor: str | None
+    mean: float
     low: float | None
     high: float | None
     hits: float
@@ -35,7 +39,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class _Group:
+class _Placements:
     """The placements of one model and data set, for the seeds that all of them have."""
 
     units: tuple[tuple[str, int], ...]
@@ -44,7 +48,10 @@ class _Group:
     family: str
 
 
-def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) -> tuple[Choice, ...]:
+Weights = Callable[[Group], Array]  # of each placement of a group in the choice of a rule
+
+
+def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) -> tuple[Regret, ...]:
     """Compare rules that choose a placement.
 
     With one seed, regret = max_u a(u) − a(chosen). With k > 1 seeds the best placement is found on the other seeds
@@ -57,28 +64,28 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
         resamples: Draws of the bootstrap.
 
     Returns:
-        A choice for each quantity that every cell has, a random choice, the placement that is best on the other data
-        sets, and the one with the most parameters (by its quantity).
+        The least first: one for each predictor that every cell has, for a random choice, and for the placement that is
+        best on the other data sets.
     """
-    groups = {key: held for key, held in _groups(records).items() if len(held.units) > 1}
+    groups = {key: table for key, table in _by_group(records).items() if len(table.units) > 1}
     if not groups:
         return ()
-    rules: dict[str, Callable[[Group], Array]] = {}
-    for quantity in QUANTITIES:
-        if all(np.isfinite(held.quantities[quantity.name]).all() for held in groups.values()):
-            rules[rule_of(quantity)] = _by_quantity(groups, quantity)
-    rules["random placement"] = lambda key: np.ones(len(groups[key].units))
-    if len({held.family for held in groups.values()}) > 1:
-        rules["best on the other data sets"] = _elsewhere(groups)
-    choices = []
-    for rule, weights in rules.items():
-        valued = [_regret(groups[key].accuracy, weights(key)) for key in groups]
-        values, hits = np.array(valued).T
+    rules: list[tuple[str, str | None, Weights]] = [
+        (rule_in_words(predictor), predictor.name, _by_predictor(groups, predictor))
+        for predictor in PREDICTORS
+        if all(np.isfinite(table.quantities[predictor.name]).all() for table in groups.values())
+    ]
+    rules.append((RANDOM, None, lambda key: np.ones(len(groups[key].units))))
+    if len({table.family for table in groups.values()}) > 1:
+        rules.append((ELSEWHERE, None, _elsewhere(groups)))
+    losses = []
+    for rule, name, weights in rules:
+        values, hits = np.array([_regret(groups[key].accuracy, weights(key)) for key in groups]).T
         low = high = None
         if len(values) > 1:
-            low, high = _interval(values, [(key[0], held.family) for key, held in groups.items()], seed, resamples)
-        choices.append(Choice(rule, float(values.mean()), low, high, float(hits.mean()), len(values)))
-    return tuple(sorted(choices, key=lambda choice: choice.regret))
+            low, high = _interval(values, [(key[0], table.family) for key, table in groups.items()], seed, resamples)
+        losses.append(Regret(rule, name, float(values.mean()), low, high, float(hits.mean()), len(values)))
+    return tuple(sorted(losses, key=lambda regret: regret.mean))
 
 
 def _interval(values: Array, kin: Sequence[Group], seed: int, resamples: int) -> tuple[float | None, float | None]:
@@ -93,27 +100,27 @@ def _interval(values: Array, kin: Sequence[Group], seed: int, resamples: int) ->
     return float(low), float(high)
 
 
-def rule_of(quantity: Quantity) -> str:
-    """Name the rule that chooses the placement by a quantity.
+def rule_in_words(predictor: Predictor) -> str:
+    """Name the rule that chooses the placement by a predictor.
 
     Args:
-        quantity: Quantity.
+        predictor: Predictor.
 
     Returns:
         Which end of it is chosen, in words.
     """
-    return f"{'largest' if quantity.prefers > 0 else 'smallest'} {quantity.label}"
+    return f"{'largest' if predictor.direction > 0 else 'smallest'} {predictor.label}"
 
 
-def _groups(records: Sequence[Record]) -> dict[Group, _Group]:
+def _by_group(records: Sequence[Record]) -> dict[Group, _Placements]:
     by_group: dict[Group, list[Record]] = defaultdict(list)
     for record in records:
         if record.outcomes["accuracy"] is not None:
             by_group[record.group].append(record)
-    return {key: _group(held) for key, held in by_group.items()}
+    return {key: _placements(cells) for key, cells in by_group.items()}
 
 
-def _group(records: Sequence[Record]) -> _Group:
+def _placements(records: Sequence[Record]) -> _Placements:
     units = sorted({(record.placement, record.r) for record in records})
     seeds = sorted({record.seed for record in records})
     at = {(record.placement, record.r, record.seed): record for record in records}
@@ -124,34 +131,31 @@ def _group(records: Sequence[Record]) -> _Group:
     table = [[at[*unit, seed] for seed in common] for unit in units]
     accuracy = np.array([[float(record.outcomes["accuracy"] or 0.0) for record in row] for row in table])
     quantities = {
-        quantity.name: np.array(
-            [
-                np.mean([np.nan if (v := record.quantities[quantity.name]) is None else v for record in row])
-                for row in table
-            ]
+        name: np.array(
+            [np.mean([np.nan if (v := record.quantities[name]) is None else v for record in row]) for row in table]
         )
-        for quantity in QUANTITIES
+        for name in (predictor.name for predictor in PREDICTORS)
     }
-    return _Group(tuple(units), accuracy, quantities, records[0].family)
+    return _Placements(tuple(units), accuracy, quantities, records[0].family)
 
 
-def _by_quantity(groups: dict[Group, _Group], quantity: Quantity) -> Callable[[Group], Array]:
+def _by_predictor(groups: dict[Group, _Placements], predictor: Predictor) -> Weights:
     def weights(key: Group) -> Array:
-        values = quantity.prefers * groups[key].quantities[quantity.name]
+        values = predictor.direction * groups[key].quantities[predictor.name]
         return np.asarray(values == values.max(), dtype=np.float64)
 
     return weights
 
 
-def _elsewhere(groups: dict[Group, _Group]) -> Callable[[Group], Array]:
+def _elsewhere(groups: dict[Group, _Placements]) -> Weights:
     """The placement with the highest mean accuracy on the other data sets of the same model, else of any."""
 
     def weights(key: Group) -> Array:
-        foreign = {other: held for other, held in groups.items() if held.family != groups[key].family}
-        others = [held for other, held in foreign.items() if other[0] == key[0]] or list(foreign.values())
+        foreign = {other: table for other, table in groups.items() if table.family != groups[key].family}
+        others = [table for other, table in foreign.items() if other[0] == key[0]] or list(foreign.values())
         mean = []
         for unit in groups[key].units:
-            known = [held.accuracy[held.units.index(unit)].mean() for held in others if unit in held.units]
+            known = [table.accuracy[table.units.index(unit)].mean() for table in others if unit in table.units]
             mean.append(np.mean(known) if known else -np.inf)
         values = np.array(mean)
         return np.asarray(values == values.max(), dtype=np.float64)

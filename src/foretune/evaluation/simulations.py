@@ -1,4 +1,4 @@
-"""Outlooks of a study's cells: one pass over the samples of each data set and seed prices all its placements.
+"""Simulated runs of a study's cells: one pass over the samples of each data set and seed serves all its placements.
 
 They lie beside the cells, as STUDY/outlooks/KEY.json, and hold nothing that was fitted on finished runs: the report
 calibrates them, each data set by the others.
@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from foretune.errors import StoreError
-from foretune.evaluation.rivals import data_quantities, lazy_quantities, placement_quantities
+from foretune.evaluation.comparisons import kernel_accuracies, permuted_task, redraw_weights
+from foretune.evaluation.metric_inputs import MetricInputs
+from foretune.evaluation.predictors import PREDICTORS, SIMULATED_AREAS
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Survey, survey
 from foretune.forecasting.reach import run_values
@@ -28,21 +30,21 @@ from foretune.problem import Plan, prepare
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.settings.commands import ScoreSettings
 from foretune.settings.groups import AdapterConfig
-from foretune.study.cell import OUTLOOKS
+from foretune.study.cell import SIMULATIONS
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
 from foretune.tasks.load import Task, load_task
-from foretune.tasks.sampling import n_training, split
+from foretune.tasks.sampling import n_training
 
 # 1: without an evaluation split samples and run were of other rows than were trained, and no kind of run was said
 SCHEMA = 2
 POINTS = 6
-OnNews = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]  # what is done now, groups done, groups in all
 
 
 @dataclass(frozen=True)
-class OutlookSettings:
-    """How outlooks are made.
+class SimulationSettings:
+    """How runs are simulated.
 
     Attributes:
         samples: Labelled training examples, at most: all rows that train where these are fewer.
@@ -62,26 +64,26 @@ class _Group:
 
     cells: tuple[Cell, ...]
     task: Task
-    settings: OutlookSettings
+    settings: SimulationSettings
 
     @property
     def first(self) -> Cell:
         return self.cells[0]
 
 
-def make_outlooks(
-    cells: Sequence[Cell], store: Path, settings: OutlookSettings, *, on_news: OnNews | None = None
+def simulate_cells(
+    cells: Sequence[Cell], store: Path, settings: SimulationSettings, *, on_progress: OnProgress | None = None
 ) -> int:
-    """Make the outlooks that a study lacks.
+    """Simulate the runs of a study that were not simulated yet, and compute the metrics of others for them.
 
     Args:
         cells: Its cells, finished or not.
         store: Its folder.
-        settings: How; an outlook that was made otherwise is made again.
-        on_news: Called with what is done now, groups done and groups in all.
+        settings: How; what was simulated otherwise is simulated again.
+        on_progress: Called with what is done now, groups done and groups in all.
 
     Returns:
-        How many were made.
+        How many cells were simulated.
     """
     groups: dict[tuple[Any, ...], list[tuple[str, Cell]]] = defaultdict(list)
     for cell in cells:
@@ -89,17 +91,17 @@ def make_outlooks(
         groups[cell.model, cell.data, cell.train, adapter.alpha, adapter.rslora, adapter.init].append(
             (cell_key(cell), cell)
         )
-    waiting = [held for held in groups.values() if not all(_is_made(store, key, settings) for key, _ in held)]
-    make_folder(store / OUTLOOKS)
+    waiting = [keyed for keyed in groups.values() if not all(_is_made(store, key, settings) for key, _ in keyed)]
+    make_folder(store / SIMULATIONS)
     made = 0
-    for done, held in enumerate(waiting):
-        first = held[0][1]
-        if on_news is not None:
-            on_news(f"{first.data_name} · seed {first.train.seed}", done, len(waiting))
-        group = _Group(tuple(cell for _, cell in held), load_task(first.data), settings)
-        for (key, _), record in zip(held, _records(group), strict=True):
+    for done, keyed in enumerate(waiting):
+        first = keyed[0][1]
+        if on_progress is not None:
+            on_progress(f"{first.data_name} · seed {first.train.seed}", done, len(waiting))
+        group = _Group(tuple(cell for _, cell in keyed), load_task(first.data), settings)
+        for (key, _), record in zip(keyed, _records(group), strict=True):
             content = finite({"schema": SCHEMA, "key": key, "settings": asdict(settings), **record})
-            write_whole(store / OUTLOOKS / f"{key}.json", partial(_write, content))
+            write_whole(store / SIMULATIONS / f"{key}.json", partial(_write, content))
             made += 1
     return made
 
@@ -108,74 +110,63 @@ def _write(content: dict[str, Any], path: Path) -> None:
     write_json(path, content)
 
 
-def _is_made(store: Path, key: str, settings: OutlookSettings) -> bool:
-    path = store / OUTLOOKS / f"{key}.json"
+def _is_made(store: Path, key: str, settings: SimulationSettings) -> bool:
+    path = store / SIMULATIONS / f"{key}.json"
     if not path.is_file():
         return False
     try:
-        held = read_json(path)
+        content = read_json(path)
     except (StoreError, RecursionError):  # damaged: it is made again
         return False
-    return held.get("schema") == SCHEMA and held.get("settings") == asdict(settings)
+    return content.get("schema") == SCHEMA and content.get("settings") == asdict(settings)
 
 
 def _records(group: _Group) -> list[dict[str, Any]]:
     clock = time.perf_counter()
     classifier = _load(group)
-    plan, held = _survey(group, classifier)
+    plan, linearised = _linearise(group, classifier)
     seconds = {"survey": time.perf_counter() - clock}
     names = _module_names(group, classifier)
-    starts = _starts(group, names, held)
+    starts = _starts(group, names, linearised)
     recipe = recipe_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
     clock = time.perf_counter()
-    alone, *found = outlooks(held, [held.start([]), *starts], recipe, points=POINTS)
+    alone, *simulated = outlooks(linearised, [linearised.start([]), *starts], recipe, points=POINTS)
     seconds["simulate"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    shared = data_quantities(held, seed=group.first.train.seed)
-    shared["head_alone_accuracy"] = alone.end.eval_accuracy
-    own = placement_quantities(plan, held, starts)
+    metrics = _metrics(MetricInputs(plan, linearised, starts, alone.end, group.first.train.seed))
     seconds["baselines"] = time.perf_counter() - clock
     if group.settings.comparisons:
-        for values, more in zip(own, _comparisons(group, classifier, held, names), strict=True):
+        for values, more in zip(metrics, _comparisons(group, classifier, linearised, names), strict=True):
             values.update(more)
     each = {name: value / len(starts) for name, value in seconds.items()}
     return [
         {
-            "quantities": {**case_values(outlook), **run_values(run), **_areas(outlook), **shared, **values},
-            "course": _course(outlook),
+            "quantities": {**case_values(outlook), **run_values(run), **_areas(outlook), **values},
+            "course": _trajectory(outlook),
             "output": plan.reduction.name,
             "samples": outlook.samples,
             "train_rows": outlook.train_rows,
             "seconds": each,
         }
-        for outlook, run, values in zip(found, runs_of(kind_of(plan, recipe), starts), own, strict=True)
+        for outlook, run, values in zip(simulated, runs_of(kind_of(plan, recipe), starts), metrics, strict=True)
     ]
 
 
-def _load(group: _Group, *, backbone: int | None = None) -> Classifier:
-    classifier = load_model(group.first.model, group.task.label_names, group.first.train.seed)
-    if backbone is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(backbone)
-            _draw_again(classifier.model)
+def _metrics(inputs: MetricInputs) -> list[dict[str, float]]:
+    """Every predictor that is computed from the pass, for each placement."""
+    columns = {entry.name: entry.compute(inputs) for entry in PREDICTORS if entry.compute is not None}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _load(group: _Group, *, redrawn: bool = False) -> Classifier:
+    seed = group.first.train.seed
+    classifier = load_model(group.first.model, group.task.label_names, seed)
+    if redrawn:
+        redraw_weights(classifier.model, seed)
     return classifier
 
 
-def _draw_again(model: Any) -> None:
-    # as the model's own initialisation does; transformers passes over what it thinks was loaded
-    kept = {name: bias.detach().clone() for name, bias in model.named_parameters() if name.endswith("bias")}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            parameter._is_hf_initialized = False
-        module._is_hf_initialized = False
-        model._init_weights(module)
-    with torch.no_grad():
-        for name, bias in model.named_parameters():
-            if name in kept and "pooler" in name:  # a pooler whose bias is 0 counts as new, and would train as a whole
-                bias.copy_(kept[name])
-
-
-def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tuple[Plan, Survey]:
+def _linearise(group: _Group, classifier: Classifier, *, probe: bool = True) -> tuple[Plan, Survey]:
     first, task = group.first, group.task
     adapter = replace(
         first.adapter, target_modules=("all-linear",), layers=None, r=max(cell.adapter.r for cell in group.cells)
@@ -195,35 +186,35 @@ def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tup
 
 def _module_names(group: _Group, classifier: Classifier) -> list[tuple[str, ...]]:
     """Modules of each cell; peft names them on a copy of the model, so once for all ranks of a placement."""
-    found: dict[AdapterConfig, tuple[str, ...]] = {}
+    names: dict[AdapterConfig, tuple[str, ...]] = {}
     for adapter in (replace(cell.adapter, r=1) for cell in group.cells):
-        if adapter not in found:
-            found[adapter] = adapted_names(classifier.model, lora_config(classifier.model, adapter))
-    return [found[replace(cell.adapter, r=1)] for cell in group.cells]
+        if adapter not in names:
+            names[adapter] = adapted_names(classifier.model, lora_config(classifier.model, adapter))
+    return [names[replace(cell.adapter, r=1)] for cell in group.cells]
 
 
-def _starts(group: _Group, names: Sequence[Sequence[str]], held: Survey) -> list[Start]:
-    places = {site.name: index for index, site in enumerate(held.sites)}
+def _starts(group: _Group, names: Sequence[Sequence[str]], linearised: Survey) -> list[Start]:
+    positions = {site.name: index for index, site in enumerate(linearised.sites)}
     starts = []
-    for cell, own in zip(group.cells, names, strict=True):
-        known = [places[name] for name in own if name in places]  # no output depends on the others
-        starts.append(held.start(known, cell.adapter.r))
+    for cell, modules in zip(group.cells, names, strict=True):
+        reached = [positions[name] for name in modules if name in positions]  # no output depends on the others
+        starts.append(linearised.start(reached, cell.adapter.r))
     return starts
 
 
 def _comparisons(
-    group: _Group, classifier: Classifier, held: Survey, names: Sequence[Sequence[str]]
+    group: _Group, classifier: Classifier, linearised: Survey, names: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """The same simulation with one thing changed at a time."""
-    starts = _starts(group, names, held)
+    starts = _starts(group, names, linearised)
     recipe = recipe_of(group.first.train, n_training(group.task), seed=group.first.train.seed)
-    lazy = outlooks(held, starts, recipe, train_a=False)
-    kernels = lazy_quantities(held, starts)
-    _, at_random_head = _survey(group, classifier, probe=False)
+    lazy = outlooks(linearised, starts, recipe, train_a=False)
+    kernels = kernel_accuracies(linearised, starts)
+    _, at_random_head = _linearise(group, classifier, probe=False)
     random_head = outlooks(at_random_head, _starts(group, names, at_random_head), recipe)
     del at_random_head
     permuted = _simulated(replace(group, task=permuted_task(group.task, group.first.train.seed)), classifier, names)
-    random = _simulated(group, _load(group, backbone=group.first.train.seed), names)
+    random = _simulated(group, _load(group, redrawn=True), names)
     return [
         {
             "lazy_accuracy": a.end.eval_accuracy,
@@ -237,42 +228,24 @@ def _comparisons(
     ]
 
 
-def permuted_task(task: Task, seed: int) -> Task:
-    """Permute the labels of the rows that train, and of no others: those to predict keep theirs.
-
-    Args:
-        task: Data.
-        seed: Seed of the run, which chooses the rows too.
-
-    Returns:
-        Data.
-    """
-    rows = split(task, samples=0, eval_samples=None, seed=seed).training
-    labels = task.train.labels.copy()
-    labels[rows] = np.random.default_rng([seed, 1]).permutation(labels[rows])
-    return replace(task, train=replace(task.train, labels=labels))
-
-
 def _simulated(group: _Group, classifier: Classifier, names: Sequence[Sequence[str]]) -> tuple[Outlook, ...]:
-    plan, held = _survey(group, classifier)
+    plan, linearised = _linearise(group, classifier)
     recipe = recipe_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
-    return outlooks(held, _starts(group, names, held), recipe)
+    return outlooks(linearised, _starts(group, names, linearised), recipe)
 
 
 def _areas(outlook: Outlook) -> dict[str, float]:
     """Areas under the simulated curves, divided by the steps."""
-    course = outlook.course
-    return {
-        "simulated_train_area": float(np.mean(course.batch_loss)),
-        "simulated_eval_area": float(np.trapezoid(course.eval_loss, course.steps)) / course.steps[-1],
-    }
+    run = outlook.course
+    areas = float(np.mean(run.batch_loss)), float(np.trapezoid(run.eval_loss, run.steps)) / run.steps[-1]
+    return dict(zip(SIMULATED_AREAS, areas, strict=True))
 
 
-def _course(outlook: Outlook) -> dict[str, Any]:
-    course = outlook.course
+def _trajectory(outlook: Outlook) -> dict[str, Any]:
+    run = outlook.course
     return {
-        "steps": course.steps,
-        "eval_loss": course.eval_loss,
-        "eval_accuracy": course.eval_accuracy,
-        "batch_loss": [float(f"{loss:.4g}") for loss in course.batch_loss],
+        "steps": run.steps,
+        "eval_loss": run.eval_loss,
+        "eval_accuracy": run.eval_accuracy,
+        "batch_loss": [float(f"{loss:.4g}") for loss in run.batch_loss],
     }

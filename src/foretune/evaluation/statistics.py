@@ -138,10 +138,10 @@ class _Sorted:
 def _sort(layers: Layers) -> _Sorted:
     family = layers.group if layers.family is None else layers.family
     rows = np.lexsort((layers.unit, layers.group, family))
-    held = np.stack([family[rows], layers.group[rows], layers.unit[rows]])
-    _, units = np.unique(held, axis=1, return_index=True)
-    _, groups = np.unique(held[:2, units], axis=1, return_index=True)
-    _, families = np.unique(held[0, units][groups], return_index=True)
+    nested = np.stack([family[rows], layers.group[rows], layers.unit[rows]])
+    _, units = np.unique(nested, axis=1, return_index=True)
+    _, groups = np.unique(nested[:2, units], axis=1, return_index=True)
+    _, families = np.unique(nested[0, units][groups], return_index=True)
     return _Sorted(rows, units, groups, families)
 
 

@@ -1,9 +1,10 @@
 """Transferability metrics: how well frozen features suit a task, from n × D features and n labels.
 
-Every metric grows with the fitness of the features, and none knows of adapters: on the model's last features all
-placements of a data set share its value. Conventions of all functions: features are float64, labels are integers in
-0 … C-1, a class without examples counts as not there, renaming the classes changes nothing. Where the features are
-constant every metric has its value for features that tell nothing.
+A new metric is a function here and an entry in `predictors.BASELINES`. Every metric grows with the fitness of the
+features, and none knows of adapters: on the model's last features all placements of a data set share its value.
+Conventions of all functions: features are float64, labels are integers in 0 … C-1, a class without examples counts as
+not there, renaming the classes changes nothing. Where the features are constant every metric has its value for features
+that tell nothing.
 """
 
 import warnings
@@ -11,13 +12,13 @@ from functools import partial
 
 import numpy as np
 from scipy.linalg import svd
-from scipy.stats import spearmanr
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from foretune.arrays import Array, Labels
 from foretune.errors import ConfigError
+from foretune.evaluation.statistics import spearman
 from foretune.tasks.readout import minimise_over
 
 RATIOS = np.geomspace(1e8, 1e-8, 81)  # of α/β in the mean eigenvalue; of equal evidence the larger noise
@@ -127,9 +128,9 @@ def leep(posteriors: Array, labels: Labels, n_classes: int) -> float:
     """
     posteriors, member = _checked(posteriors, labels, n_classes)
     mass = posteriors.sum(axis=0)
-    seen = mass > 0.0
-    conditional = (member.T @ posteriors[:, seen]) / mass[seen]
-    return float(np.mean(np.log(np.sum((member @ conditional) * posteriors[:, seen], axis=1))))
+    likely = mass > 0.0
+    conditional = (member.T @ posteriors[:, likely]) / mass[likely]
+    return float(np.mean(np.log(np.sum((member @ conditional) * posteriors[:, likely], axis=1))))
 
 
 def nleep(features: Array, labels: Labels, n_classes: int, *, components: int | None = None, seed: int = 0) -> float:
@@ -291,7 +292,7 @@ def parc(features: Array, labels: Labels, n_classes: int) -> float:
     differ = 1.0 - (member @ member.T)[pairs]
     if np.ptp(unlike) == 0.0 or np.ptp(differ) == 0.0:
         return 0.0
-    return float(spearmanr(unlike, differ).statistic)
+    return float(spearman(unlike[:, None], differ[:, None])[0, 0])
 
 
 def _checked(features: Array, labels: Labels, n_classes: int) -> tuple[Array, Array]:
@@ -328,6 +329,6 @@ def _thin(matrix: Array) -> tuple[Array, Array]:
 def _principal(features: Array, share: float = 1.0) -> Array:
     # Scores of as many principal components as hold a share of the variance; none of constant features.
     vectors, singular = _thin(_centred(features))
-    held = np.cumsum(singular**2)
-    count = len(held) if share >= 1.0 else int(np.sum(held < share * held[-1:])) + 1
+    variance = np.cumsum(singular**2)
+    count = len(variance) if share >= 1.0 else int(np.sum(variance < share * variance[-1:])) + 1
     return (vectors * singular)[:, :count]

@@ -14,7 +14,7 @@ from foretune.errors import ConfigError
 
 def plop_scores(
     adapted_modules: Mapping[str, nn.Module],
-    run: Callable[[], object],
+    forward: Callable[[], object],
     *,
     kept: Callable[[], Tensor | None] = lambda: None,
 ) -> dict[str, float]:
@@ -29,7 +29,7 @@ def plop_scores(
     Args:
         adapted_modules: Linear modules by name (peft's base layer, or transformers' Conv1D, will do). W x is read off
             as the module's output less its bias.
-        run: Does the forward passes; what it returns is not looked at.
+        forward: Runs the model on the texts; what it returns is not looked at.
         kept: Asked in each pass for the mask of positions that count, the attention mask, texts first; it applies to
             modules with as many input vectors as it has entries (also if these have the positions first), of others
             all count. Where there is none, padding counts too.
@@ -38,7 +38,7 @@ def plop_scores(
         Score by name; NaN for a module whose weights or inputs are all 0.
 
     Raises:
-        ConfigError: If `run` did not call a module.
+        ConfigError: If `forward` did not call a module.
 
     References:
         Hayou, Ghosh and Yu 2025, arXiv 2506.20629.
@@ -55,17 +55,17 @@ def plop_scores(
             counted = (mask.T if swapped else mask).flatten().bool().to(x.device)
             x, y = x[counted], y[counted]
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        seen = norms > 0
-        ratios = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)[seen] / norms[seen]
+        nonzero = norms > 0
+        ratios = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)[nonzero] / norms[nonzero]
         total, count = sums.get(name, (0.0, 0))
         weight_norm = float(torch.linalg.vector_norm(_weight(module), dtype=torch.float64))
         unit = x.shape[1] ** 0.5 / weight_norm if weight_norm > 0 else float("nan")
-        sums[name] = (total + unit * float(ratios.sum()), count + int(seen.sum()))
+        sums[name] = (total + unit * float(ratios.sum()), count + int(nonzero.sum()))
 
     handles = [module.register_forward_hook(partial(record, name)) for name, module in adapted_modules.items()]
     try:
         with torch.no_grad():
-            run()
+            forward()
     finally:
         for handle in handles:
             handle.remove()

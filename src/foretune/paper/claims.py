@@ -61,7 +61,7 @@ def check_claims(records: Sequence[Record], *, resamples: int = 2000) -> tuple[C
     Returns:
         A claim for each outcome, over all cells and within a data set.
     """
-    report = summarise(records, quantities=(KAPPA,), resamples=resamples)
+    report = summarise(records, predictors=(KAPPA,), resamples=resamples)
     claims = []
     for outcome, sign in CLAIMED.items():
         for scope in ("all", "within"):

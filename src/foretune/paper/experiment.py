@@ -128,10 +128,10 @@ def _placement(entry: Mapping[str, Any], names: Sequence[str], n_layers: int) ->
     for projection in entry["modules"]:
         known = [kind for kind in PROJECTIONS[projection] if kind in kinds]
         if not known:
-            held = sorted(kinds)
-            more = f" and {len(held) - 12} more" if len(held) > 12 else ""
+            existing = sorted(kinds)
+            more = f" and {len(existing) - 12} more" if len(existing) > 12 else ""
             raise PlacementError(
-                f"the model has no module that is known as {projection}: it has {', '.join(held[:12])}{more}"
+                f"the model has no module that is known as {projection}: it has {', '.join(existing[:12])}{more}"
             )
         modules.append(known[0])
     name = f"({{{','.join(map(str, layers))}}}, {{{','.join(entry['modules'])}}})"
@@ -139,20 +139,20 @@ def _placement(entry: Mapping[str, Any], names: Sequence[str], n_layers: int) ->
 
 
 def _dataset(entry: Mapping[str, Any], settings: PaperSettings) -> dict[str, Any]:
-    held = {**entry, "train": dict(entry["train"])}
+    dataset = {**entry, "train": dict(entry["train"])}
     if settings.learning_rate is not None:
-        held["train"]["learning_rate"] = settings.learning_rate
+        dataset["train"]["learning_rate"] = settings.learning_rate
     if settings.max_train is not None:
-        held["max_train"] = settings.max_train
+        dataset["max_train"] = settings.max_train
     if settings.data_dir is not None:
-        folder = settings.data_dir / held["name"]
+        folder = settings.data_dir / dataset["name"]
         if not folder.is_dir():
-            raise DataError(f"--data-dir {str(settings.data_dir)!r} has no folder {held['name']!r}")
-        held["dataset"] = str(folder)
-        held.pop("config_name", None)
-        if "positive_from" in held and load_task(DataConfig(str(folder))).n_classes == 2:
-            del held["positive_from"]  # made binary already
-    return held
+            raise DataError(f"--data-dir {str(settings.data_dir)!r} has no folder {dataset['name']!r}")
+        dataset["dataset"] = str(folder)
+        dataset.pop("config_name", None)
+        if "positive_from" in dataset and load_task(DataConfig(str(folder))).n_classes == 2:
+            del dataset["positive_from"]  # made binary already
+    return dataset
 
 
 def _differences(

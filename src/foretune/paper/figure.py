@@ -41,12 +41,12 @@ def figure1(experiment: Experiment, records: Sequence[Record]) -> Figure:
 
 def _curves(axes: Axes, experiment: Experiment, records: Sequence[Record], placement: str) -> None:
     for index, dataset in enumerate(experiment.datasets):
-        held = [record for record in records if (record.dataset, record.placement) == (dataset, placement)]
-        if not held:
+        cells = [record for record in records if (record.dataset, record.placement) == (dataset, placement)]
+        if not cells:
             continue
-        kappa = mean(record.quantities[KAPPA.name] or float("nan") for record in held)
+        kappa = mean(record.quantities[KAPPA.name] or float("nan") for record in cells)
         label = for_figure(f"{title(dataset)}, κ = {kappa:.3g}")
-        for record in held:
+        for record in cells:
             window = max(1, record.steps[-1].step // 20)
             means = [float("nan") if m is None else m for m in running_mean(record.steps, window=window)]
             axes.plot([step.step for step in record.steps], means, color=COLOURS[index], label=label, linewidth=1.2)
@@ -71,7 +71,7 @@ def _accuracy(axes: Axes, experiment: Experiment, records: Sequence[Record]) -> 
     axes.legend(frameon=False, fontsize=8)
 
 
-def caption(experiment: Experiment, records: Sequence[Record], *, resamples: int = 2000) -> str:
+def figure_caption(experiment: Experiment, records: Sequence[Record], *, resamples: int = 2000) -> str:
     """Say what the figure shows, with the rank correlation of panel (c) and its interval.
 
     Args:

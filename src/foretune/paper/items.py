@@ -6,13 +6,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from foretune.evaluation.records import Record, write_records
+from foretune.evaluation.records import Record, record_writers
 from foretune.paper.claims import check_claims
 from foretune.paper.experiment import Experiment
-from foretune.paper.figure import caption, figure1
+from foretune.paper.figure import figure1, figure_caption
 from foretune.paper.tables import KEYS_ONLY, table1, table2, table3
-from foretune.report.figures import save_figure
-from foretune.report.store import make_folder, write_text
+from foretune.report.figures import figure_writers
+from foretune.report.store import plain_text, write_files
 from foretune.report.texts import for_markdown
 from foretune.study.grid import Cell
 
@@ -34,8 +34,8 @@ def needed_cells(experiment: Experiment, items: Sequence[str]) -> tuple[Cell, ..
     return ()
 
 
-def make(item: str, experiment: Experiment, records: Sequence[Record], folder: Path, screen: Console) -> None:
-    """Print an item and write it as CSV, Markdown and LaTeX, or PNG, SVG and PDF.
+def make_item(item: str, experiment: Experiment, records: Sequence[Record], folder: Path, screen: Console) -> None:
+    """Print an item and write it as CSV, Markdown and LaTeX, or PNG, SVG and PDF, with the cells that it rests on.
 
     Args:
         item: `table1`, `table2`, `table3` or `figure1`.
@@ -44,14 +44,14 @@ def make(item: str, experiment: Experiment, records: Sequence[Record], folder: P
         folder: Folder for the files.
         screen: Where to print.
     """
-    make_folder(folder)
-    if records:
-        write_records(records, folder)
+    writers = record_writers(records) if records else {}
     if item == "figure1":
-        words = caption(experiment, records)
-        for path in save_figure(figure1(experiment, records), folder, item):
-            screen.print(Text(str(path)), soft_wrap=True)
-        write_text(folder / "figure1.md", f"![Figure 1](figure1.png)\n\n{for_markdown(words)}\n")
+        words = figure_caption(experiment, records)
+        drawn = figure_writers(figure1(experiment, records), item)
+        markdown = f"![Figure 1](figure1.png)\n\n{for_markdown(words)}\n"
+        write_files(folder, {**writers, **drawn, "figure1.md": lambda path: plain_text(path, markdown)})
+        for name in drawn:
+            screen.print(Text(str(folder / name)), soft_wrap=True)
         screen.print(Text(words, style="dim"))
         return
     table = {
@@ -59,10 +59,11 @@ def make(item: str, experiment: Experiment, records: Sequence[Record], folder: P
         "table2": lambda: table2(experiment, records),
         "table3": lambda: table3(experiment),
     }[item]()
-    table.save(folder, item)
+    sentences = [claim.sentence() for claim in check_claims(records)] if item == "table1" else []
+    if sentences:
+        listed = "".join(f"- {for_markdown(sentence)}\n" for sentence in sentences)
+        writers["claims.md"] = lambda path: plain_text(path, listed)
+    write_files(folder, {**writers, **table.writers(item)})
     table.show(screen)
-    if item == "table1":
-        sentences = [claim.sentence() for claim in check_claims(records)]
-        write_text(folder / "claims.md", "".join(f"- {for_markdown(sentence)}\n" for sentence in sentences))
-        for sentence in sentences:
-            screen.print(Text(f"• {sentence}", style="yellow"), soft_wrap=True)
+    for sentence in sentences:
+        screen.print(Text(f"• {sentence}", style="yellow"), soft_wrap=True)

@@ -55,10 +55,10 @@ def _percent(value: float | None) -> float | None:
 
 
 def _with_spread(values: Sequence[float | None], write: Callable[..., str]) -> str:
-    held = [value for value in values if value is not None]
-    if not held:
+    known = [value for value in values if value is not None]
+    if not known:
         return "–"
-    return write(mean(held)) if len(held) == 1 else f"{write(mean(held))} ± {write(stdev(held))}"
+    return write(mean(known)) if len(known) == 1 else f"{write(mean(known))} ± {write(stdev(known))}"
 
 
 def table2(experiment: Experiment, records: Sequence[Record]) -> Table:
@@ -74,11 +74,11 @@ def table2(experiment: Experiment, records: Sequence[Record]) -> Table:
     placement = experiment.placements[KEYS_ONLY]
     rows = []
     for dataset in experiment.datasets:
-        held = [record for record in records if (record.dataset, record.placement) == (dataset, placement)]
-        if not held:
+        cells = [record for record in records if (record.dataset, record.placement) == (dataset, placement)]
+        if not cells:
             continue
         tune, kernel, load = (
-            mean(record.seconds[name] or 0.0 for record in held) for name in ("fine_tune", "kernel", "load")
+            mean(record.seconds[name] or 0.0 for record in cells) for name in ("fine_tune", "kernel", "load")
         )
         paper_tune, paper_kernel = TABLE2[dataset]
         rows.append(

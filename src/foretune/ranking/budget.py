@@ -101,10 +101,10 @@ def fitting(candidates: Iterable[Candidate], sites: Sequence[Site], budget: Budg
     Raises:
         ConfigError: If there is none, naming the smallest candidate.
     """
-    held = tuple(candidates)
-    kept = tuple(candidate for candidate in held if n_parameters(candidate, sites) <= budget.parameters)
+    every = tuple(candidates)
+    kept = tuple(candidate for candidate in every if n_parameters(candidate, sites) <= budget.parameters)
     if not kept:
-        raise ConfigError(misfit(held, sites, budget))
+        raise ConfigError(misfit(every, sites, budget))
     return kept
 
 

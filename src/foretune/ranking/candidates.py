@@ -55,11 +55,11 @@ def short_kinds(sites: Iterable[Site]) -> dict[str, str]:
         ['query', 'attention.output.dense', 'output.dense']
     """
     kinds = list(dict.fromkeys(site.kind for site in sites))
-    held: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for kind in kinds:
         for end in _ends(kind):
-            held[end] = held.get(end, 0) + 1
-    return {kind: next((end for end in _ends(kind) if held[end] == 1), kind) for kind in kinds}
+            counts[end] = counts.get(end, 0) + 1
+    return {kind: next((end for end in _ends(kind) if counts[end] == 1), kind) for kind in kinds}
 
 
 def _ends(kind: str) -> list[str]:
@@ -126,11 +126,11 @@ def _list_parts(members: Sequence[Site], sites: Sequence[Site], short: Mapping[s
     inside = [site for site in members if site.layer is not None]
     parts = []
     for kind in dict.fromkeys(site.kind for site in inside):
-        held = [site for site in inside if site.kind == kind]
-        layers = sorted({site.layer for site in held if site.layer is not None and shared[site.layer, kind] == 1})
+        of_kind = [site for site in inside if site.kind == kind]
+        layers = sorted({site.layer for site in of_kind if site.layer is not None and shared[site.layer, kind] == 1})
         if layers:
             parts.append(f"{short[kind]} {' '.join(_runs(layers))}")
-        parts += [site.name for site in held if shared[site.layer, kind] > 1]
+        parts += [site.name for site in of_kind if shared[site.layer, kind] > 1]
     return parts + _outside(members, short)
 
 
@@ -172,14 +172,14 @@ def enumerate_candidates(
     groups = None if kinds is None else [_named(group, sites) for group in kinds]
     allowed = _allowed(sites, groups, layers)
     wanted = check_ranks(ranks, [sites[position] for position in allowed])
-    found: dict[tuple[int, ...], None] = {(position,): None for position in allowed}
-    for held in _kind_sets(sites, allowed, groups or []):
-        found.update(dict.fromkeys(_ranges(sites, allowed, held)))
+    placements: dict[tuple[int, ...], None] = {(position,): None for position in allowed}
+    for kind_set in _kind_sets(sites, allowed, groups or []):
+        placements.update(dict.fromkeys(_ranges(sites, allowed, kind_set)))
     for group in groups or []:
         whole = tuple(position for position in allowed if sites[position].kind in group)
-        found.update({whole: None} if whole else {})
-    found[tuple(allowed)] = None
-    return tuple(Candidate(positions, rank) for rank in wanted for positions in found)
+        placements.update({whole: None} if whole else {})
+    placements[tuple(allowed)] = None
+    return tuple(Candidate(positions, rank) for rank in wanted for positions in placements)
 
 
 def check_ranks(ranks: Sequence[int], sites: Sequence[Site]) -> list[int]:
@@ -214,10 +214,10 @@ def _named(group: str | Sequence[str], sites: Sequence[Site]) -> set[str]:
     # kinds that the names of a group mean
     short = short_kinds(sites)
     by_name = {name: kind for kind, name in short.items()} | {kind: kind for kind in short}
-    found: set[str] = set()
+    chosen: set[str] = set()
     for name in [group] if isinstance(group, str) else group:
         if name == "all-linear":
-            found |= short.keys()
+            chosen |= short.keys()
             continue
         one = by_name.get(name)
         meant = {kind for kind in short if kind.endswith("." + name)} if one is None else {one}
@@ -227,16 +227,16 @@ def _named(group: str | Sequence[str], sites: Sequence[Site]) -> set[str]:
             raise PlacementError(
                 f"module kind {name!r} matches nothing{hint}: the model has {', '.join(short.values())}"
             )
-        found |= meant
-    return found
+        chosen |= meant
+    return chosen
 
 
 def _allowed(sites: Sequence[Site], groups: Sequence[set[str]] | None, layers: Sequence[int] | None) -> list[int]:
     existing = sorted({site.layer for site in sites if site.layer is not None})
     for layer in layers or []:
         if layer not in existing:
-            held = f", {existing[0]} to {existing[-1]}" if existing else ""
-            raise PlacementError(f"layer {layer} is out of range: the model has {len(existing)} layers{held}")
+            span = f", {existing[0]} to {existing[-1]}" if existing else ""
+            raise PlacementError(f"layer {layer} is out of range: the model has {len(existing)} layers{span}")
     taken = None if groups is None else {kind for group in groups for kind in group}
     allowed = [
         position
@@ -261,7 +261,7 @@ def _kind_sets(sites: Sequence[Site], allowed: Sequence[int], groups: Sequence[s
     sets += [[*query, *value]] if query and value else []
     sets += [attention, [kind for kind in kinds if kind not in attention], kinds]
     sets += [[kind for kind in kinds if kind in group] for group in groups]
-    return list(dict.fromkeys(frozenset(held) for held in sets if held))
+    return list(dict.fromkeys(frozenset(kinds) for kinds in sets if kinds))
 
 
 def _ranges(sites: Sequence[Site], allowed: Sequence[int], group: frozenset[str]) -> list[tuple[int, ...]]:
@@ -273,11 +273,11 @@ def _ranges(sites: Sequence[Site], allowed: Sequence[int], group: frozenset[str]
             if sites[position].kind in group:
                 by_layer[layer].append(position)
     layers = sorted(by_layer)
-    found = []
+    ranges = []
     for start in range(len(layers)):
-        held: list[int] = []
+        positions: list[int] = []
         for layer in layers[start:]:
-            held += by_layer[layer]
-            if held:
-                found.append(tuple(sorted(held)))
-    return found
+            positions += by_layer[layer]
+            if positions:
+                ranges.append(tuple(sorted(positions)))
+    return ranges

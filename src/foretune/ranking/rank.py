@@ -27,11 +27,11 @@ from foretune.models.sites import Site
 from foretune.ntk.spectrum import spectrum
 from foretune.problem import Plan, prepare
 from foretune.ranking.adapter import module_names
-from foretune.ranking.blocks import blocks_of
 from foretune.ranking.budget import BYTES_PER_PARAMETER, fitting, parse_budget
 from foretune.ranking.candidates import Candidate, label
 from foretune.ranking.finalists import Quick, choose_finalists, price
 from foretune.ranking.left_out import leave_out, list_candidates
+from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.settings.commands import KernelSample, RankSettings, ScoreSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
@@ -197,7 +197,7 @@ def _rank(
     seconds["pass"] = time.perf_counter() - clock
     clock = time.perf_counter()
     news("pricing candidates", 0, 1)
-    blocks = blocks_of(held, settings.ranks)
+    blocks = module_kernels(held, settings.ranks)
     quick = price(settings, blocks, ready.candidates, ready.name)
     finalists = choose_finalists(quick, blocks.sites, settings.finalists)
     seconds["quick"] = time.perf_counter() - clock

@@ -34,8 +34,8 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search has seen.
+class SearchResult:
+    """What a search has scored.
 
     Attributes:
         scored: Every candidate that was scored, all within the budget, best first; of equal scores the one with
@@ -52,14 +52,14 @@ class Found:
         return self.scored[0]
 
 
-class _Seen:
+class _Scores:
     # What was scored so far, and the only place that calls the score.
     def __init__(self, score: Score, sites: Sequence[Site], budget: Budget | None, limit: int) -> None:
         if limit < 1:
             raise ConfigError(f"limit = {limit}: must be at least 1 evaluation")
         self._score, self._sites, self._budget, self._limit = score, sites, budget, limit
         self._cost = [site.d_in + site.d_out for site in sites]
-        self.held: dict[Candidate, float] = {}
+        self.of: dict[Candidate, float] = {}
         self.complete = True
 
     def size(self, candidate: Candidate) -> int:
@@ -70,13 +70,13 @@ class _Seen:
 
     def order(self, candidate: Candidate) -> tuple[float, int, tuple[int, ...], int]:
         # best first
-        return (-self.held[candidate], self.size(candidate), candidate.sites, candidate.rank)
+        return (-self.of[candidate], self.size(candidate), candidate.sites, candidate.rank)
 
-    def look(self, candidates: Iterable[Candidate]) -> list[Candidate]:
+    def evaluate(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         # Score what is new and fits, in one call; of what was asked for, return what has a score, best first.
         asked = list(dict.fromkeys(candidate for candidate in candidates if self.fits(candidate)))
-        new = [candidate for candidate in asked if candidate not in self.held]
-        room = self._limit - len(self.held)
+        new = [candidate for candidate in asked if candidate not in self.of]
+        room = self._limit - len(self.of)
         if len(new) > room:
             self.complete = False
             new = sorted(new, key=lambda candidate: (self.size(candidate), candidate.sites, candidate.rank))[:room]
@@ -84,26 +84,23 @@ class _Seen:
             scores = np.asarray(self._score(new), dtype=np.float64)
             if scores.shape != (len(new),):
                 raise ValueError(f"score gave an array of shape {scores.shape} for {len(new)} candidates")
-            self.held.update(zip(new, np.where(np.isnan(scores), -np.inf, scores).tolist(), strict=True))
-        return sorted((candidate for candidate in asked if candidate in self.held), key=self.order)
+            self.of.update(zip(new, np.where(np.isnan(scores), -np.inf, scores).tolist(), strict=True))
+        return sorted((candidate for candidate in asked if candidate in self.of), key=self.order)
 
-    def found(self) -> Found:
-        ordered = sorted(self.held, key=self.order)
-        return Found(tuple(Scored(candidate, self.held[candidate]) for candidate in ordered), self.complete)
+    def result(self) -> SearchResult:
+        ordered = sorted(self.of, key=self.order)
+        return SearchResult(tuple(Scored(candidate, self.of[candidate]) for candidate in ordered), self.complete)
 
 
-def _positions(sites: Sequence[Site], among: Sequence[int] | None) -> list[int]:
-    positions = list(range(len(sites))) if among is None else sorted(set(among))
-    if not positions:
-        raise PlacementError("no module to search among: name at least one")
-    if positions[0] < 0 or positions[-1] >= len(sites):
-        raise PlacementError(f"modules to search among {positions}: there are {len(sites)}, from 0")
-    return positions
+def _positions(sites: Sequence[Site]) -> range:
+    if not sites:
+        raise PlacementError("no module to search among: the model has none that can be adapted")
+    return range(len(sites))
 
 
 def _with_more(candidate: Candidate, positions: Sequence[int]) -> list[Candidate]:
-    held = set(candidate.sites)
-    return [Candidate((*candidate.sites, new), candidate.rank) for new in positions if new not in held]
+    adapted = set(candidate.sites)
+    return [Candidate((*candidate.sites, new), candidate.rank) for new in positions if new not in adapted]
 
 
 def greedy(
@@ -112,10 +109,8 @@ def greedy(
     *,
     ranks: Sequence[int],
     budget: Budget | None = None,
-    start: Sequence[int] = (),
-    among: Sequence[int] | None = None,
     limit: int = LIMIT,
-) -> Found:
+) -> SearchResult:
     """Add the best module again and again, then clean up by dropping, adding and swapping single modules.
 
     For each rank apart, and all ranks in the same calls of the score: the way up takes in each step the module with
@@ -128,8 +123,6 @@ def greedy(
         sites: Every module that can be adapted.
         ranks: Ranks.
         budget: Budget; None for no bound on size.
-        start: Positions of the modules to begin with.
-        among: Positions of the modules to choose from; None for all.
         limit: Candidates that are scored at most; the smallest ones of the step in which it is reached.
 
     Returns:
@@ -139,45 +132,42 @@ def greedy(
         ConfigError: If nothing fits the budget, or the limit is below 1.
         PlacementError: If there is no module, or a rank is below 1 or above the width of a module.
     """
-    positions = _positions(sites, sorted({*among, *start}) if among is not None else None)
-    wanted = check_ranks(ranks, [sites[position] for position in positions])
-    seen = _Seen(score, sites, budget, limit)
-    if start:
-        first = [Candidate(tuple(start), rank) for rank in wanted]
-    else:
-        first = [Candidate((position,), rank) for rank in wanted for position in positions]
-    _check_fits(seen, first, sites, budget)
-    front = _best_by_rank(seen, seen.look(first))
+    positions = _positions(sites)
+    wanted = check_ranks(ranks, sites)
+    scores = _Scores(score, sites, budget, limit)
+    first = [Candidate((position,), rank) for rank in wanted for position in positions]
+    _check_fits(scores, first, sites, budget)
+    front = _best_by_rank(scores, scores.evaluate(first))
     best, stale = dict(front), dict.fromkeys(front, 0)
-    while front and seen.complete:
+    while front and scores.complete:
         expansions = [bigger for candidate in front.values() for bigger in _with_more(candidate, positions)]
-        front = _best_by_rank(seen, seen.look(expansions))
+        front = _best_by_rank(scores, scores.evaluate(expansions))
         for rank, candidate in list(front.items()):
-            better = seen.held[candidate] > seen.held[best[rank]]
+            better = scores.of[candidate] > scores.of[best[rank]]
             stale[rank] = 0 if better else stale[rank] + 1
             best[rank] = candidate if better else best[rank]
             if stale[rank] == PATIENCE:
                 del front[rank]
-    _clean_up(seen, best, positions)
-    return seen.found()
+    _clean_up(scores, best, positions)
+    return scores.result()
 
 
-def _best_by_rank(seen: _Seen, ordered: Sequence[Candidate]) -> dict[int, Candidate]:
+def _best_by_rank(scores: _Scores, ordered: Sequence[Candidate]) -> dict[int, Candidate]:
     best: dict[int, Candidate] = {}
     for candidate in ordered:
         best.setdefault(candidate.rank, candidate)
     return {rank: best[rank] for rank in sorted(best)}
 
 
-def _clean_up(seen: _Seen, best: dict[int, Candidate], positions: Sequence[int]) -> None:
+def _clean_up(scores: _Scores, best: dict[int, Candidate], positions: Sequence[int]) -> None:
     active = dict(best)
-    while active and seen.complete:
+    while active and scores.complete:
         neighbours = [near for candidate in active.values() for near in _neighbours(candidate, positions)]
-        nearest = _best_by_rank(seen, seen.look(neighbours))
+        nearest = _best_by_rank(scores, scores.evaluate(neighbours))
         active = {
             rank: nearest[rank]
             for rank, candidate in active.items()
-            if rank in nearest and seen.held[nearest[rank]] > seen.held[candidate]
+            if rank in nearest and scores.of[nearest[rank]] > scores.of[candidate]
         }
 
 
@@ -202,9 +192,8 @@ def beam(
     ranks: Sequence[int],
     budget: Budget | None = None,
     width: int = 8,
-    among: Sequence[int] | None = None,
     limit: int = LIMIT,
-) -> Found:
+) -> SearchResult:
     """Keep the best sets of every size and rank, and add one module to each of them in all ways.
 
     With a width no smaller than the number of sets of any size it scores every set that fits.
@@ -215,7 +204,6 @@ def beam(
         ranks: Ranks.
         budget: Budget; None for no bound on size.
         width: Sets of each size and rank that are carried on.
-        among: Positions of the modules to choose from; None for all.
         limit: Candidates that are scored at most; the smallest ones of the step in which it is reached.
 
     Returns:
@@ -227,18 +215,18 @@ def beam(
     """
     if width < 1:
         raise ConfigError(f"width = {width}: must be at least 1 set of each size")
-    positions = _positions(sites, among)
-    wanted = check_ranks(ranks, [sites[position] for position in positions])
-    seen = _Seen(score, sites, budget, limit)
+    positions = _positions(sites)
+    wanted = check_ranks(ranks, sites)
+    scores = _Scores(score, sites, budget, limit)
     step = [Candidate((position,), rank) for rank in wanted for position in positions]
-    _check_fits(seen, step, sites, budget)
-    while step and seen.complete:
-        ordered = seen.look(step)
-        kept = [c for rank in wanted for c in [held for held in ordered if held.rank == rank][:width]]
+    _check_fits(scores, step, sites, budget)
+    while step and scores.complete:
+        ordered = scores.evaluate(step)
+        kept = [c for rank in wanted for c in [entry for entry in ordered if entry.rank == rank][:width]]
         step = [bigger for candidate in kept for bigger in _with_more(candidate, positions)]
-    return seen.found()
+    return scores.result()
 
 
-def _check_fits(seen: _Seen, first: Sequence[Candidate], sites: Sequence[Site], budget: Budget | None) -> None:
-    if budget is not None and not any(seen.fits(candidate) for candidate in first):
+def _check_fits(scores: _Scores, first: Sequence[Candidate], sites: Sequence[Site], budget: Budget | None) -> None:
+    if budget is not None and not any(scores.fits(candidate) for candidate in first):
         raise ConfigError(misfit(first, sites, budget))

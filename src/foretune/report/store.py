@@ -16,6 +16,7 @@ from foretune.errors import ForetuneError, StoreError, border
 from foretune.report.folders import LOCK, PART, beside, disk, hold, place_of, remove
 
 RESULT = "result.json"
+Writer = Callable[[Path], None]  # writes a file to the path that it is given, whose suffix is that of its place
 _NAMES = ".names"  # in a part: what it is about to put into a folder
 
 
@@ -71,7 +72,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+def write_run(folder: Path, writers: Mapping[str, Writer]) -> None:
     """Write the files of a run, all or none, whenever the work is cut off.
 
     A new folder is written under another name beside its place and renamed. A folder that is there stays the same
@@ -94,11 +95,7 @@ def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
             remove(place / name)
         remove(part)
         try:
-            part.mkdir()
-            mode = part.stat().st_mode & 0o666  # as the umask says
-            for name in names:
-                writers[name](part / name)
-                settle(part / name, mode)
+            _write_part(part, {name: writers[name] for name in names})
             if inside:
                 write_text(part / _NAMES, json.dumps(names))
                 for name in names:
@@ -112,6 +109,43 @@ def write_run(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
                     remove(place / name)
                 remove(part)
             raise
+
+
+def write_files(folder: Path, writers: Mapping[str, Writer]) -> list[Path]:
+    """Write files into a folder that may hold others and earlier ones of the same names.
+
+    They are written to a folder in it, and moved up when all are there: a fault leaves the earlier files.
+
+    Args:
+        folder: Folder, made unless it is there.
+        writers: For each file name a function that writes it to the path that it is given.
+
+    Returns:
+        The files.
+
+    Raises:
+        StoreError: If another run holds the folder, or the disk refuses; then the earlier files are as they were.
+    """
+    with hold(folder) as place, disk(f"cannot write to {str(folder)!r}"):
+        place.mkdir(exist_ok=True)
+        part = place / PART
+        remove(part)
+        try:
+            _write_part(part, writers)
+            for name in writers:
+                (part / name).replace(place / name)
+        finally:
+            with suppress(OSError):
+                remove(part)
+    return [folder / name for name in writers]
+
+
+def _write_part(part: Path, writers: Mapping[str, Writer]) -> None:
+    part.mkdir()
+    mode = part.stat().st_mode & 0o666  # as the umask says
+    for name, write in writers.items():
+        write(part / name)
+        settle(part / name, mode)
 
 
 def _torn(place: Path) -> frozenset[str]:
@@ -137,7 +171,7 @@ def settle(path: Path, mode: int) -> None:
         os.fsync(file.fileno())
 
 
-def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
+def write_whole(path: Path, write: Writer, *, durable: bool = True) -> None:
     """Write a file beside its place, then rename it: whoever reads finds the old file or the new one, whole.
 
     What a killed process left of the same file is removed; a link is replaced, not followed.
@@ -181,8 +215,8 @@ def temporary_of(name: str) -> re.Match[str] | None:
 
 def _sweep(path: Path) -> None:
     for name in os.listdir(path.parent):
-        found = temporary_of(name)
-        if found and found["name"] == path.name and not psutil.pid_exists(int(found["pid"])):
+        temporary = temporary_of(name)
+        if temporary and temporary["name"] == path.name and not psutil.pid_exists(int(temporary["pid"])):
             (path.parent / name).unlink(missing_ok=True)
 
 
@@ -216,9 +250,9 @@ def finite(value: Any) -> Any:
         The same without NaN and infinities.
     """
     if isinstance(value, Mapping):
-        return {name: finite(held) for name, held in value.items()}
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(held) for held in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -245,10 +279,10 @@ def read_json(path: Path) -> dict[str, Any]:
         StoreError: If it cannot be read or holds no object.
     """
     with border(StoreError, f"cannot read {str(path)!r}"):
-        held = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(held, dict):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
         raise StoreError(f"{str(path)!r} holds no JSON object")
-    return held
+    return content
 
 
 LARGEST_YAML = 100_000  # values, each alias counted as often as it stands for something

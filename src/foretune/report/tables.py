@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from foretune.report.store import write_text, write_whole
+from foretune.report.store import Writer, plain_text
 from foretune.report.terminal import Screen
 from foretune.report.texts import for_markdown, for_spreadsheet, printable
 
@@ -98,21 +98,20 @@ class Table:
             writer = csv.writer(file)
             writer.writerows([for_spreadsheet(printable(cell)) for cell in row] for row in (self.header, *self.rows))
 
-    def save(self, folder: Path, name: str) -> list[Path]:
-        """Write NAME.csv, NAME.md and NAME.tex.
+    def writers(self, name: str) -> dict[str, Writer]:
+        """Lay out NAME.csv, NAME.md and NAME.tex.
 
         Args:
-            folder: Existing folder.
             name: File name without suffix.
 
         Returns:
-            The files.
+            A writer for each file.
         """
-        texts = {"md": self.markdown(), "tex": self.latex()}
-        write_whole(folder / f"{name}.csv", self.write_csv)
-        for suffix, text in texts.items():
-            write_text(folder / f"{name}.{suffix}", text)
-        return [folder / f"{name}.{suffix}" for suffix in ("csv", *texts)]
+        return {
+            f"{name}.csv": self.write_csv,
+            f"{name}.md": lambda path: plain_text(path, self.markdown()),
+            f"{name}.tex": lambda path: plain_text(path, self.latex()),
+        }
 
     def show(self, console: Console) -> None:
         """Print to a terminal.

@@ -1,4 +1,4 @@
-"""The work of one cell: score, fine-tune, store. What is finished is never done again."""
+"""One cell from beginning to end: score, fine-tune, store. What is finished is never done again."""
 
 import dataclasses
 import shutil
@@ -26,9 +26,9 @@ from foretune.training.tune import run_tune
 
 SCHEMA = 1
 CELLS = "cells"
-OUTLOOKS = "outlooks"
+SIMULATIONS = "outlooks"  # as foretune study outlook names them
 _PART, _DAMAGED = ".part", ".damaged"
-OnNews = Callable[[str], None]
+OnStatus = Callable[[str], None]
 
 
 def cell_folder(store: Path, key: str) -> Path:
@@ -44,7 +44,7 @@ def cell_folder(store: Path, key: str) -> Path:
     return store / CELLS / key
 
 
-def work(cell: Cell, key: str, store: Path, *, on_news: OnNews | None = None) -> None:
+def run_cell(cell: Cell, key: str, store: Path, *, on_status: OnStatus | None = None) -> None:
     """Score and fine-tune a cell, unless it is there already.
 
     The cell is worked on in `KEY.part`, which is renamed when all is written. A cell that was cut off keeps its
@@ -54,7 +54,7 @@ def work(cell: Cell, key: str, store: Path, *, on_news: OnNews | None = None) ->
         cell: Cell.
         key: Its key.
         store: Folder of the study.
-        on_news: Called with a word on what is done now.
+        on_status: Called with a word on what is done now.
 
     Raises:
         StoreError: If the disk refuses.
@@ -70,7 +70,7 @@ def work(cell: Cell, key: str, store: Path, *, on_news: OnNews | None = None) ->
                 part.unlink()
             part.mkdir(exist_ok=True)
             _sweep(part)
-            _work(cell, key, part, on_news or (lambda _: None))
+            _run_stages(cell, key, part, on_status or (lambda _: None))
             part.rename(final)
     except OSError as error:
         raise StoreError(f"cannot write cell {key} to {str(store)!r}: {error.strerror or error}") from error
@@ -130,8 +130,8 @@ def _finished(folder: Path) -> bool:
     return True
 
 
-def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
-    on_news("loading")
+def _run_stages(cell: Cell, key: str, part: Path, on_status: OnStatus) -> None:
+    on_status("loading")
     start = time.perf_counter()
     task = load_task(cell.data)
     score_folder, tune_folder = part / "score", part / "tune"
@@ -139,7 +139,7 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
     seconds_load = time.perf_counter() - start
     lora = lora_config(classifier.model, cell.adapter)
     if not _finished(score_folder):
-        on_news("scoring")
+        on_status("scoring")
         plan = prepare(classifier, task, lora, cell.score)  # on a copy: the model itself is trained below
         config = Configuration(cell.model, cell.data, cell.adapter, cell.score)
         save_score(run_score(plan), score_folder, config)
@@ -154,9 +154,9 @@ def _work(cell: Cell, key: str, part: Path, on_news: OnNews) -> None:
         open_folder(tune_folder, flags)
         tune_plan = prepare_tune(classifier, task, lora, cell.train, inplace=True)
         hooks = Hooks(
-            on_step=lambda done, total, _: on_news(f"step {done} of {total}"),
+            on_step=lambda done, total, _: on_status(f"step {done} of {total}"),
             on_record=lambda history: write_history(history, tune_folder),
-            on_note=on_news,
+            on_note=on_status,
         )
         close_folder(run_tune(tune_plan, tune_folder, seconds_load=seconds_load, hooks=hooks), tune_folder)
     with border(StoreError, f"what was done of cell {key} is damaged", remedy=f"remove {str(part)!r}"):
@@ -176,67 +176,81 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
     Returns:
         JSON-ready values: names, settings, facts, quantities at initialisation, outcomes, seconds, versions.
     """
-    kernel, forecast, final = score["kernel"], score["forecast"], tune["final"]
-    head = score["head_kernel"]
-    head_forecast = {} if head is None else head["forecast"]
-    spread = score["spread"]["draws_of_a"]
-    mean_kappa = None if spread is None else spread["condition_number"]
+    groups = ("model", "data", "adapter", "score", "train")
     content = {
         "schema": SCHEMA,
         "key": key,
         "names": cell.names,
         "family": cell.family,
-        "settings": {
-            group: dataclasses.asdict(getattr(cell, group)) for group in ("model", "data", "adapter", "score", "train")
-        },
-        "facts": {
-            "train_rows": tune["details"]["data"]["train_rows"],
-            "eval_rows": tune["details"]["data"]["eval_rows"],
-            "classes": len(tune["details"]["data"]["label_names"]),
-            "majority_accuracy": max(tune["details"]["data"]["eval_class_counts"])
-            / tune["details"]["data"]["eval_rows"],
-            "adapter_parameters": tune["placement"]["trainable_parameters"],
-            "head_parameters": tune["placement"]["head_parameters"],
-            "steps": tune["steps"],
-            "diverged": tune["diverged"],
-            "device": tune["device"],
-        },
-        "quantities": {
-            "condition_number": kernel["condition_number"],
-            "condition_number_mean": None if mean_kappa is None else mean_kappa["mean"],
-            "condition_number_relative": kernel["condition_number_relative"],
-            "lambda_max": kernel["lambda_max"],
-            "lambda_min": kernel["lambda_min"],
-            "trace": kernel["trace"],
-            "effective_dimension": kernel["effective_dimension"],
-            "alignment": kernel["alignment"],
-            "empirical_risk": score["bounds"]["empirical_risk"],
-            "forecast_train_loss": forecast["train_loss"],
-            "forecast_eval_loss": forecast["eval_loss"],
-            "forecast_eval_accuracy": forecast["eval_accuracy"],
-            "loo_mse": forecast["loo_mse"],
-            "loo_accuracy": forecast["loo_accuracy"],
-            "head_eval_loss": head_forecast.get("eval_loss"),
-            "head_eval_accuracy": head_forecast.get("eval_accuracy"),
-            "adapter_parameters": tune["placement"]["trainable_parameters"],
-        },
-        "outcomes": {
-            "train_loss": final["train_loss"],
-            "train_loss_eval_mode": final["train_loss_eval_mode"],
-            "eval_loss": final["eval_loss"],
-            "accuracy": final["eval_accuracy"],
-            "matthews": final["eval_matthews"],
-            "macro_f1": final["eval_macro_f1"],
-        },
+        "settings": {group: dataclasses.asdict(getattr(cell, group)) for group in groups},
+        "facts": _facts(tune),
+        "quantities": {**_quantities(score), "adapter_parameters": tune["placement"]["trainable_parameters"]},
+        "outcomes": _outcomes(tune["final"]),
         "seconds": {
             "load": tune["seconds"]["load"],
             "kernel": score["seconds"]["kernel"],
             "spectrum": score["seconds"]["spectrum"],
-            "forecast": score["seconds"]["forecast"],
+            "kernel_regression": _kernel_regression(score["seconds"]),
             "fine_tune": tune["seconds"]["train"],
             "evaluate": tune["seconds"]["evaluate"],
         },
         "versions": tune["versions"],
     }
-    held: dict[str, Any] = finite(content)
-    return held
+    record: dict[str, Any] = finite(content)
+    return record
+
+
+def _kernel_regression(result: Mapping[str, Any]) -> Any:
+    """What a score says of kernel regression; a score that an earlier version finished calls it a forecast."""
+    return result["kernel_regression" if "kernel_regression" in result else "forecast"]
+
+
+def _facts(tune: Mapping[str, Any]) -> dict[str, Any]:
+    data = tune["details"]["data"]
+    return {
+        "train_rows": data["train_rows"],
+        "eval_rows": data["eval_rows"],
+        "classes": len(data["label_names"]),
+        "majority_accuracy": max(data["eval_class_counts"]) / data["eval_rows"],
+        "adapter_parameters": tune["placement"]["trainable_parameters"],
+        "head_parameters": tune["placement"]["head_parameters"],
+        "steps": tune["steps"],
+        "diverged": tune["diverged"],
+        "device": tune["device"],
+    }
+
+
+def _quantities(score: Mapping[str, Any]) -> dict[str, Any]:
+    kernel, regression = score["kernel"], _kernel_regression(score)
+    head = {} if score["head_kernel"] is None else _kernel_regression(score["head_kernel"])
+    spread = score["spread"]["draws_of_a"]
+    mean_kappa = None if spread is None else spread["condition_number"]
+    return {
+        "condition_number": kernel["condition_number"],
+        "condition_number_mean": None if mean_kappa is None else mean_kappa["mean"],
+        "condition_number_relative": kernel["condition_number_relative"],
+        "lambda_max": kernel["lambda_max"],
+        "lambda_min": kernel["lambda_min"],
+        "trace": kernel["trace"],
+        "effective_dimension": kernel["effective_dimension"],
+        "alignment": kernel["alignment"],
+        "empirical_risk": score["bounds"]["empirical_risk"],
+        "kernel_regression_train_loss": regression["train_loss"],
+        "kernel_regression_eval_loss": regression["eval_loss"],
+        "kernel_regression_eval_accuracy": regression["eval_accuracy"],
+        "loo_mse": regression["loo_mse"],
+        "loo_accuracy": regression["loo_accuracy"],
+        "head_eval_loss": head.get("eval_loss"),
+        "head_eval_accuracy": head.get("eval_accuracy"),
+    }
+
+
+def _outcomes(final: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "train_loss": final["train_loss"],
+        "train_loss_eval_mode": final["train_loss_eval_mode"],
+        "eval_loss": final["eval_loss"],
+        "accuracy": final["eval_accuracy"],
+        "matthews": final["eval_matthews"],
+        "macro_f1": final["eval_macro_f1"],
+    }

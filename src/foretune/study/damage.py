@@ -87,11 +87,11 @@ def text(value: Any, name: str) -> str:
     return printable(value)
 
 
-def numbers(held: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Value]:
+def numbers(values: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, Value]:
     """Take finite numbers by name; None stands for one that is not known.
 
     Args:
-        held: Values.
+        values: Values by name.
         names: Which to take; None takes all.
 
     Returns:
@@ -100,20 +100,20 @@ def numbers(held: Mapping[str, Any], names: Iterable[str] | None = None) -> dict
     Raises:
         ValueError: If one is something else.
     """
-    if not isinstance(held, Mapping):
-        raise ValueError(f"numbers by name are wanted, not {shown(held)}")
-    found = {name: held[name] for name in (held if names is None else names)}
-    for name, value in found.items():
+    if not isinstance(values, Mapping):
+        raise ValueError(f"numbers by name are wanted, not {shown(values)}")
+    taken = {name: values[name] for name in (values if names is None else names)}
+    for name, value in taken.items():
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             raise ValueError(f"{name} is {shown(value)}")
-    return found
+    return taken
 
 
-def check_course(course: Sequence[tuple[int, float]], total: Value, diverged: bool, where: str) -> None:
+def check_losses(losses: Sequence[tuple[int, float]], total: Value, diverged: bool, where: str) -> None:
     """Check that a run that did not diverge has finite losses up to its last step.
 
     Args:
-        course: Steps and losses.
+        losses: Steps and losses.
         total: Steps of the run.
         diverged: Whether it diverged.
         where: Where the losses are from.
@@ -121,12 +121,12 @@ def check_course(course: Sequence[tuple[int, float]], total: Value, diverged: bo
     Raises:
         ValueError: If there are none, some are missing at the end, or one is no number.
     """
-    if not course:
+    if not losses:
         raise ValueError(f"{where} is empty")
     if diverged:
         return
-    same(course[-1][0], total, f"last step of {where}")
-    if not all(math.isfinite(loss) for _, loss in course):
+    same(losses[-1][0], total, f"last step of {where}")
+    if not all(math.isfinite(loss) for _, loss in losses):
         raise ValueError(f"{where} holds a loss that is no number")
 
 

@@ -1,4 +1,4 @@
-"""Who does the cells: this process, several processes, or a Ray cluster."""
+"""Who runs the cells: this process, several processes, or a Ray cluster."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ from foretune.report.provenance import usable_cores
 from foretune.report.store import write_text
 from foretune.settings.commands import EngineName
 from foretune.settings.ranges import Range
-from foretune.study.cell import OnNews, work
+from foretune.study.cell import OnStatus, run_cell
 from foretune.study.grid import Cell
 
 MOST_WORKERS = 1024
@@ -29,7 +29,7 @@ MOST_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to do.
+    """A cell to run.
 
     Attributes:
         cell: Cell.
@@ -43,7 +43,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Report:
+class JobReport:
     """How a job ended.
 
     Attributes:
@@ -62,14 +62,14 @@ class Report:
 
 
 class Engine(Protocol):
-    """Does jobs, in any order."""
+    """Runs jobs, in any order."""
 
-    def __call__(self, jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
-        """Do the jobs.
+    def __call__(self, jobs: Sequence[Job], on_status: OnStatus) -> Iterator[JobReport]:
+        """Run the jobs.
 
         Args:
             jobs: Jobs.
-            on_news: Called with the key and a word on what is done now, where the engine knows.
+            on_status: Called with the key and a word on what is done now, where the engine knows.
 
         Yields:
             A report as soon as a job has ended.
@@ -77,12 +77,12 @@ class Engine(Protocol):
         ...
 
 
-def do(job: Job, on_news: OnNews | None = None) -> Report:
-    """Do one job; what goes wrong is reported, so that the others go on.
+def run_job(job: Job, on_status: OnStatus | None = None) -> JobReport:
+    """Run one job; what goes wrong is reported, so that the others go on.
 
     Args:
         job: Job.
-        on_news: Called with a word on what is done now.
+        on_status: Called with a word on what is done now.
 
     Returns:
         How it ended.
@@ -90,7 +90,7 @@ def do(job: Job, on_news: OnNews | None = None) -> Report:
     start = time.perf_counter()
     error, fatal, fault = None, False, False
     try:
-        work(job.cell, job.key, job.store, on_news=on_news)
+        run_cell(job.cell, job.key, job.store, on_status=on_status)
     except StoreError as failure:
         error, fatal = str(failure), True
     except ForetuneError as failure:
@@ -100,7 +100,7 @@ def do(job: Job, on_news: OnNews | None = None) -> Report:
         if error is None:
             error, fault = f"{type(failure).__name__}: {reason(failure)}; see {_write_traceback(job)}", True
     message = None if error is None else " ".join(error.split())
-    return Report(job.key, time.perf_counter() - start, message, fatal, fault)
+    return JobReport(job.key, time.perf_counter() - start, message, fatal, fault)
 
 
 def _write_traceback(job: Job) -> Path:
@@ -111,23 +111,23 @@ def _write_traceback(job: Job) -> Path:
     return path
 
 
-def serial(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
-    """Do the jobs in this process, one after the other.
+def serial(jobs: Sequence[Job], on_status: OnStatus) -> Iterator[JobReport]:
+    """Run the jobs in this process, one after the other.
 
     Args:
         jobs: Jobs.
-        on_news: Called with a word on what is done now.
+        on_status: Called with a word on what is done now.
 
     Yields:
         A report for each job.
     """
     for job in jobs:
-        yield do(job, on_news)
+        yield run_job(job, on_status)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Do the jobs in several processes of this machine, which share its cores.
+    """Run the jobs in several processes of this machine, which share its cores.
 
     Attributes:
         workers: Number of processes.
@@ -135,12 +135,12 @@ class Processes:
 
     workers: int
 
-    def __call__(self, jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
-        """Do the jobs.
+    def __call__(self, jobs: Sequence[Job], on_status: OnStatus) -> Iterator[JobReport]:
+        """Run the jobs.
 
         Args:
             jobs: Jobs.
-            on_news: Not called: the work is out of sight.
+            on_status: Not called: the work is out of sight.
 
         Yields:
             A report as soon as a job has ended.
@@ -151,7 +151,7 @@ class Processes:
         threads = max(1, usable_cores() // self.workers)
         executor = ProcessPoolExecutor(self.workers, get_context("spawn"), _start_worker, (threads,))
         try:
-            futures = [executor.submit(do, job) for job in jobs]
+            futures = [executor.submit(run_job, job) for job in jobs]
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
@@ -181,12 +181,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def on_ray(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
-    """Do the jobs on a Ray cluster whose machines share the study's folder; without one Ray runs on this machine.
+def on_ray(jobs: Sequence[Job], on_status: OnStatus) -> Iterator[JobReport]:
+    """Run the jobs on a Ray cluster whose machines share the study's folder; without one Ray runs on this machine.
 
     Args:
         jobs: Jobs.
-        on_news: Not called: the work is out of sight.
+        on_status: Not called: the work is out of sight.
 
     Yields:
         A report as soon as a job has ended.
@@ -205,7 +205,7 @@ def on_ray(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        remote = ray.remote(num_gpus=gpus, max_retries=2)(do)
+        remote = ray.remote(num_gpus=gpus, max_retries=2)(run_job)
         waiting = [remote.remote(job) for job in jobs]
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=1)
@@ -220,8 +220,8 @@ def on_ray(jobs: Sequence[Job], on_news: OnNews) -> Iterator[Report]:
                 ray.shutdown()
 
 
-def engine(name: EngineName, workers: int) -> Engine:
-    """Choose who does the cells.
+def choose_engine(name: EngineName, workers: int) -> Engine:
+    """Choose who runs the cells.
 
     Args:
         name: `local` or `ray`.

@@ -10,11 +10,11 @@ from foretune.errors import ConfigError, StoreError
 from foretune.report.store import RESULT, check_writable, read_json
 from foretune.report.tables import Table
 from foretune.settings.commands import EngineName
-from foretune.study.board import Board
 from foretune.study.cell import cell_folder, set_aside
-from foretune.study.engines import Job, engine
+from foretune.study.engines import Job, choose_engine
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
+from foretune.study.progress import Progress
 from foretune.study.stored import read_stored
 
 
@@ -59,13 +59,13 @@ def run_cells(
     engine_name: EngineName,
     log: Console,
 ) -> Failures:
-    """Do the cells that the store does not hold.
+    """Run the cells that the store does not hold.
 
     Args:
         cells: The grid.
         store: Folder of the results.
         workers: Processes on this machine.
-        engine_name: Who does the cells.
+        engine_name: Who runs the cells.
         log: Where progress goes.
 
     Returns:
@@ -75,7 +75,7 @@ def run_cells(
         StoreError: If the disk refuses; finished cells are kept.
         KeyboardInterrupt: With what became of the work.
     """
-    do = engine(engine_name, workers)
+    engine = choose_engine(engine_name, workers)
     check_writable(store)
     store = store.absolute()  # workers may have another working directory
     with log.status("looking at data and weights"):
@@ -89,10 +89,10 @@ def run_cells(
     log.print(f"{len(by_key)} cells, {done} of them finished")
     failed = faults = 0
     try:
-        with Board(log, list(by_key.values()), waiting=len(jobs), workers=workers) as board:
-            for report in do(jobs, board.news):
+        with Progress(log, list(by_key.values()), waiting=len(jobs), workers=workers) as progress:
+            for report in engine(jobs, progress.show_status):
                 record = None if report.error else read_json(cell_folder(store, report.key) / RESULT)
-                board.finished(by_key[report.key], record, report.seconds, report.error)
+                progress.add_finished(by_key[report.key], record, report.seconds, report.error)
                 failed += report.error is not None
                 faults += report.fault
                 done += report.error is None

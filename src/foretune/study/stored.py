@@ -3,16 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foretune.report.curves import Step
 from foretune.report.store import RESULT, read_json
-from foretune.study.damage import Value, check_course, integer, numbers, read_rows, same, text, undamaged
+from foretune.study.damage import Value, check_losses, integer, numbers, read_rows, same, text, undamaged
 
+T = TypeVar("T")
 NAMES = ("model", "dataset", "placement", "r", "seed")
 MEASURED = ("train_loss", "train_loss_eval_mode", "eval_loss", "accuracy", "matthews", "macro_f1")
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
 DIGITS = 6  # of a loss, so that a report from its CSV files is the same
+# What earlier versions called numbers that cells of theirs hold: kernel regression was a forecast too.
+FORMER_NAMES = {
+    "forecast_train_loss": "kernel_regression_train_loss",
+    "forecast_eval_loss": "kernel_regression_eval_loss",
+    "forecast_eval_accuracy": "kernel_regression_eval_accuracy",
+    "seconds_forecast": "seconds_kernel_regression",
+}
 
 
 @dataclass(frozen=True)
@@ -65,19 +73,35 @@ def read_stored(path: Path) -> StoredCell:
             text(result.get("family", ""), "family"),
             facts,
             numbers(result["outcomes"], MEASURED),
-            numbers(result["quantities"]),
-            numbers(result["seconds"]),
+            with_present_names(numbers(result["quantities"])),
+            with_present_names(numbers(result["seconds"]), prefix="seconds_"),
             tuple(read_rows(path / "tune" / "steps.csv", step_of, ("step", "loss"))),
             tuple(read_rows(path / "tune" / "history.csv", _epoch, ("step", "eval_loss", "eval_accuracy"))),
         )
         total, diverged = facts["steps"], bool(facts["diverged"])
-        check_course([(step.step, step.loss) for step in stored.steps], total, diverged, "steps.csv")
-        check_course([(step, loss) for step, loss, _ in stored.epochs], total, diverged, "history.csv")
+        check_losses([(step.step, step.loss) for step in stored.steps], total, diverged, "steps.csv")
+        check_losses([(step, loss) for step, loss, _ in stored.epochs], total, diverged, "history.csv")
     return stored
 
 
-def _names(held: Mapping[str, Any]) -> dict[str, str | int]:
-    return {name: integer(held[name], name) if name in ("r", "seed") else text(held[name], name) for name in NAMES}
+def with_present_names(stored: Mapping[str, T], *, prefix: str = "") -> dict[str, T]:
+    """Give numbers that an earlier version stored the names that they have now.
+
+    Args:
+        stored: Values by name.
+        prefix: What stands before the names in `cells.csv`.
+
+    Returns:
+        The same values; one that is there under its present name too keeps that.
+    """
+    present = {name: FORMER_NAMES.get(prefix + name, prefix + name).removeprefix(prefix) for name in stored}
+    return {
+        present[name]: value for name, value in stored.items() if present[name] == name or present[name] not in stored
+    }
+
+
+def _names(stored: Mapping[str, Any]) -> dict[str, str | int]:
+    return {name: integer(stored[name], name) if name in ("r", "seed") else text(stored[name], name) for name in NAMES}
 
 
 def step_of(row: Mapping[str, str]) -> Step:

@@ -12,9 +12,10 @@ from rich.text import Text
 from foretune.study.grid import Cell
 
 SHOWN = 12
+HEADER = ("model", "data set", "placement", "r", "seed", "κ", "kernel regression", "accuracy", "time")
 
 
-class Board:
+class Progress:
     """Shows what is done. On a terminal a table is kept up to date; elsewhere each finished cell gives a line."""
 
     def __init__(self, log: Console, cells: Sequence[Cell], *, waiting: int, workers: int) -> None:
@@ -23,10 +24,10 @@ class Board:
         self._rows: list[list[str]] = []
         self._seconds: list[float] = []
         self._start = time.perf_counter()
-        self._news = ""
+        self._status = ""
         self._live = Live(console=log, get_renderable=self._draw, refresh_per_second=2, transient=False)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "Progress":
         """Start to draw, on a terminal."""
         if self._log.is_terminal:
             self._live.start()
@@ -37,15 +38,15 @@ class Board:
         if self._log.is_terminal:
             self._live.stop()
 
-    def news(self, what: str) -> None:
+    def show_status(self, words: str) -> None:
         """Say what is done now.
 
         Args:
-            what: A word.
+            words: In a word or two.
         """
-        self._news = what
+        self._status = words
 
-    def finished(self, cell: Cell, record: dict[str, Any] | None, seconds: float, error: str | None) -> None:
+    def add_finished(self, cell: Cell, record: dict[str, Any] | None, seconds: float, error: str | None) -> None:
         """Enter a cell that has ended.
 
         Args:
@@ -60,10 +61,10 @@ class Board:
         if record is None:
             row += ["failed", "", "", f"{seconds:.0f} s"]
         else:
-            forecast = record["quantities"]["forecast_eval_accuracy"]
+            predicted = record["quantities"]["kernel_regression_eval_accuracy"]
             row += [
                 f"{record['quantities']['condition_number']:.4g}",
-                "–" if forecast is None else f"{forecast:.1%}",
+                "–" if predicted is None else f"{predicted:.1%}",
                 f"{record['outcomes']['accuracy']:.1%}",
                 f"{seconds:.0f} s",
             ]
@@ -79,17 +80,19 @@ class Board:
             return f"{done} of {self._n_cells} cells"
         if not self._seconds:
             return (
-                f"{done} of {self._n_cells} cells, {self._news}" if self._news else f"{done} of {self._n_cells} cells"
+                f"{done} of {self._n_cells} cells, {self._status}"
+                if self._status
+                else f"{done} of {self._n_cells} cells"
             )
         left = sum(self._seconds) / len(self._seconds) * self._waiting / self._workers
         hours, minutes = divmod(round(left / 60), 60)
         return f"{done} of {self._n_cells} cells, about {hours}:{minutes:02d} h left" + (
-            f", {self._news}" if self._news and self._log.is_terminal else ""
+            f", {self._status}" if self._status and self._log.is_terminal else ""
         )
 
     def _draw(self) -> Group:
         table = Table(show_edge=False, pad_edge=False)
-        for name in ("model", "data set", "placement", "r", "seed", "κ", "forecast", "accuracy", "time"):
+        for name in HEADER:
             table.add_column(name, no_wrap=True)
         for row in self._rows[-SHOWN:]:
             table.add_row(*row)

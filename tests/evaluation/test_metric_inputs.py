@@ -1,11 +1,12 @@
-"""Metrics of others from the survey of a study."""
+"""Metrics of others from one pass over the samples."""
 
 import numpy as np
 import pytest
 
 import foretune as ft
-from foretune.evaluation.rivals import placement_quantities
+from foretune.evaluation.metric_inputs import MetricInputs, plop
 from foretune.forecasting.linearise import survey
+from foretune.forecasting.runs import Ending
 from foretune.models.placement import lora_config
 from foretune.problem import prepare
 
@@ -14,7 +15,7 @@ import cases
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    return ft.load_task(ft.DataConfig(cases.write_reviews(tmp_path_factory.mktemp("rivals") / "reviews")))
+    return ft.load_task(ft.DataConfig(cases.write_reviews(tmp_path_factory.mktemp("metrics") / "reviews")))
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "llama"])
@@ -22,13 +23,13 @@ def test_plop_does_not_depend_on_the_padding(name, task, tmp_path):
     """Whether a text is alone in its batch or padded to a longer one beside it."""
     given = ft.load_classifier(cases.save(tmp_path / "model", name), label_names=task.label_names, seed=0)
     config = lora_config(given.model, ft.AdapterConfig(("all-linear",), None, 2))
-    found = []
+    scores = []
     for batch_size in (1, 20):
         settings = ft.ScoreSettings(samples=20, eval_samples=6, draws=1, reduction="margin", batch_size=batch_size)
         plan = prepare(given, task, config, settings)
-        held = survey(plan)
-        starts = [held.start([site]) for site in range(len(held.sites))]
-        found.append([values["plop"] for values in placement_quantities(plan, held, starts)])
+        linearised = survey(plan)
+        starts = [linearised.start([site]) for site in range(len(linearised.sites))]
+        scores.append(plop(MetricInputs(plan, linearised, starts, Ending(0.0, 0.0, 0.0), seed=0)))
     assert len(np.unique(plan.train.lengths)) > 3  # so there is padding
-    assert np.isfinite(found).all()
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert np.isfinite(scores).all()
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)

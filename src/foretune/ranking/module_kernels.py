@@ -1,4 +1,4 @@
-"""Blocks of all modules from one pass over the samples."""
+"""Kernels of all modules from one pass over the samples, for the quick score."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,20 +14,20 @@ from foretune.tasks.outputs import output_reduction
 SAMPLES = 256  # at most, for the quick score: its cost grows with their cube
 
 
-def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
+def module_kernels(survey: Survey, ranks: Sequence[int]) -> Blocks:
     """Multiply the token factors out to a kernel for each module and step of rank.
 
     Outputs are added up (`margin`, or `trace` for more than two classes), draws of A are averaged.
 
     Args:
         survey: The pass over the samples.
-        ranks: Ranks to price; the largest is the survey's own.
+        ranks: Ranks to score; the largest is the survey's own.
 
     Returns:
         Blocks of the first 256 samples at most.
     """
     sample = first_examples(survey.train, min(SAMPLES, len(survey.train.labels)))
-    factors = summed(sample.factors)
+    factors = with_summed_outputs(sample.factors)
     features = adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
     kernel = tangent_kernel(features, ranks=ranks, average=True)
     reduction = factors.reduction
@@ -38,15 +38,15 @@ def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
     return Blocks(kernel.sites, kernel.ranks, kernel.blocks[:, 0], residual)
 
 
-def summed(f: TokenFactors) -> TokenFactors:
+def with_summed_outputs(factors: TokenFactors) -> TokenFactors:
     """Let the kernels of the differentiated outputs be added up: `margin` is its own sum, that of `full` is `trace`.
 
     Args:
-        f: Token factors of `margin` or `full`.
+        factors: Token factors of `margin` or `full`.
 
     Returns:
         The same factors under the reduction with one kernel row for each example.
     """
-    name = "margin" if f.reduction.name == "margin" else "trace"
-    reduction = output_reduction(name, f.reduction.n_classes)
-    return replace(f, reduction=reduction)
+    name = "margin" if factors.reduction.name == "margin" else "trace"
+    reduction = output_reduction(name, factors.reduction.n_classes)
+    return replace(factors, reduction=reduction)
