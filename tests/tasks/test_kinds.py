@@ -1,4 +1,4 @@
-"""Labels that are no classes: numbers and sets of labels are found, read alike from every format, or refused by name."""
+"""Numbers and sets of labels are found, read alike from every format, or refused by name."""
 
 import json
 import logging
@@ -204,7 +204,7 @@ def test_the_separator_is_that_of_training():
 def test_a_kind_that_does_not_fit_is_refused():
     with pytest.raises(DataError, match=r"2 label columns \(label, x\): a class for each text is one column"):
         task_from_datasets(rows([0, 1], x=[1, 0]), label_column=["label", "x"], task="classification")
-    with pytest.raises(DataError, match="label 0.5 in row 0 .*--task regression"):
+    with pytest.raises(DataError, match=r"label 0\.5 in row 0 .*--task regression"):
         read([0.5, 1.0], task="classification")
     with pytest.raises(DataError, match=r"holds list values, no labels"):
         read([["a"], ["b"]], task="classification")
@@ -296,7 +296,7 @@ def test_faults_of_json_are_named_with_their_file(tmp_path, labels, message):
 COLUMN_FAULTS = [
     (
         {"x": [0, 1, 0], "y": [0, 0, 0]},
-        r"column 'y' of split 'train' is 0 in every row: leave it out of --label-column",
+        r"column 'y' of split 'train' is 0 in every row: leave it out of",
     ),
     ({"x": [0, 1, 0], "y": [0, None, 1]}, r"label in row 1 of column 'y' .*is missing"),
     ({"x": [0, 1, 0], "y": [0, -1, 1]}, r"label -1 in row 1 of column 'y' .*neither 0 nor 1: hidden labels"),
