@@ -113,11 +113,11 @@ def place_for(
         The peft model.
 
     Raises:
-        ConfigError: If the model's outputs and the task's classes differ in number.
+        ConfigError: If the model's outputs and the task's differ in number.
     """
-    n_classes = int(classifier.model.config.num_labels)
-    if n_classes != task.n_classes:
-        raise ConfigError(f"the model has {n_classes} outputs, the data set {task.n_classes} classes: set num_labels")
+    n_outputs, wanted = int(classifier.model.config.num_labels), len(task.objective.names)
+    if n_outputs != wanted:
+        raise ConfigError(f"the model has {n_outputs} outputs, the data set needs {wanted}: set num_labels={wanted}")
     placed: PeftModel = classifier.model
     return placed if config is None else place(classifier.model, config, seed=seed, inplace=inplace)
 
