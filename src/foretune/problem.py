@@ -118,7 +118,8 @@ def place_for(
     n_outputs, objective = int(classifier.model.config.num_labels), task.objective
     if n_outputs != objective.n_outputs:
         raise ConfigError(
-            f"the model has {n_outputs} outputs, the data set {objective.n_outputs} {objective.noun}: set num_labels"
+            f"the model has {n_outputs} outputs, the data set {objective.n_outputs} {objective.noun}: "
+            f"set num_labels={objective.n_outputs}"
         )
     placed: PeftModel = classifier.model
     return placed if config is None else place(classifier.model, config, seed=seed, inplace=inplace)

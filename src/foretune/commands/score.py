@@ -105,7 +105,7 @@ def _score(config: ScoreConfig, output: Path | None, wanted: CurveWanted | None,
         calibration = None if wanted is None else read_calibration(wanted.calibration)
         given = None if config.adapter_config is None else adapter_from_file(config.adapter_config)
         task = load_task(config.data)
-        classifier = load_model(config.model, task.label_names, config.settings.seed)
+        classifier = load_model(config.model, task.objective, config.settings.seed)
         lora = lora_config(classifier.model, config.adapter) if given is None else given
         plan = prepare(classifier, task, lora, config.settings, inplace=True)
         if wanted is not None:

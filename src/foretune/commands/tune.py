@@ -102,7 +102,7 @@ def _tune(config: TuneConfig, folder: Path, output: Path | None, forecast: Path 
         goes_on = writes and claim(folder, flags, given)
         drawn = read_forecast(folder, forecast)
         task = load_task(config.data)
-        classifier = load_model(config.model, task.label_names, config.settings.seed)
+        classifier = load_model(config.model, task.objective, config.settings.seed)
         lora = lora_config(classifier.model, config.adapter) if given is None else given
         plan = prepare_tune(classifier, task, lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start

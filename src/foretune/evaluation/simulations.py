@@ -152,7 +152,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
 
 
 def _load(group: _Group, *, backbone: int | None = None) -> Classifier:
-    classifier = load_model(group.first.model, group.task.label_names, group.first.train.seed)
+    classifier = load_model(group.first.model, group.task.objective, group.first.train.seed)
     if backbone is not None:
         with torch.random.fork_rng():
             torch.manual_seed(backbone)

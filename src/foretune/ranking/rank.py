@@ -137,7 +137,7 @@ def rank_one(
     _check_rows(task, config.sample)
     models = config.models
     loaded = ModelConfig(model, models.dtype, models.device, models.trust_remote_code)
-    classifier = load_model(loaded, task.label_names, config.sample.seed)
+    classifier = load_model(loaded, task.objective, config.sample.seed)
     seconds = time.perf_counter() - clock
     ranking = _rank(classifier, task, config.settings, calibration, on_news)
     spent = {**ranking.seconds, "load": ranking.seconds["load"] + seconds}
@@ -169,7 +169,7 @@ def rank(
     Raises:
         ForetuneError: If the settings do not fit the model or the data.
     """
-    classifier = own_classifier(model, tokenizer, bare=True)
+    classifier = own_classifier(model, tokenizer, task.objective, bare=True)
     return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_news)
 
 

@@ -117,7 +117,9 @@ def _curve(curve: dict[str, Any], metric: Metric) -> Table:
 
     def add(point: dict[str, Any]) -> None:
         train = "–" if point["train_loss"] is None else f"{point['train_loss']:.4f}"
-        table.add_row(str(point["step"]), metric.text(point[f"eval_{metric.name}"]), f"{point['eval_loss']:.4f}", train)
+        table.add_row(
+            str(point["step"]), metric.written(point[f"eval_{metric.name}"]), f"{point['eval_loss']:.4f}", train
+        )
 
     for point in points[: -1 : max(1, len(points) // 5)]:
         add(point)
@@ -129,7 +131,7 @@ def _curve(curve: dict[str, Any], metric: Metric) -> Table:
     def interval(name: str) -> str:
         value, low, high = (end[name][part] for part in ("value", "low", "high"))
         if name == metric.name:
-            return f"{metric.text(value)} [{metric.text(low)}, {metric.text(high)}]"
+            return f"{metric.written(value)} [{metric.written(low)}, {metric.written(high)}]"
         return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
     train = "withheld" if end["train_loss"] is None else interval("train_loss")
@@ -159,7 +161,7 @@ def _mean(summary: dict[str, Any] | None, metric: Metric | None) -> str:
     if summary is None:
         return ""
     if metric is not None:
-        return f"{metric.text(summary['mean'])} ± {metric.text(summary['standard_deviation'])}"
+        return f"{metric.written(summary['mean'])} ± {metric.written(summary['standard_deviation'])}"
     return f"{summary['mean']:.3g} ± {summary['standard_deviation']:.2g}"
 
 
@@ -168,22 +170,22 @@ def _regression_rows(result: dict[str, Any], row: Any) -> None:
     name, baselines = metric.name, predicted["baselines"]
     if predicted["eval_loss"] is not None:
         error = predicted[f"eval_{name}_standard_error"]
-        value = metric.text(predicted[f"eval_{name}"]) + ("" if error is None else f" ± {metric.text(error)}")
+        value = metric.written(predicted[f"eval_{name}"]) + ("" if error is None else f" ± {metric.written(error)}")
         row(f"kernel regression: eval {metric.label}", value, f"eval_{name}", metric)
         if head is not None:
-            row("  head's kernel alone", metric.text(head["kernel_regression"][f"eval_{name}"]))
-        row("  before training", metric.text(baselines[f"f0_{name}"]))
+            row("  head's kernel alone", metric.written(head["kernel_regression"][f"eval_{name}"]))
+        row("  before training", metric.written(baselines[f"f0_{name}"]))
         if f"majority_{name}" in baselines:
-            row("  majority class", metric.text(baselines[f"majority_{name}"]))
+            row("  majority class", metric.written(baselines[f"majority_{name}"]))
         elif baselines[f"constant_{name}"] is not None:
-            row("  one prediction for all", metric.text(baselines[f"constant_{name}"]))
+            row("  one prediction for all", metric.written(baselines[f"constant_{name}"]))
         row("  eval loss", f"{predicted['eval_loss']:.4f}", "eval_loss")
     row(
         "  train loss" if predicted["eval_loss"] is not None else "kernel regression: train loss",
         f"{predicted['train_loss']:.4f}",
         "train_loss",
     )
-    row(f"  leave-one-out {metric.label}", metric.text(predicted[f"loo_{name}"]), f"loo_{name}", metric)
+    row(f"  leave-one-out {metric.label}", metric.written(predicted[f"loo_{name}"]), f"loo_{name}", metric)
 
 
 def _kernel_rows(result: dict[str, Any], row: Any) -> None:

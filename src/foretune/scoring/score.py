@@ -203,7 +203,7 @@ def score(
     Returns:
         The result.
     """
-    classifier = own_classifier(model, tokenizer, bare=config is not None)
+    classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
     return run(prepare(classifier, task, config, settings or ScoreSettings()))
 
 

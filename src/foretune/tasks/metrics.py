@@ -70,19 +70,18 @@ class Metric:
             return 1.0 / (kept * (1.0 - kept))
         return 1.06 if self.scale == "fisher" else 1.0
 
-    def text(self, value: float | None, *, digits: int = 1) -> str:
-        """Write a value for a table.
+    def written(self, value: float | None) -> str:
+        """Write a value for a table or a title.
 
         Args:
-            value: Value; None or NaN where it is not defined.
-            digits: Digits of a percentage after the point; other values have two more.
+            value: Value; None, or not finite, where it is not defined.
 
         Returns:
-            `85.2%`, `0.812` or `–`.
+            A percentage, or a number of three digits behind the point; a dash where there is none.
         """
         if value is None or not isfinite(value):
             return "–"
-        return f"{value:.{digits}%}" if self.percent else f"{value:.{digits + 2}f}"
+        return f"{value:.1%}" if self.percent else f"{value:.3f}"
 
 
 ACCURACY = Metric("accuracy", "accuracy", "logit", percent=True)

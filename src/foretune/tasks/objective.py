@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foretune.tasks.metrics import Kind, Metric
+from foretune.tasks.metrics import Kind as Kind
+from foretune.tasks.metrics import Metric as Metric
 from foretune.tasks.outputs import OutputReduction
 
 Array = NDArray[np.float64]
