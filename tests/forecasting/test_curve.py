@@ -8,7 +8,7 @@ import yaml
 
 from foretune.cli import run
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import OUTCOMES, scale
+from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.report.curves import read_curve
 
 import cases
@@ -48,7 +48,7 @@ def test_a_score_forecasts_the_course_of_the_run(scored):
     assert [point.step for point in points] == sorted({point.step for point in points})
     last = points[-1]
     assert last.eval_loss == pytest.approx(curve["end"]["eval_loss"]["value"], rel=1e-4)
-    assert scale("accuracy", last.eval_accuracy) == pytest.approx(
+    assert scale("accuracy", last.eval_metric) == pytest.approx(
         scale("accuracy", curve["end"]["accuracy"]["value"]), abs=1e-3
     )
     for name in OUTCOMES:
@@ -63,7 +63,7 @@ def test_it_starts_where_the_model_is(scored, place, tmp_path):
     before = result_of(tmp_path / "tuned")["before_training"]
     start = read_curve(scored / "curve.csv")[0]
     assert start.eval_loss == pytest.approx(before["eval_loss"], rel=1e-4)
-    assert start.eval_accuracy == before["eval_accuracy"]
+    assert start.eval_metric == before["eval_accuracy"]
 
 
 def test_a_score_with_a_curve_is_replayed(scored, tmp_path):

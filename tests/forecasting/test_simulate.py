@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
 from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
-from foretune.forecasting.linear_model import Head, OneLabel, Sample, Start, lift
+from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.forecasting.linearise import Survey, first_examples
 from foretune.forecasting.optimizer import clip_each, optimizer_of, set_rate
 from foretune.forecasting.recipe import Recipe
@@ -17,7 +17,9 @@ from foretune.forecasting.simulate import simulate
 from foretune.models.placement import place, read_adapters
 from foretune.models.sites import Site
 from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
-from foretune.tasks.outputs import identity_reduction, output_reduction
+from foretune.tasks.classification import Classification
+from foretune.tasks.multi_label import MultiLabel
+from foretune.tasks.regression import Regression
 
 from cases import batch_of, lora, ragged, tiny
 
@@ -37,65 +39,46 @@ def tokens(counts, k, d_in, d_out, size):
     return ModuleTokens(starts, normal(n, d_in), size * normal(k, n, d_out))
 
 
-@dataclasses.dataclass(frozen=True)
-class Squared:
-    """Regression on C numbers."""
-
-    def loss(self, outputs, targets):
-        return (outputs - targets).square().mean(-1)
-
-    def metric(self, outputs, targets):
-        return 1 - (outputs - targets).square().mean((-2, -1)) / targets.var(correction=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sigmoids:
-    """Several labels at once."""
-
-    def loss(self, outputs, targets):
-        targets = targets.to(outputs.dtype).expand(outputs.shape)
-        return torch.nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").sum(-1)
-
-    def metric(self, outputs, targets):
-        return ((outputs > 0) == (targets > 0)).double().mean((-2, -1))
-
-
-CLASSES = OneLabel()
+def of(objective, n_outputs):
+    """The objective of a kind with so many outputs."""
+    return objective(tuple(map(str, range(n_outputs))))
 
 
 def slow_loss(objective, f, targets):
     """Mean loss of n × C outputs, written out."""
-    if isinstance(objective, Squared):
+    if isinstance(objective, Regression):
         return sum((f[i] - targets[i]) @ (f[i] - targets[i]) / len(f[i]) for i in range(len(f))) / len(f)
-    if isinstance(objective, Sigmoids):
+    if isinstance(objective, MultiLabel):
         signs = 2 * targets.to(f.dtype) - 1
-        return (1 + (-signs * f).exp()).log().sum() / len(f)
+        return (1 + (-signs * f).exp()).log().mean()
     return cross_entropy(f, targets)
 
 
+def ranks(values):
+    return np.argsort(np.argsort(values))
+
+
 def slow_metric(objective, f, targets):
-    if isinstance(objective, OneLabel):
-        return np.mean([int(row.argmax()) == int(target) for row, target in zip(f, targets, strict=True)])
-    return float(objective.metric(f, targets))
+    """Main metric of n × C outputs, written out."""
+    f, y = f.numpy(), targets.numpy()
+    if isinstance(objective, Regression):
+        return np.mean([np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(f.T, y.T, strict=True)])
+    if isinstance(objective, MultiLabel):
+        said, there = [value > 0 for value in f.flat], [value > 0 for value in y.flat]
+        return 2 * sum(a and b for a, b in zip(said, there, strict=True)) / (sum(said) + sum(there))
+    return np.mean([int(row.argmax()) == int(target) for row, target in zip(f, y, strict=True)])
 
 
 def targets_of(objective, n, n_outputs):
-    if isinstance(objective, OneLabel):
+    if objective is Classification:
         return torch.arange(n) % n_outputs
-    return normal(n, n_outputs) if isinstance(objective, Squared) else torch.randint(0, 2, (n, n_outputs))
+    return normal(n, n_outputs) if objective is Regression else torch.randint(0, 2, (n, n_outputs))
 
 
-def directions_of(objective, n_outputs):
-    """All outputs for a loss that sees more than their differences."""
-    if isinstance(objective, OneLabel):
-        return output_reduction("margin" if n_outputs == 2 else "full", n_outputs)
-    return identity_reduction("full", n_outputs)
-
-
-def sample(n, n_classes, *, hidden=False, size=0.3, seed=0, objective=CLASSES):
+def sample(n, n_classes, *, hidden=False, size=0.3, seed=0, objective=Classification):
     """Factors of no model: ragged texts, random inputs and gradients."""
     torch.manual_seed(seed)
-    reduction = directions_of(objective, n_classes)
+    reduction = of(objective, n_classes).simulated()
     k = reduction.n_outputs
     counts = [1 + (3 * i) % 4 for i in range(n)]
     sites = tuple(Site(str(i), i, "m", d_in, d_out, 3, 1.0) for i, (d_in, d_out) in enumerate(SHAPES))
@@ -108,7 +91,9 @@ def sample(n, n_classes, *, hidden=False, size=0.3, seed=0, objective=CLASSES):
         normal(n, n_classes),
     )
     lifts = torch.stack([lift(normal(n_classes, WIDTH), reduction.directions) for _ in range(2)])
-    return Sample(factors, targets_of(objective, n, n_classes), lifts, torch.arange(n) % 3 // 2, objective)
+    return Sample(
+        factors, targets_of(objective, n, n_classes), lifts, torch.arange(n) % 3 // 2, of(objective, n_classes)
+    )
 
 
 def head(n_classes, *, bias=True, hidden=False, seed=5):
@@ -220,7 +205,7 @@ def slow(begin, own, train, evaluation, recipe, *, train_a=True):
             "batch_loss": losses,
             "train_loss": float(slow_loss(train.objective, model(train, range(train.factors.n)), train.targets)),
             "eval_loss": float(slow_loss(evaluation.objective, f, evaluation.targets)),
-            "eval_accuracy": slow_metric(evaluation.objective, f, evaluation.targets),
+            "eval_metric": slow_metric(evaluation.objective, f, evaluation.targets),
             "eval_logits": f.numpy(),
             "movement": float(np.sqrt(np.mean(shares))) if shares else 0.0,
         }, norms
@@ -230,7 +215,7 @@ def assert_same(course, expected, tolerance=1e-10):
     assert course.batch_loss == pytest.approx(expected["batch_loss"], rel=tolerance)
     assert course.train_loss[-1] == pytest.approx(expected["train_loss"], rel=tolerance)
     assert course.eval_loss[-1] == pytest.approx(expected["eval_loss"], rel=tolerance)
-    assert course.eval_accuracy[-1] == pytest.approx(expected["eval_accuracy"], rel=tolerance)
+    assert course.eval_metric[-1] == pytest.approx(expected["eval_metric"], rel=tolerance)
     assert course.movement == pytest.approx(expected["movement"], rel=tolerance)
     assert np.allclose(course.eval_logits, expected["eval_logits"], rtol=1e-5, atol=1e-5)  # kept in float32
 
@@ -255,7 +240,7 @@ def test_a_run_is_that_of_torch(n_classes, bias, hidden, weight_decay):
     assert course.train_loss[-1] < course.train_loss[0]
 
 
-@pytest.mark.parametrize("objective", [Squared(), Sigmoids()])
+@pytest.mark.parametrize("objective", [Regression, MultiLabel])
 @pytest.mark.parametrize("n_outputs", [1, 3])
 @pytest.mark.parametrize("hidden", [False, "gelu"])
 def test_a_run_minimises_the_loss_of_its_samples(objective, n_outputs, hidden):
@@ -311,7 +296,7 @@ def test_runs_side_by_side_are_those_alone():
     together = simulate(begins, own, train, evaluation, recipe, points=3, dtype=EXACT)
     for begin, course in zip(begins, together, strict=True):
         (alone,) = simulate([begin], own, train, evaluation, recipe, points=3, dtype=EXACT)
-        for name in ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "batch_loss", "movement"):
+        for name in ("train_loss", "train_metric", "eval_loss", "eval_metric", "batch_loss", "movement"):
             assert getattr(course, name) == pytest.approx(getattr(alone, name), rel=1e-10), name
         assert course.steps == alone.steps
         assert_same(course, slow(begin, own, train, evaluation, recipe)[0])
@@ -334,7 +319,7 @@ def test_before_training_and_in_between():
     assert course.steps == (0, 2, 5, 7, 10, 12)
     f = train.factors.inputs @ own.weight.T + own.bias
     assert course.train_loss[0] == pytest.approx(float(cross_entropy(f, torch.as_tensor(train.labels))))
-    assert course.train_accuracy[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
+    assert course.train_metric[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
     # stopping a constant schedule early is the same run
     constant = dataclasses.replace(RECIPE, scheduler="constant")
     (long,) = simulate([start((0,), (2,))], own, train, evaluation, constant, points=2, dtype=EXACT)
@@ -430,7 +415,7 @@ def test_a_head_whose_modules_are_not_those_of_the_factors_is_refused():
 def test_samples_that_do_not_belong_together_are_refused():
     train = sample(4, 2)
     with pytest.raises(KernelError, match="differ in sites or objective"):
-        simulate([start((0,), (2,))], head(2), train, sample(4, 2, objective=Squared()), RECIPE)
+        simulate([start((0,), (2,))], head(2), train, sample(4, 2, objective=Regression), RECIPE)
     other = dataclasses.replace(train, factors=dataclasses.replace(train.factors, sites=train.factors.sites[:1]))
     with pytest.raises(KernelError, match="differ in sites"):
         simulate([start((0,), (2,))], head(2), train, other, RECIPE)
@@ -441,7 +426,7 @@ def test_samples_that_do_not_belong_together_are_refused():
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_a_lift_moves_the_outputs_of_its_probe_and_nothing_else(n_classes):
     torch.manual_seed(0)
-    directions = output_reduction("margin" if n_classes == 2 else "full", n_classes).directions
+    directions = of(Classification, n_classes).simulated().directions
     weight = normal(n_classes, WIDTH)
     r = lift(weight, directions)
     u = torch.as_tensor(directions).T @ weight
@@ -475,11 +460,11 @@ def test_a_lift_of_outputs_that_depend_on_each_other(case):
 def test_softmax_sees_the_differences_of_the_outputs_alone():
     """The premise of C − 1 directions; other losses need all."""
     torch.manual_seed(0)
-    f, both, centred = normal(4, 3), normal(4, 1), directions_of(CLASSES, 3).directions
+    f, both, centred = normal(4, 3), normal(4, 1), of(Classification, 3).simulated().directions
     assert np.allclose(centred.sum(0), 0)
     labels, numbers = torch.arange(4) % 3, normal(4, 3)
-    assert torch.allclose(CLASSES.loss(f + both, labels), CLASSES.loss(f, labels))
-    assert not torch.allclose(Squared().loss(f + both, numbers), Squared().loss(f, numbers), atol=1e-2)
+    assert torch.allclose(of(Classification, 3).loss(f + both, labels), of(Classification, 3).loss(f, labels))
+    assert not torch.allclose(of(Regression, 3).loss(f + both, numbers), of(Regression, 3).loss(f, numbers), atol=1e-2)
 
 
 def test_the_first_examples_alone():
@@ -508,13 +493,13 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
         (course,) = simulate([begin], own, train, evaluation, recipe, points=2)
         assert outlook.course.eval_loss == pytest.approx(course.eval_loss, rel=1e-4)
         assert outlook.end.eval_loss == outlook.course.eval_loss[-1]
-        assert outlook.end.eval_accuracy == outlook.course.eval_accuracy[-1]
+        assert outlook.end.eval_metric == outlook.course.eval_metric[-1]
         assert outlook.end.train_loss == pytest.approx(np.mean(outlook.course.batch_loss[-5:]))
         assert (outlook.samples, outlook.train_rows) == (8, 20)
     logits = evaluation.factors.logits
     labels = torch.as_tensor(evaluation.labels)
     assert found[0].probe_loss == pytest.approx(float(cross_entropy(logits, labels)))
-    assert found[0].probe_accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    assert found[0].probe_metric == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
     fewer = outlooks(survey, starts, dataclasses.replace(recipe, train_rows=6))
     assert fewer[0].train_rows == 8  # never fewer rows than the samples
 
@@ -563,7 +548,7 @@ def real_run(recipe, sequences, objective, targets, placed):
 
 
 REAL = [("bert", 2), ("roberta", 3), ("distilbert", 2), ("llama", 2)]
-REAL = [(*case, CLASSES) for case in REAL] + [("bert", 2, Squared()), ("roberta", 3, Sigmoids())]
+REAL = [(*case, Classification) for case in REAL] + [("bert", 2, Regression), ("roberta", 3, MultiLabel)]
 
 
 @pytest.mark.parametrize(("name", "n_classes", "objective"), REAL)
@@ -576,18 +561,18 @@ def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes, objecti
         recipe = Recipe(12, 3, 5, rate, weight_decay=0.5)
         placed = place(tiny(name, n_classes, spread=6.0), lora(name), seed=0)
         adapted = read_adapters(placed)
-        reduction = directions_of(objective, n_classes)
+        reduction = of(objective, n_classes).simulated()
         factors = token_factors(adapted, [batch_of(sequences)], reduction, n=12, storage=EXACT)
         *below, last = (module.weight.detach().clone() for module in adapted.head.values())
         bias = list(adapted.head.values())[-1].bias
         own = Head(last, None if bias is None else bias.detach().clone(), tuple(below))
         lifts = lift(own.weight, reduction.directions)[None]
-        held = Sample(factors, targets, lifts, torch.zeros(12, dtype=torch.long), objective)
+        held = Sample(factors, targets, lifts, torch.zeros(12, dtype=torch.long), of(objective, n_classes))
         rows = tuple(adapter.rows for adapter in adapted.adapters)
         begin = Survey(held, held, own, rows, 1, 0.0).start(range(len(rows)))
         (course,) = simulate([begin], own, held, held, recipe, dtype=EXACT)
         (still,) = simulate([begin], own, held, held, dataclasses.replace(recipe, learning_rate=1e-12), dtype=EXACT)
-        found = real_run(recipe, sequences, objective, targets, placed)
+        found = real_run(recipe, sequences, of(objective, n_classes), targets, placed)
         moved = np.linalg.norm(found - np.array(still.batch_loss))
         return np.linalg.norm(found - np.array(course.batch_loss)), moved
 

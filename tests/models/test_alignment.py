@@ -14,10 +14,12 @@ import foretune as ft
 from foretune.errors import ForetuneError, ModelError
 from foretune.models.alignment import is_neutral, padding_side, sharing_copy
 from foretune.models.classifier import batches, encode, load_classifier, own_classifier, position_limit
+from foretune.tasks.classification import Classification
 
 import cases
 
 TEXTS = [cases.review(index)[0] for index in range(12)]
+TWO = Classification(("0", "1"))
 DECODERS = ("gpt2", "llama", "opt", "xlnet")
 SETTINGS = ft.ScoreSettings(samples=12, max_length=32, eval_samples=6, draws=1)
 
@@ -120,7 +122,7 @@ def test_tokens_beyond_the_table_are_refused_with_the_way_out(tmp_path, task, fa
     with pytest.raises(ModelError, match=beyond):
         load_classifier(str(tmp_path), label_names=("0", "1"), seed=0, device="cpu")
     tokenizer.pad_token = "[SEP]"
-    classifier = own_classifier(cases.tiny(family), tokenizer, bare=True)
+    classifier = own_classifier(cases.tiny(family), tokenizer, TWO, bare=True)
     with pytest.raises(ModelError, match=r"'new39' has the id 62, .* 50 rows"):
         encode(["good", "new39 film"], None, classifier, max_length=9)
 
@@ -130,7 +132,7 @@ def test_padding_with_the_token_that_is_read_is_refused(family):
     tokenizer = cases.tokenizer()
     tokenizer.pad_token = "[SEP]"
     with pytest.raises(ModelError, match=r"end-of-text token '\[SEP\]'"):
-        own_classifier(cases.tiny(family), tokenizer, bare=True)
+        own_classifier(cases.tiny(family), tokenizer, TWO, bare=True)
 
 
 def test_xlnet_is_padded_on_the_left():
@@ -183,8 +185,8 @@ def test_a_peft_model_is_brought_to_agree_too_and_its_own_weights_are_trained(ta
 
 def test_what_needs_nothing_is_taken_as_it_is():
     model, tokenizer = cases.tiny("bert"), cases.tokenizer()
-    assert is_neutral(model, tokenizer)
-    classifier = own_classifier(model, tokenizer, bare=True)
+    assert is_neutral(model, tokenizer, TWO.problem_type)
+    classifier = own_classifier(model, tokenizer, TWO, bare=True)
     assert classifier.model is model
     assert classifier.tokenizer is tokenizer
     shared = sharing_copy(model)
@@ -230,14 +232,14 @@ def test_a_class_of_the_users_own_is_tried_out(task):
         ft.score(Bare(cases.tiny("bert").config).eval(), cases.tokenizer(), ft_lora(["query"]), task, settings=SETTINGS)
     model = cases.tiny("bert")
     model.config.num_labels = 3
-    with pytest.raises(ModelError, match=r"logits of shape \(2, 2\) for 2 texts and 3 classes"):
-        own_classifier(model, cases.tokenizer(), bare=True)
+    with pytest.raises(ModelError, match=r"logits of shape \(2, 2\) for 2 texts and 3 outputs"):
+        own_classifier(model, cases.tokenizer(), Classification(("0", "1", "2")), bare=True)
 
 
 @pytest.mark.parametrize("tokenizer", [None, "bert", len])
 def test_what_is_no_tokenizer_is_refused(tokenizer):
     with pytest.raises(ModelError, match="expected a transformers tokenizer"):
-        own_classifier(cases.tiny("bert"), tokenizer, bare=True)
+        own_classifier(cases.tiny("bert"), tokenizer, TWO, bare=True)
 
 
 @pytest.mark.parametrize("act", ["score", "rank", "tune"])
@@ -263,7 +265,7 @@ def test_limits_of_positions_that_are_none(value, limit):
 @pytest.mark.parametrize("family", ["xlnet", "bert", "t5"])
 def test_lengths_that_a_tokenizer_says(family, limit):
     tokenizer = cases.tokenizer()
-    classifier = own_classifier(cases.tiny(family), tokenizer, bare=True)
+    classifier = own_classifier(cases.tiny(family), tokenizer, TWO, bare=True)
     tokenizer.model_max_length = limit
     encoded = encode(["good " * 40], None, classifier, max_length=20)
     assert encoded.max_length == {3.5: 3, 8: 8}.get(limit, 20)

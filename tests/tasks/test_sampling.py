@@ -20,6 +20,7 @@ from foretune.settings.commands import RankSettings, TuneSettings
 from foretune.settings.groups import Recipe
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
+from foretune.tasks.classification import Classification
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.sampling import draw_indices, n_training, split
 from foretune.training.plan import prepare_tune
@@ -34,7 +35,9 @@ def memory(n_train, n_eval=0, labels=None):
         return TextSplit(name, [f"{cases.review(i)[0]}" for i in range(n)], None, labels)
 
     evaluation = part("validation", n_eval) if n_eval else None
-    return Task("memory", part("train", n_train, labels), evaluation, ("text",), "label", ("a", "b"), "")
+    return Task(
+        "memory", part("train", n_train, labels), evaluation, ("text",), ("label",), Classification(("a", "b")), ""
+    )
 
 
 @settings(deadline=None, max_examples=60)

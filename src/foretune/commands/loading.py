@@ -61,7 +61,7 @@ def load(config: Configuration[Any], given: "LoraConfig | None", *, seed: int) -
     from foretune.tasks.load import load_task
 
     task = load_task(config.data)
-    classifier = load_model(config.model, task.label_names, seed)
+    classifier = load_model(config.model, task.objective, seed)
     if isinstance(config.adapter, Path):
         lora = adapter_from_file(config.adapter) if given is None else given
         return Loaded(task, classifier, lora, adapter_in_words(lora))

@@ -6,21 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from foretune.arrays import Array
 from foretune.evaluation.lazy import asymmetric_scores, lazy_scores
 from foretune.forecasting.linear_model import Sample, Start
 from foretune.forecasting.linearise import Survey
 from foretune.ntk.factors import adapter_features
 from foretune.ntk.features import TangentFeatures
 from foretune.ntk.kernel import TangentKernel, tangent_kernel
-from foretune.ntk.prediction import accuracy
 from foretune.ranking.module_kernels import with_summed_outputs
 from foretune.tasks.load import Task
 from foretune.tasks.sampling import split
-
-Array = NDArray[np.float64]
 
 
 def kernel_accuracies(survey: Survey, starts: Sequence[Start]) -> list[dict[str, float]]:
@@ -52,7 +49,9 @@ def kernel_accuracies(survey: Survey, starts: Sequence[Start]) -> list[dict[str,
             "sign_accuracy": lazy_scores(*_matrices(sign, start), labels, f_train, f_eval).regression,
             "asymmetric_accuracy": asymmetric_scores(*_matrices(asymmetric, start), labels, f_train, f_eval),
         }
-        accuracies.append({name: accuracy(predicted, eval_labels) for name, predicted in scores.items()})
+        accuracies.append(
+            {name: survey.evaluation.objective.main(predicted, eval_labels) for name, predicted in scores.items()}
+        )
     return accuracies
 
 

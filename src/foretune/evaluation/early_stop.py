@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
+from foretune.arrays import Array
 from foretune.report.curves import Step
 from foretune.tasks.readout import minimise_over
-
-Array = NDArray[np.float64]
 
 POWERS = np.geomspace(2.0, 0.1, 27)  # c; of equal fits the one that levels off soonest
 LEAST_STEPS = 3  # different ones, for a fit

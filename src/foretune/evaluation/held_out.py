@@ -9,17 +9,9 @@ from foretune.arrays import Array
 from foretune.evaluation.predictors import CALIBRATED, PREDICTORS
 from foretune.evaluation.records import Record
 from foretune.evaluation.statistics import spearman
-from foretune.forecasting.calibration import (
-    LEAST_GROUPS,
-    OUTCOMES,
-    Calibration,
-    Interval,
-    Outcome,
-    apply_calibration,
-    scale,
-    unscale,
-)
+from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, apply_calibration
 from foretune.forecasting.calibration_fit import Case, fit_calibration
+from foretune.forecasting.outcomes import OUTCOMES, Outcome, scale, unscale
 from foretune.forecasting.reach import run_from
 
 OUTPUTS = ("margin", "full")  # of two classes and of more: what is differentiated for a simulation

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from foretune.arrays import Array
 from foretune.evaluation.weights import kappa_tune_scores, plop_scores
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Survey
@@ -19,7 +20,6 @@ from foretune.ranking.candidates import Candidate
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
 
-Array = NDArray[np.float64]
 TEXTS = 64  # that PLoP looks at
 
 
@@ -54,7 +54,7 @@ class MetricInputs:
     @property
     def n_classes(self) -> int:
         """Classes C."""
-        return self.survey.train.factors.reduction.n_classes
+        return self.plan.task.objective.n_outputs
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -177,7 +177,7 @@ def head_alone_accuracy(inputs: MetricInputs) -> Sequence[float]:
     Returns:
         The same for all placements.
     """
-    return [inputs.head_alone.eval_accuracy] * len(inputs.placements)
+    return [inputs.head_alone.eval_metric] * len(inputs.placements)
 
 
 def initial_accuracy(inputs: MetricInputs) -> Sequence[float]:

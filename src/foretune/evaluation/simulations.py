@@ -160,7 +160,7 @@ def _metrics(inputs: MetricInputs) -> list[dict[str, float]]:
 
 def _load(group: _Group, *, redrawn: bool = False) -> Classifier:
     seed = group.first.train.seed
-    classifier = load_model(group.first.model, group.task.label_names, seed)
+    classifier = load_model(group.first.model, group.task.objective, seed)
     if redrawn:
         redraw_weights(classifier.model, seed)
     return classifier
@@ -175,7 +175,7 @@ def _linearise(group: _Group, classifier: Classifier, *, probe: bool = True) -> 
         samples=min(group.settings.samples, n_training(task)),
         eval_samples=group.settings.eval_samples,
         draws=1,
-        reduction="margin" if task.n_classes == 2 else "full",
+        reduction=task.objective.simulated().name,
         max_length=first.train.max_length,
         batch_size=first.train.batch_size,
         seed=first.train.seed,
@@ -217,11 +217,11 @@ def _comparisons(
     random = _simulated(group, _load(group, redrawn=True), names)
     return [
         {
-            "lazy_accuracy": a.end.eval_accuracy,
+            "lazy_accuracy": a.end.eval_metric,
             "lazy_eval_loss": a.end.eval_loss,
-            "random_head_accuracy": b.end.eval_accuracy,
-            "permuted_accuracy": c.end.eval_accuracy,
-            "random_backbone_accuracy": d.end.eval_accuracy,
+            "random_head_accuracy": b.end.eval_metric,
+            "permuted_accuracy": c.end.eval_metric,
+            "random_backbone_accuracy": d.end.eval_metric,
             **kernel,
         }
         for a, b, c, d, kernel in zip(lazy, random_head, permuted, random, kernels, strict=True)
@@ -246,6 +246,6 @@ def _trajectory(outlook: Outlook) -> dict[str, Any]:
     return {
         "steps": run.steps,
         "eval_loss": run.eval_loss,
-        "eval_accuracy": run.eval_accuracy,
+        f"eval_{outlook.metric.name}": run.eval_metric,
         "batch_loss": [float(f"{loss:.4g}") for loss in run.batch_loss],
     }

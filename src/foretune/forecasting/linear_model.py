@@ -11,59 +11,17 @@ Many adapters train at once, their parameters stacked over runs: the gradient of
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
 from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer
 from foretune.ntk.factors import ModuleTokens, TokenFactors
-
-
-class Objective(Protocol):
-    """What a run minimises and what it is judged by; `targets` are those of n examples, n or n × C numbers."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Loss of each example, … × n, differentiable, of … × n × C outputs."""
-
-    def metric(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The quality of n outputs as one number for each of the leading axes."""
-
-
-@dataclass(frozen=True)
-class OneLabel:
-    """Classes from 0, n integers: cross-entropy in nats, and accuracy as a fraction."""
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Take −log softmax of the right class.
-
-        Args:
-            outputs: … × n × C logits.
-            targets: n classes.
-
-        Returns:
-            … × n losses.
-        """
-        right = targets.long().expand(outputs.shape[:-1])
-        losses = cross_entropy(outputs.flatten(0, -2), right.flatten(), reduction="none")
-        return losses.reshape(right.shape)
-
-    def metric(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Count the examples whose largest logit is that of the right class.
-
-        Args:
-            outputs: … × n × C logits.
-            targets: n classes.
-
-        Returns:
-            Shares, one for each of the leading axes.
-        """
-        return (outputs.argmax(-1) == targets).to(outputs.dtype).mean(-1)
+from foretune.tasks.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -105,17 +63,17 @@ class Sample:
 
     Attributes:
         factors: Token factors, of the outputs that probes give.
-        targets: What the objective takes; classes from 0 for `OneLabel`.
+        targets: What the objective's loss takes.
         lifts: R of each of F probes, F × p × k; from `lift`.
         fold: Which probe each example's factors were taken under, n integers.
-        objective: Loss and metric of the targets.
+        objective: Loss and metrics of the targets.
     """
 
     factors: TokenFactors
     targets: Tensor
     lifts: Tensor
     fold: Tensor
-    objective: Objective = field(default_factory=OneLabel)
+    objective: Objective
 
     @property
     def labels(self) -> NDArray[np.integer]:

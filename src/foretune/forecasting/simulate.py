@@ -26,9 +26,9 @@ class Course:
     Attributes:
         steps: Steps done at each evaluation.
         train_loss: On the training examples, before training and at the end.
-        train_accuracy: The objective's metric on them, likewise.
+        train_metric: The objective's main metric on them, likewise.
         eval_loss: On the evaluation examples.
-        eval_accuracy: The objective's metric on them.
+        eval_metric: The objective's main metric on them.
         batch_loss: Loss of every step's batch before the step.
         movement: ‖s B A‖ / ‖A_0‖ at the end, root mean square over the modules; 0 without adapter.
         eval_logits: m × C at the end.
@@ -36,9 +36,9 @@ class Course:
 
     steps: tuple[int, ...]
     train_loss: tuple[float, ...]
-    train_accuracy: tuple[float, ...]
+    train_metric: tuple[float, ...]
     eval_loss: tuple[float, ...]
-    eval_accuracy: tuple[float, ...]
+    eval_metric: tuple[float, ...]
     batch_loss: tuple[float, ...]
     movement: float
     eval_logits: NDArray[np.float32] = field(repr=False)
@@ -119,7 +119,9 @@ def _evaluate(runs: LinearRuns, sample: Sample) -> _Measured:
     """Loss and metric of each run, and its outputs, runs × examples × C."""
     everything = torch.arange(sample.factors.n, device=sample.factors.logits.device)
     f = torch.cat([runs(sample, rows) for rows in everything.split(CHUNK)], dim=1)
-    return sample.objective.loss(f, sample.targets).mean(1), sample.objective.metric(f, sample.targets), f
+    targets = sample.targets.cpu().numpy()
+    metrics = [sample.objective.main(of_run.cpu().numpy(), targets) for of_run in f]
+    return sample.objective.loss(f, sample.targets).mean(1), torch.tensor(metrics, dtype=torch.float64), f
 
 
 def _courses(
@@ -137,9 +139,9 @@ def _courses(
         Course(
             steps=tuple(number for number, _ in measured),
             train_loss=over_time(fitted, 0, run),
-            train_accuracy=over_time(fitted, 1, run),
+            train_metric=over_time(fitted, 1, run),
             eval_loss=over_time(evaluated, 0, run),
-            eval_accuracy=over_time(evaluated, 1, run),
+            eval_metric=over_time(evaluated, 1, run),
             batch_loss=tuple(float(loss) for loss in batch_losses[:, run]),
             movement=float(movement[run]),
             eval_logits=evaluated[-1][2][run].float().cpu().numpy(),

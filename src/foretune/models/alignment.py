@@ -15,7 +15,7 @@ from torch import nn
 from foretune.errors import ModelError, border
 from foretune.models.loading import quiet
 
-_TASK = "single_label_classification"
+_CLASSES = "single_label_classification"  # what transformers takes integer labels for
 _INPUT_GRADS = "make_inputs_require_grad"  # hooks of transformers and peft: enable_input_require_grads
 _TRIAL = ("a", "a a a")
 
@@ -162,12 +162,13 @@ def _input_grad_hooks(model: nn.Module) -> list[tuple[Any, int]]:
     ]
 
 
-def is_neutral(model: Any, tokenizer: Any) -> bool:
+def is_neutral(model: Any, tokenizer: Any, problem_type: str) -> bool:
     """Tell whether nothing has to be set for the model to be read as this tokenizer pads.
 
     Args:
         model: transformers sequence classifier, or a peft model of one.
         tokenizer: A tokenizer with a padding token.
+        problem_type: Kind of the task in transformers' words.
 
     Returns:
         Whether `make_neutral` would change nothing.
@@ -175,26 +176,33 @@ def is_neutral(model: Any, tokenizer: Any) -> bool:
     pad = tokenizer.pad_token_id
     return (
         all(getattr(config, "pad_token_id", None) == pad for config in (model.config, _texts_config(model)))
-        and getattr(model.config, "problem_type", None) in (None, _TASK)
+        and _poses(model.config, problem_type)
         and all(getattr(config, "return_dict", True) is True for config in _configs(model))
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         and not _input_grad_hooks(model)
     )
 
 
-def make_neutral(model: Any, tokenizer: Any) -> None:
+def _poses(config: Any, problem_type: str) -> bool:
+    """Whether the model's own loss is that of the task; without a word of its own it goes by outputs and labels."""
+    stated = getattr(config, "problem_type", None)
+    return stated == problem_type or (stated is None and problem_type == _CLASSES and config.num_labels > 1)
+
+
+def make_neutral(model: Any, tokenizer: Any, problem_type: str) -> None:
     """Set what a checkpoint or a user brings from another task so that it does not change what is measured.
 
-    The padding token is the tokenizer's; the loss is that of classes; outputs have names; nothing is checkpointed and
+    The padding token is the tokenizer's; the loss is that of the task; outputs have names; nothing is checkpointed and
     the embeddings need no gradient, which costs passes and changes no number.
 
     Args:
         model: transformers sequence classifier, or a peft model of one; changed in place.
         tokenizer: A tokenizer with a padding token.
+        problem_type: Kind of the task in transformers' words.
     """
     for config in (model.config, _texts_config(model)):
         config.pad_token_id = tokenizer.pad_token_id  # after the layers are made: their offsets stay
-    model.config.problem_type = _TASK
+    model.config.problem_type = problem_type
     for config in _configs(model):
         config.return_dict = True
     for module in model.modules():
@@ -213,7 +221,7 @@ def try_out(model: Any, tokenizer: Any, named: str) -> None:
         named: What the model is called in a message.
 
     Raises:
-        ModelError: If the pass fails, or gives no logits of the classes.
+        ModelError: If the pass fails, or does not give the outputs that config.json says.
     """
     trial = sharing_copy(model).eval()  # some models change their settings at the first short text
     device = next(iter(trial.parameters())).device
@@ -226,10 +234,10 @@ def try_out(model: Any, tokenizer: Any, named: str) -> None:
         )
         output = trial(**{name: tensor.to(device) for name, tensor in inputs.items()})
     logits = getattr(output, "logits", None)
-    n_classes = model.config.num_labels
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(_TRIAL), n_classes):
+    n_outputs = model.config.num_labels
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(_TRIAL), n_outputs):
         shape = "no logits" if not isinstance(logits, torch.Tensor) else f"logits of shape {tuple(logits.shape)}"
         raise ModelError(
-            f"{named} gives {shape} for {len(_TRIAL)} texts and {n_classes} classes: load it with "
+            f"{named} gives {shape} for {len(_TRIAL)} texts and {n_outputs} outputs: load it with "
             "AutoModelForSequenceClassification.from_pretrained(…, num_labels=C)"
         )

@@ -1,4 +1,4 @@
-"""A checkpoint against its architecture: which weights may be new, and whose order its classes have.
+"""A checkpoint against its architecture: which weights may be new, and whose order its outputs have.
 
 New may be what the architecture puts on top of its backbone, the task's head, and a pooler that the checkpoint never
 had. A weight of the backbone that is missing or of another shape would be drawn at random, so it is refused.
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from foretune.errors import ModelError
+from foretune.errors import ModelError, shown
+from foretune.tasks.objective import Objective
 
 _FEW, _FIRST = 3, 2
+_WORDS = {"classification": "classes", "regression": "outputs", "multi-label": "labels"}
 _WRAPPERS = ("base_layer.", "_orig_mod.", "module.", "base_model.model.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -51,21 +53,21 @@ def backbone_prefix(model: nn.Module) -> str:
     return f"{max(sizes, key=lambda name: sizes[name])}." if sizes else ""
 
 
-def head_layer(model: nn.Module, n_classes: int) -> tuple[str, nn.Linear] | None:
-    """Find the layer that gives the logits.
+def head_layer(model: nn.Module, n_outputs: int) -> tuple[str, nn.Linear] | None:
+    """Find the layer that gives the outputs.
 
     Args:
         model: transformers sequence classifier.
-        n_classes: Its outputs.
+        n_outputs: How many it has.
 
     Returns:
-        Name and layer, the last linear layer of the head that has an output for each class; None without one.
+        Name and layer, the last linear layer of the head that has as many; None without one.
     """
     prefix = backbone_prefix(model)
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == n_classes and not f"{name}.".startswith(prefix)
+        if isinstance(module, nn.Linear) and module.out_features == n_outputs and not f"{name}.".startswith(prefix)
     ]
     return found[-1] if found else None
 
@@ -156,19 +158,21 @@ def _check_layers(model: nn.Module, unexpected: Sequence[str], prefix: str, sour
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The names that a checkpoint's config.json gives its classes.
+    """The names that a checkpoint's config.json gives its classes, labels or numbers.
 
     Attributes:
         id2label: Names by number.
         label2id: Numbers by name.
+        problem_type: What it was trained for, in transformers' words; None if it does not say.
     """
 
     id2label: Mapping[Any, Any]
     label2id: Mapping[Any, Any]
+    problem_type: str | None = None
 
 
 def own_names(given: ClassNames) -> tuple[str, ...] | None:
-    """Read the names of a checkpoint's classes, in the order of its logits.
+    """Read the names of a checkpoint's outputs, in their order.
 
     Args:
         given: What config.json says.
@@ -201,38 +205,46 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(repr(name[:30]) for name in names[:_FEW]) + more
 
 
-def follow_names(model: nn.Module, given: ClassNames, ours: tuple[str, ...], new: Sequence[str]) -> tuple[str, ...]:
-    """Give the checkpoint's own head the order of the data's classes, by their names.
+def follow_names(model: nn.Module, given: ClassNames, objective: Objective, new: Sequence[str]) -> tuple[str, ...]:
+    """Give the checkpoint's own head the order of the data's classes or labels, by their names.
 
     Args:
         model: The loaded classifier; its last layer is changed in place where the order differs.
-        given: Names of the checkpoint's classes.
-        ours: Names of the data's classes in their order.
+        given: Names of the checkpoint's outputs.
+        objective: The task, with the names of the data's outputs in their order.
         new: Modules that the checkpoint did not give.
 
     Returns:
-        What to say of it: nothing where the head is new or the names are the same.
+        What to say of it: nothing where the head is new, or is for the same task with the same names.
 
     Raises:
         ModelError: If the checkpoint's names contradict each other.
     """
-    last = head_layer(model, len(ours))
+    last = head_layer(model, len(objective.names))
     if last is None or last[0] in new:
         return ()
+    notes = _named_alike(last[1], given, objective) if len(objective.names) > 1 else ()
+    if given.problem_type in (None, objective.problem_type):
+        return notes
+    trained = shown(given.problem_type, 40)
+    return (*notes, f"the checkpoint's head was trained for {trained}, and is taken on for {objective.kind}")
+
+
+def _named_alike(layer: nn.Linear, given: ClassNames, objective: Objective) -> tuple[str, ...]:
+    ours, word = objective.names, _WORDS[objective.kind]
     theirs = own_names(given)
     order = None if theirs is None else _order(theirs, ours)
     if theirs is None or order is None:
         if tuple(map(str, range(len(ours)))) == ours:
             return ()
-        said = "has no names of classes" if theirs is None else f"has other names of classes, {_listed(theirs)}"
+        said = f"has no names of {word}" if theirs is None else f"has other names of {word}, {_listed(theirs)}"
         return (f"the checkpoint's head {said}: they are taken in its order as {_listed(ours)}",)
     if order == list(range(len(ours))):
         return ()
-    _, layer = last
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(parameter[order].clone())
-    return (f"the checkpoint's head has the classes in the order {_listed(theirs)}: put in the order of the data",)
+    return (f"the checkpoint's head has the {word} in the order {_listed(theirs)}: put in the order of the data",)
 
 
 def _order(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:

@@ -26,14 +26,16 @@ from foretune.models.alignment import (
     try_out,
 )
 from foretune.models.loading import load_parts, quiet, shown
-from foretune.settings.groups import Dtype, ModelConfig
+from foretune.settings.groups import Dtype, ModelConfig, TaskKind
+from foretune.tasks.kinds import objective_of
+from foretune.tasks.objective import Objective
 
 _NO_LIMIT = 10**9  # transformers says "no limit" by a number of 31 digits
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A loaded sequence classifier.
+    """A loaded sequence classifier, in transformers' words: a model with C outputs for a text.
 
     Attributes:
         source: Path or hub id as given.
@@ -41,7 +43,7 @@ class Classifier:
         tokenizer: Its tokenizer.
         head_source: `checkpoint`, or `seed S` where the head was initialised at random.
         new: Modules that the checkpoint did not give: of the head, and a pooler.
-        notes: What to say of the checkpoint's own classes.
+        notes: What to say of the checkpoint's own outputs.
     """
 
     source: str
@@ -107,19 +109,21 @@ def load_classifier(
     *,
     label_names: Sequence[str],
     seed: int,
+    task: TaskKind = "classification",
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Classifier:
-    """Load a pretrained model with a classification head for the given classes.
+    """Load a pretrained model with a head for the given outputs.
 
     A head that the checkpoint lacks is the same for the same seed; the global generators are left as they were.
     Only safetensors are read: nothing is unpickled.
 
     Args:
         source: Local folder or hub id.
-        label_names: Names of the C classes; a head in the checkpoint that has them in another order follows.
+        label_names: Names of the C outputs; a head in the checkpoint that has them in another order follows.
         seed: Seed of a new head.
+        task: What the outputs are: logits of classes, numbers, or logits of labels that are each there or not.
         dtype: One of `foretune.settings.groups.Dtype`.
         device: As `resolve_device`.
         trust_remote_code: Whether code from the model's repository may run.
@@ -133,12 +137,11 @@ def load_classifier(
     if dtype not in get_args(Dtype):
         raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(get_args(Dtype))}")
     target = resolve_device(device)
-    loaded = load_parts(
-        source, label_names=label_names, seed=seed, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
-    )
+    objective = objective_of(task, label_names)
+    loaded = load_parts(source, objective, seed=seed, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
     tokenizer = pad_tokenizer(loaded.tokenizer)
     check_padding(loaded.model, tokenizer)
-    make_neutral(loaded.model, tokenizer)
+    make_neutral(loaded.model, tokenizer, objective.problem_type)
     with border(ModelError, f"cannot put model {shown(source)} on the device {str(target)!r}"):
         model = loaded.model.eval().to(target)
     check_finite(model)
@@ -147,7 +150,7 @@ def load_classifier(
     return Classifier(source, model, tokenizer, head_source, loaded.new, loaded.notes)
 
 
-def own_classifier(model: Any, tokenizer: Any, *, bare: bool) -> Classifier:
+def own_classifier(model: Any, tokenizer: Any, objective: Objective, *, bare: bool) -> Classifier:
     """Take the user's own objects; they are left as they are.
 
     Where the model has to be set to fit (its padding token is not the tokenizer's, it checkpoints, it is set to another
@@ -156,13 +159,14 @@ def own_classifier(model: Any, tokenizer: Any, *, bare: bool) -> Classifier:
     Args:
         model: transformers sequence classifier, or a peft model of one.
         tokenizer: Its tokenizer.
+        objective: What it will be trained for.
         bare: Whether adapters are still to be put on it, so that it must not have any.
 
     Returns:
         Both, brought to agree.
 
     Raises:
-        ModelError: If one of them is something else, or the two do not fit.
+        ModelError: If one of them is something else, the two do not fit, or the model has other outputs than the task.
     """
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "num_labels"):
         raise ModelError(f"expected a transformers sequence classifier as the model, got {type(model).__name__}")
@@ -180,25 +184,32 @@ def own_classifier(model: Any, tokenizer: Any, *, bare: bool) -> Classifier:
     kind = type(base)
     if kind.__module__.startswith("transformers.") and not kind.__name__.endswith("ForSequenceClassification"):
         raise ModelError(
-            f"{kind.__name__} has no head that gives the logits of classes: load the model with "
+            f"{kind.__name__} has no head that gives the outputs of a task: load the model with "
             "AutoModelForSequenceClassification.from_pretrained(…, num_labels=C)"
+        )
+    config: Any = model.config
+    n_outputs = len(objective.names)
+    if config.num_labels != n_outputs:
+        raise ModelError(
+            f"the model has {config.num_labels} outputs, the data set needs {n_outputs} ({objective.kind}): "
+            f"load the model with num_labels={n_outputs}"
         )
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     tokenizer = pad_tokenizer(tokenizer)
     check_padding(base, tokenizer)
-    if not is_neutral(model, tokenizer):
+    if not is_neutral(model, tokenizer, objective.problem_type):
         model = sharing_copy(model)
-        make_neutral(model, tokenizer)
+        make_neutral(model, tokenizer, objective.problem_type)
     try_out(model, tokenizer, f"the model {kind.__name__}")
     return Classifier(name, model, tokenizer, "given")
 
 
-def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Classifier:
+def load_model(config: ModelConfig, objective: Objective, seed: int) -> Classifier:
     """Load the model that the settings name, as `load_classifier` does.
 
     Args:
         config: Which model, where and how precise.
-        label_names: Names of the C classes.
+        objective: What it will be trained for.
         seed: Seed of a new head.
 
     Returns:
@@ -206,8 +217,9 @@ def load_model(config: ModelConfig, label_names: Sequence[str], seed: int) -> Cl
     """
     return load_classifier(
         config.model,
-        label_names=label_names,
+        label_names=objective.names,
         seed=seed,
+        task=objective.kind,
         dtype=config.dtype,
         device=config.device,
         trust_remote_code=config.trust_remote_code,

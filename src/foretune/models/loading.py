@@ -7,7 +7,7 @@ unless the caller trusts it. A weight of the backbone that the checkpoint does n
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from foretune.errors import ModelError, border, reason
 from foretune.models.checkpoint import CheckpointNames, ClassNames, check_backbone, follow_names
+from foretune.tasks.objective import Objective
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -44,7 +45,7 @@ class Loaded:
         model: transformers sequence classifier on the CPU.
         tokenizer: Its tokenizer.
         new: Modules that the checkpoint does not give, drawn at random: of the head, and a pooler.
-        notes: What to say about the checkpoint's own classes.
+        notes: What to say about the checkpoint's own outputs.
     """
 
     model: Any
@@ -263,13 +264,13 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def load_parts(
-    source: str, *, label_names: Sequence[str], seed: int, dtype: torch.dtype, trust_remote_code: bool = False
+    source: str, objective: Objective, *, seed: int, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> Loaded:
-    """Read a model with a classification head for the given classes, and its tokenizer.
+    """Read a model with a head for the outputs of a task, and its tokenizer.
 
     Args:
         source: Local folder or hub id.
-        label_names: Names of the C classes; a head in the checkpoint that has these names in another order follows.
+        objective: The task; a head in the checkpoint that has its names in another order follows.
         seed: Seed of a new head; the global generators are left as they were.
         dtype: Of the weights.
         trust_remote_code: Whether code from the model's repository may run.
@@ -283,12 +284,12 @@ def load_parts(
     config = read_config(source, trust_remote_code=trust_remote_code)
     location = locate(source)
     _check_weights(location, config, source)
-    names = dict(enumerate(label_names))
+    names = dict(enumerate(objective.names))
     with _loading(source, "config.json of model"):
-        theirs = ClassNames(dict(config.id2label or {}), dict(config.label2id or {}))
+        theirs = ClassNames(dict(config.id2label or {}), dict(config.label2id or {}), config.problem_type)
         config.num_labels = len(names)
         config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-        config.problem_type = "single_label_classification"
+        config.problem_type = objective.problem_type
         config.return_dict = True
         config.output_attentions = config.output_hidden_states = False
     with _loading(source, "model"), quiet(), _seeded(seed):
@@ -297,7 +298,7 @@ def load_parts(
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a head for other classes is replaced; anything else is refused below
+            ignore_mismatched_sizes=True,  # a head for other outputs is replaced; anything else is refused below
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
@@ -308,7 +309,7 @@ def load_parts(
     )
     with _loading(source, "model"):
         new = check_backbone(model, found, shown(source))
-        notes = follow_names(model, theirs, tuple(label_names), new)
+        notes = follow_names(model, theirs, objective, new)
     return Loaded(model, _load_tokenizer(location, source, trust_remote_code=trust_remote_code), new, notes)
 
 

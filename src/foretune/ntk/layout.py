@@ -19,7 +19,7 @@ from foretune.models.classifier import Classifier, Encoded, batches
 from foretune.ntk.capture import Directions, Receive, observe
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.premises import check_eval_mode
-from foretune.tasks.outputs import output_reduction
+from foretune.tasks.outputs import identity_reduction
 
 ROUNDING = 1e-5  # relative change of outputs or gradients that float32 explains in any model
 CERTAIN = 3e-3  # that it explains in none; between the two, float64 decides
@@ -28,7 +28,7 @@ LARGEST = 2 * 10**8  # parameters of a model that is run in float64 to decide
 
 
 def find_layout(
-    adapted: AdaptedModel, classifier: Classifier, encoded: Sequence[Encoded], *, n_classes: int, batch_size: int
+    adapted: AdaptedModel, classifier: Classifier, encoded: Sequence[Encoded], *, n_outputs: int, batch_size: int
 ) -> Layout:
     """Run a short example alone and beside a longer one, and compare.
 
@@ -36,7 +36,7 @@ def find_layout(
         adapted: Model in eval mode with its adapters.
         classifier: Whose tokenizer pads.
         encoded: Texts of the passes to come; of one of them, the shortest and the longest text are taken.
-        n_classes: Classes C.
+        n_outputs: Outputs C.
         batch_size: Texts in a batch of these passes; with 1 nothing is compared.
 
     Returns:
@@ -52,7 +52,7 @@ def find_layout(
     (one,) = batches(part, classifier, batch_size=1, rows=[short])
     tokens = max(1, int(part.lengths[short]))
     with border(KernelError, f"{_name(classifier)} does not run on a text of {tokens} tokens"):
-        alone = _look(adapted, one, np.ones((n_classes, 1)))
+        alone = _look(adapted, one, np.ones((n_outputs, 1)))
     # of a table that all examples share, such as relative positions, a text reads twice its length at most
     positions = {
         name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in held) / tokens for name, held in alone.shapes.items()
@@ -61,7 +61,7 @@ def find_layout(
     other = long if long != short else next((row for row in range(len(part.features)) if row != short), None)
     if batch_size == 1 or other is None:
         return Layout((), alone.idle, positions)
-    forward_only = np.empty((n_classes, 0))
+    forward_only = np.empty((n_outputs, 0))
     (both,) = batches(part, classifier, batch_size=2, rows=[short, other])
     with border(KernelError, f"{_name(classifier)} does not run on two texts, one of {tokens} tokens"):
         together = _look(adapted, both, forward_only)
@@ -70,7 +70,7 @@ def find_layout(
     used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
     checked = replace(adapted, adapters=used, head={}, layout=layout)
     place = both.rows.tolist().index(short)
-    reduction = output_reduction("class:0", n_classes)
+    reduction = identity_reduction("output:0", n_outputs)  # one of them tells
 
     def change() -> float:
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))

@@ -1,4 +1,4 @@
-"""A cross-fitted linear probe for the output layer: what the head will read, without training."""
+"""A cross-fitted linear probe for the output layer: what the head will read, without training the model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -7,17 +7,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
-from foretune.arrays import Array, Labels
-from foretune.errors import ConfigError
+from foretune.arrays import Array
 from foretune.models.adapted import AdaptedModel, Batch
 from foretune.models.head import HeadWeights
 from foretune.ntk.capture import Receive, Uses, capture_in_turn
 from foretune.ntk.premises import sample_order
-from foretune.tasks.outputs import output_reduction
+from foretune.tasks.objective import Objective, Targets
+from foretune.tasks.outputs import identity_reduction
 
 
 class _OutputLayer:
@@ -36,7 +35,7 @@ class _OutputLayer:
 
 
 def head_inputs(
-    adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n: int, n_classes: int
+    adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n: int, n_outputs: int
 ) -> Float[Tensor, "n p"]:
     """Read the inputs φ of the output layer off the model: logits = V φ + b, whichever position the model pools.
 
@@ -47,14 +46,14 @@ def head_inputs(
         output: Name and module of the output layer.
         batches: Batches that hold every position once.
         n: Number of examples.
-        n_classes: Number of logits C.
+        n_outputs: Number of outputs C.
 
     Returns:
         n × p inputs in float64.
     """
     (layer,) = output.values()
     layer_only = replace(adapted, adapters=(), head=output)
-    directions = output_reduction("class:0", n_classes).directions
+    directions = identity_reduction("output:0", n_outputs).directions
     rows, inputs = [torch.empty(0, dtype=torch.long)], []
     for batch in batches:
         for places, sink, _ in capture_in_turn(
@@ -64,43 +63,6 @@ def head_inputs(
             inputs.append(sink.inputs)
     order = sample_order(torch.cat(rows), n)
     return torch.cat(inputs)[order]
-
-
-def fit_probe(inputs: Array, labels: Labels, *, n_classes: int, intercept: bool) -> tuple[Array, Array | None]:
-    """Fit a multinomial logistic regression, L2-regularised on standardised inputs of unit total variance.
-
-    Args:
-        inputs: n × p inputs φ.
-        labels: n classes, of which some of 0 … C-1 may be absent.
-        n_classes: C.
-        intercept: Whether the layer has a bias.
-
-    Returns:
-        C × p weights and C biases (None without intercept) for the inputs as they are. An absent class has
-        zero weights and a bias as if half an example of it had been seen.
-
-    Raises:
-        ConfigError: If the labels hold a single class.
-    """
-    present = np.unique(labels)
-    if len(present) < 2:
-        raise ConfigError("a probe head needs samples of 2 classes: draw more samples or use --head random")
-    centre = inputs.mean(0) if intercept else np.zeros(inputs.shape[1])
-    spread = inputs.std(0)
-    scale = np.where(spread > 1e-12 * max(1.0, float(np.abs(inputs).max())), spread, np.inf) * np.sqrt(inputs.shape[1])
-    fit = LogisticRegression(C=1.0, fit_intercept=intercept, max_iter=1000)
-    fit.fit((inputs - centre) / scale, labels)
-    coefficients, biases = fit.coef_, np.broadcast_to(np.asarray(fit.intercept_, float), len(fit.coef_))
-    if len(present) == 2:  # scikit-learn keeps one row, the difference of the two logits
-        coefficients = np.vstack([-coefficients, coefficients]) / 2
-        biases = np.concatenate([-biases, biases]) / 2
-    weight = np.zeros((n_classes, inputs.shape[1]))
-    weight[present] = coefficients / scale
-    if not intercept:
-        return weight, None
-    bias = np.full(n_classes, -np.log(2.0 * len(labels) / len(present)))
-    bias[present] = biases - weight[present] @ centre
-    return weight, bias
 
 
 def probe_folds(n: int, *, seed: int, folds: int = 5) -> tuple[NDArray[np.int64], ...]:
@@ -122,7 +84,8 @@ def probe_weights(
     name: str,
     layer: nn.Linear,
     inputs: Tensor,
-    labels: Labels,
+    objective: Objective,
+    targets: Targets,
     *,
     left_out: Sequence[NDArray[np.int64]],
 ) -> tuple[HeadWeights, ...]:
@@ -135,7 +98,8 @@ def probe_weights(
         name: Name of the output layer.
         layer: The output layer.
         inputs: n × p inputs φ.
-        labels: n classes.
+        objective: How the layer is fitted.
+        targets: n targets.
         left_out: Positions to leave out, for each head; an empty array for a head on all examples.
 
     Returns:
@@ -143,9 +107,7 @@ def probe_weights(
     """
     heads = []
     for positions in left_out:
-        keep = np.setdiff1d(np.arange(len(labels)), positions)
-        weight, bias = fit_probe(
-            inputs.numpy()[keep], labels[keep], n_classes=layer.out_features, intercept=layer.bias is not None
-        )
+        keep = np.setdiff1d(np.arange(len(targets)), positions)
+        weight, bias = objective.fit_output(inputs.numpy()[keep], targets[keep], intercept=layer.bias is not None)
         heads.append(HeadWeights({name: (torch.as_tensor(weight), None if bias is None else torch.as_tensor(bias))}))
     return tuple(heads)

@@ -38,7 +38,7 @@ class DatasetTable(Table):
         return self._held.with_format("arrow")[:_TOP]
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
-        """Names of a ClassLabel."""
+        """Names of a ClassLabel, or of those in lists."""
         return _class_names(self._held.features[name])
 
 
@@ -70,9 +70,14 @@ class ParquetTable(Table):
         return values
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
-        """Names of a ClassLabel."""
+        """Names of a ClassLabel, or of those in lists."""
         field = self._held.schema.field(name)
-        if not pyarrow.types.is_integer(field.type):
+        kind = field.type
+        while (
+            pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind)
+        ):
+            kind = kind.value_type
+        if not pyarrow.types.is_integer(kind):
             return None
         alone = pyarrow.schema([field], metadata=self._held.schema.metadata)
         with border(DataError, f"cannot read the class names of column {shown(name)} in {self.files[0][0]}"):
@@ -80,6 +85,8 @@ class ParquetTable(Table):
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature = feature.feature
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 

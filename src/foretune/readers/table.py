@@ -165,7 +165,7 @@ class Table(ABC):
         """
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
-        """Names of the classes that the numbers of a column stand for.
+        """Names of the classes that the numbers of a column, or of its lists, stand for.
 
         Args:
             name: Name of the column.

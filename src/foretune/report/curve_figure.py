@@ -43,12 +43,12 @@ def loss_figure(history: History, title: str, path: Path, *, forecast: Sequence[
     save_drawing(figure, path)
 
 
-def draw_forecast(losses: Axes, accuracy: Axes, forecast: Sequence[CurvePoint]) -> None:
+def draw_forecast(losses: Axes, metric: Axes, forecast: Sequence[CurvePoint]) -> None:
     """Draw a forecast curve in dashes.
 
     Args:
         losses: Where the losses go.
-        accuracy: Where the accuracy goes.
+        metric: Where the main metric goes.
         forecast: Points; none draws nothing.
     """
     if not forecast:
@@ -58,24 +58,26 @@ def draw_forecast(losses: Axes, accuracy: Axes, forecast: Sequence[CurvePoint]) 
     losses.plot(*zip(*trained, strict=True), color="#56b4e9", label="train, forecast", **dashed)
     steps = [point.step for point in forecast]
     losses.plot(steps, [p.eval_loss for p in forecast], color="#e69f00", label="evaluation, forecast", **dashed)
-    accuracy.plot(steps, [p.eval_accuracy for p in forecast], color="#e69f00", **dashed)
+    metric.plot(steps, [p.eval_metric for p in forecast], color="#e69f00", **dashed)
 
 
-def curve_figure(forecast: Sequence[CurvePoint], title: str, path: Path) -> None:
+def curve_figure(forecast: Sequence[CurvePoint], title: str, path: Path, *, unit: str, metric: str) -> None:
     """Draw a forecast curve alone.
 
     Args:
         forecast: Points.
         title: Title.
+        unit: What the losses are counted in.
+        metric: The main metric in words.
         path: File to write; its suffix gives the format.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    losses, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    draw_forecast(losses, accuracy, forecast)
-    losses.set(ylabel="cross-entropy (nats)")
+    losses, metrics = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    draw_forecast(losses, metrics, forecast)
+    losses.set(ylabel=f"loss ({unit})")
     losses.legend(frameon=False, fontsize=8)
     losses.set_title(for_figure(title), fontsize=10)
-    accuracy.set(xlabel="step", ylabel="accuracy")
+    metrics.set(xlabel="step", ylabel=metric)
     save_drawing(figure, path)
 
 

@@ -74,7 +74,8 @@ def save_score(
         course = curve.curve
         title = f"forecast for {content['dataset']}"
         writers[CURVE] = lambda path: write_curve(course, path)
-        writers["curve.png"] = lambda path: curve_figure(course.points, title, path)
+        unit, metric = result.plan.task.objective.loss_unit, course.forecast.metric.label
+        writers["curve.png"] = lambda path: curve_figure(course.points, title, path, unit=unit, metric=metric)
     write_run(folder, writers)
 
 

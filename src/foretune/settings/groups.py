@@ -24,6 +24,7 @@ from foretune.settings.ranges import (
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
+TaskKind = Literal["classification", "regression", "multi-label"]
 
 Pair = Annotated[int, Range(2, LARGEST)]  # fewer rows tell nothing apart
 
@@ -77,7 +78,10 @@ class Columns(Settings):
     Attributes:
         config_name: Configuration of a hub data set, such as sst2 of glue.
         text_column: Text column, or two for pairs of texts; found by the usual names if not given.
-        label_column: Label column; found by the usual names if not given.
+        label_column: Label column; found by the usual names if not given. Several for several numbers, or for several
+            labels that are each 0 or 1.
+        task: What the labels are: classification (a class for each text), regression (numbers) or multi-label (any
+            of several labels). By default numbers with a fraction are regression, and lists of labels multi-label.
         train_split: Split that trains, and that the samples come from.
         eval_split: Split that the forecast is for; without it validation, dev or test, the first that has
             labels, else a fifth is held out of the training split.
@@ -87,11 +91,19 @@ class Columns(Settings):
 
     config_name: str | None = None
     text_column: tuple[str, ...] | None = None
-    label_column: str | None = None
+    label_column: tuple[str, ...] | None = None
+    task: TaskKind | None = None
     train_split: str = "train"
     eval_split: str | None = None
     max_train: Pair | None = None
     positive_from: Number | None = None
+
+    def __post_init__(self) -> None:
+        """Check types and ranges; one label column may stand for itself."""
+        label: object = self.label_column
+        if isinstance(label, str):
+            object.__setattr__(self, "label_column", (label,))
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

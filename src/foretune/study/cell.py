@@ -135,7 +135,7 @@ def _run_stages(cell: Cell, key: str, part: Path, on_status: OnStatus) -> None:
     start = time.perf_counter()
     task = load_task(cell.data)
     score_folder, tune_folder = part / "score", part / "tune"
-    classifier = load_model(cell.model, task.label_names, cell.score.seed)
+    classifier = load_model(cell.model, task.objective, cell.score.seed)
     seconds_load = time.perf_counter() - start
     lora = lora_config(classifier.model, cell.adapter)
     if not _finished(score_folder):

@@ -1,8 +1,8 @@
-"""Columns of a classification data set: which hold the texts and the labels."""
+"""Columns of a data set: which hold the texts and the labels."""
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -47,6 +47,9 @@ LABELS = (
     "topic",
     "stars",
     "rating",
+    "score",
+    "similarity_score",
+    "tags",
 )
 _NO_TEXT = (bool, list, tuple, dict, bytes)
 
@@ -57,15 +60,19 @@ class Columns:
 
     Attributes:
         text: One text column, or two for pairs.
-        label: The label column.
+        labels: The label column, or several.
     """
 
     text: tuple[str, ...]
-    label: str
+    labels: tuple[str, ...]
 
 
 def find_columns(
-    names: Sequence[str], strings: Iterable[str], *, text: Sequence[str] | None = None, label: str | None = None
+    names: Sequence[str],
+    strings: Iterable[str],
+    *,
+    text: Sequence[str] | None = None,
+    label: str | Sequence[str] | None = None,
 ) -> Columns:
     """Find text and label columns by the usual names, unless they are given.
 
@@ -73,7 +80,7 @@ def find_columns(
         names: All columns.
         strings: Those that hold texts; asked for only if no name is a usual one.
         text: One or two text columns, None to find them.
-        label: Label column, None to find it.
+        label: Label column, or several; None to find one.
 
     Returns:
         The columns.
@@ -82,33 +89,44 @@ def find_columns(
         DataError: If one is missing, with those that exist.
     """
     text = (text,) if isinstance(text, str) else text
-    for given, flag in ((text or (), "--text-column"), ((label,) if label else (), "--label-column")):
+    labels = (label,) if isinstance(label, str) else tuple(label or ())
+    for given, flag in ((text or (), "--text-column"), (labels, "--label-column")):
         for name in given:
             if name not in names:
                 raise DataError(_missing(name, names, flag))
     if text is not None and not 1 <= len(text) <= 2:
         raise DataError(f"{len(text)} text columns given: --text-column takes one, or two for pairs of texts")
-    if text is not None and label in text:
-        raise DataError(f"column {label!r} is named for the text and for the label: set --text-column, --label-column")
+    for name in labels:
+        if name in (text or ()):
+            raise DataError(
+                f"column {name!r} is named for the text and for the label: set --text-column, --label-column"
+            )
+        if labels.count(name) > 1:
+            raise DataError(f"column {name!r} is named twice in --label-column: name each once")
     lower = {name.lower(): name for name in reversed(names)}
-    found_label = label or next(
-        (lower[name] for name in LABELS if name in lower and lower[name] not in (text or ())), None
-    )
-    if found_label is None:
+    if not labels:
+        usual = (lower[name] for name in LABELS if name in lower and lower[name] not in (text or ()))
+        labels = tuple(usual)[:1]
+    if not labels:
         raise DataError(_not_found("label", names))
-    if text is not None:
-        return Columns(tuple(text), found_label)
-    lower.pop(found_label.lower(), None)
+    return Columns(tuple(text) if text is not None else _texts(names, lower, strings, labels), labels)
+
+
+def _texts(
+    names: Sequence[str], lower: Mapping[str, str], strings: Iterable[str], labels: Sequence[str]
+) -> tuple[str, ...]:
+    """The text columns by their usual names, else the only one with texts."""
+    free = {word: name for word, name in lower.items() if name not in labels}
     for pair in PAIRS:
-        if all(name in lower for name in pair):
-            return Columns(tuple(lower[name] for name in pair), found_label)
+        if all(name in free for name in pair):
+            return tuple(free[name] for name in pair)
     for name in TEXTS:
-        if name in lower:
-            return Columns((lower[name],), found_label)
-    rest = [name for name in strings if name != found_label]
+        if name in free:
+            return (free[name],)
+    rest = [name for name in strings if name not in labels]
     if len(rest) == 1:
         _LOG.info("text column %r: the only one that holds text", rest[0])
-        return Columns((rest[0],), found_label)
+        return (rest[0],)
     raise DataError(_not_found("text", names))
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.errors import DataError, few, shown
-from foretune.readers.table import Place, is_missing, is_number, is_unicode, number
+from foretune.readers.table import Place, Split, is_missing, is_number, is_unicode, number
+from foretune.tasks.classification import Classification
 
 _LOG = logging.getLogger(__name__)
 _LEADING_NUMBER = re.compile(r"\s*-?\d+")
 # More classes than this, on more than half of the rows, is a column of something else.
 _MANY = 50
+_NAME_ANOTHER = "name a label column"
 HIDDEN = -1  # what GLUE and others write where the label is kept secret
 
 
@@ -34,7 +36,7 @@ class LabelMap:
     stated: bool = False
 
 
-def label_map(values: Sequence[Any], *, place: Place, names: Sequence[str] | None = None) -> LabelMap:
+def label_map(values: Sequence[Any], *, place: Place, names: Sequence[str] | None = None, least: int = 2) -> LabelMap:
     """Find the classes of a label column: class labels of `datasets`, integers, booleans or strings.
 
     Integers need not be consecutive and may be negative; classes are in the order of their values. Strings that all
@@ -45,6 +47,7 @@ def label_map(values: Sequence[Any], *, place: Place, names: Sequence[str] | Non
         values: The column in the training split.
         place: Where it stands, for messages.
         names: Class names that the data set states; None reads them off the values.
+        least: Classes that there must be, 1 or 2.
 
     Returns:
         The classes.
@@ -63,19 +66,23 @@ def label_map(values: Sequence[Any], *, place: Place, names: Sequence[str] | Non
     if names is not None:
         for row, value in enumerate(values):
             if not 0 <= value < len(names):
-                raise DataError(_hidden(value, row, place) if value < 0 else _unknown(value, row, place, names))
-    if len(distinct) < 2:
+                raise DataError(hidden(value, row, place) if value < 0 else _unknown(value, row, place, names))
+    if len(distinct) < least:
+        if not distinct:
+            raise DataError(f"{place} holds no label in any row: name another with --label-column")
         raise DataError(f"{place} holds a single class, {_single(distinct)}: a classifier needs two")
     if names is not None:
         return LabelMap(tuple(range(len(names))), tuple(names), stated=True)
     if len(distinct) > _MANY and len(distinct) > len(values) / 2:
-        raise DataError(f"{place} has {len(distinct)} distinct values in {len(values)} rows: name a label column")
+        numeric = not any(isinstance(value, str) for value in distinct)
+        remedy = "set --task regression if they are numbers, or name a label column" if numeric else _NAME_ANOTHER
+        raise DataError(f"{place} has {len(distinct)} distinct values in {len(values)} rows: {remedy}")
     ordered = tuple(sorted(distinct))
     if all(isinstance(value, bool) for value in values):
         return LabelMap(ordered, tuple(str(bool(value)) for value in ordered))
     if len(ordered) > 3 and ordered == tuple(range(HIDDEN, len(ordered) + HIDDEN)):
         # -1 beside 0, 1, 2, …, as SNLI has it; -1, 0, 1 and -2 … 2 are opinions
-        raise DataError(_hidden(HIDDEN, [*map(_plain, values)].index(HIDDEN), place))
+        raise DataError(hidden(HIDDEN, [*map(_plain, values)].index(HIDDEN), place))
     if ordered == (HIDDEN, 0, 1):
         _LOG.warning("%s: -1 is taken for a class; if it marks rows without a label, drop them", place)
     return LabelMap(ordered, tuple(map(str, ordered)))
@@ -89,7 +96,17 @@ def _is_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _hidden(value: Any, row: int, place: Place) -> str:
+def hidden(value: Any, row: int, place: Place) -> str:
+    """Say that a label is none, as where they are kept secret.
+
+    Args:
+        value: Label.
+        row: Its row.
+        place: Its column.
+
+    Returns:
+        Message with a remedy.
+    """
     return (
         f"label {shown(value)} in {place.row(row)} is no class: hidden labels? drop these rows, use another split, "
         "or write the classes as words"
@@ -120,14 +137,27 @@ def two_classes(classes: LabelMap, positive_from: int) -> tuple[tuple[str, str],
     """
     numbers = []
     for name in classes.names:
-        match = _LEADING_NUMBER.match(name)
-        if match is None:
+        leading = leading_number(name)
+        if leading is None:
             raise DataError(f"positive_from = {positive_from}: class {shown(name)} does not begin with a number")
-        numbers.append(int(match[0]))
+        numbers.append(leading)
     merged = (np.array(numbers) >= positive_from).astype(np.int64)
     if len(set(merged.tolist())) < 2:
         raise DataError(f"positive_from = {positive_from} leaves one class of {few(classes.names)}: move it")
     return (f"below {positive_from}", f"{positive_from} and above"), merged
+
+
+def leading_number(name: str) -> int | None:
+    """Read the number that a name begins with.
+
+    Args:
+        name: Such as `4 stars`.
+
+    Returns:
+        The number; None where it begins with none.
+    """
+    match = _LEADING_NUMBER.match(name)
+    return None if match is None else int(match[0])
 
 
 def _plain(value: Any) -> int | str:
@@ -148,11 +178,11 @@ def _check_label(value: Any, row: int, place: Place) -> None:
             f"{place} holds {kind} values, no labels, first in {place.cell(row)}: name another with --label-column"
         )
     elif isinstance(value, float) and not value.is_integer():
-        raise DataError(f"label {value!r} in {place.row(row)} is no class: regression is not supported")
+        raise DataError(f"label {value!r} in {place.row(row)} is no class: for numbers set --task regression")
 
 
 def without_labels(values: Sequence[Any]) -> bool:
-    """Tell whether a label column says nothing: all of it missing, blank or -1, as where labels are kept secret.
+    """Tell whether a label column says nothing: all of it missing, blank, -1 or lists of these, as if kept secret.
 
     Args:
         values: The column.
@@ -164,6 +194,8 @@ def without_labels(values: Sequence[Any]) -> bool:
     def is_nothing(value: Any) -> bool:
         if isinstance(value, str):
             return not value.strip() or value.strip() in ("-1", "-1.0")
+        if isinstance(value, list | tuple):
+            return all(map(is_nothing, value))
         return is_missing(value) or (not isinstance(value, bool) and value == HIDDEN)
 
     return all(map(is_nothing, values))
@@ -204,8 +236,8 @@ def read_labels(
                 _check_label(of_text, row, place)
             index = numbers.get(of_text)
         if index is None:
-            hidden = plain in (HIDDEN, str(HIDDEN))
-            raise DataError(_hidden(value, row, place) if hidden else _unknown(value, row, place, classes.names))
+            secret = plain in (HIDDEN, str(HIDDEN))
+            raise DataError(hidden(value, row, place) if secret else _unknown(value, row, place, classes.names))
         labels[row] = index
     return labels
 
@@ -250,9 +282,57 @@ def _of_names(values: Sequence[Any], classes: LabelMap, place: Place, names: Seq
     for row, value in enumerate(values):
         _check_label(value, row, place)
         if not 0 <= value < len(names):
-            raise DataError(_hidden(value, row, place) if value < 0 else _unknown(value, row, place, names))
+            raise DataError(hidden(value, row, place) if value < 0 else _unknown(value, row, place, names))
         index = index_of[int(value)]
         if index is None:
             raise DataError(_unknown(names[int(value)], row, place, classes.names))
         labels[row] = index
     return labels
+
+
+@dataclass(frozen=True)
+class ClassCoding:
+    """A column that is read as classes.
+
+    Attributes:
+        column: Label column.
+        classes: From the training split.
+        objective: What is classified, by the classes or the two that were made of them.
+        merged: Class of the objective of each class of the column.
+    """
+
+    column: str
+    classes: LabelMap
+    objective: Classification
+    merged: NDArray[np.int64]
+
+    def read(self, split: Split) -> NDArray[np.int64]:
+        """Read the label column of a split.
+
+        Args:
+            split: Split.
+
+        Returns:
+            n integers from 0 to C - 1.
+        """
+        values, names = split.values(self.column), split.table.class_names(self.column)
+        return np.asarray(self.merged[read_labels(values, self.classes, place=split.place(self.column), names=names)])
+
+
+def class_coding(train: Split, column: str, *, positive_from: int | None) -> ClassCoding:
+    """Take a label column for classes.
+
+    Args:
+        train: Training split.
+        column: Label column.
+        positive_from: As `two_classes`; None keeps the classes as they are.
+
+    Returns:
+        How it is read.
+    """
+    names = train.table.class_names(column)
+    classes = label_map(train.values(column), place=train.place(column), names=names)
+    if positive_from is None:
+        return ClassCoding(column, classes, Classification(classes.names), np.arange(len(classes.names)))
+    two, merged = two_classes(classes, positive_from)
+    return ClassCoding(column, classes, Classification(two), merged)

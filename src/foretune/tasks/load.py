@@ -1,10 +1,10 @@
-"""Data sets: a local path or a hub id, their splits, and the task of telling texts apart that they pose."""
+"""Data sets: a local path or a hub id, their splits, and the task that they pose."""
 
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from foretune.readers.folder import EVAL_SPLITS, Splits, is_table, open_path
 from foretune.readers.table import Split
 from foretune.settings.groups import DataConfig
 from foretune.tasks.classification import Classification
+from foretune.tasks.coding import Coding, coding_of
 from foretune.tasks.columns import Columns, find_columns, holds_text, read_texts
-from foretune.tasks.labels import LabelMap, label_map, read_labels, two_classes, without_labels
-from foretune.tasks.objective import Objective
+from foretune.tasks.labels import without_labels
+from foretune.tasks.objective import Kind, Objective, Targets
 
 _LOG = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # rows that tell whether a column holds texts
@@ -28,33 +29,33 @@ _LOOKED_AT = 1000  # rows that tell whether a column holds texts
 
 @dataclass(frozen=True)
 class TextSplit:
-    """Texts and labels of one split.
+    """Texts and targets of one split.
 
     Attributes:
         name: Name of the split.
         texts: One text for each row.
         pairs: The second text for each row, None without.
-        labels: Classes from 0.
+        labels: n classes from 0 (int64), or n × C numbers (float64).
     """
 
     name: str
     texts: Sequence[str]
     pairs: Sequence[str] | None
-    labels: NDArray[np.int64]
+    labels: Targets
 
 
 @dataclass(frozen=True)
 class Task:
-    """A text classification task.
+    """What is to be learnt of texts.
 
     Attributes:
         source: Path, hub id, or a word for data from memory.
         train: Split that samples come from.
         evaluation: Split that the forecast is for, None if there is none.
         text_columns: One or two text columns.
-        label_column: Label column.
-        label_names: Names of the C classes.
-        fingerprint: SHA-256 of texts, labels and class names of both splits.
+        label_columns: Label column, or several.
+        objective: What is known of its kind, and the names of its C outputs.
+        fingerprint: SHA-256 of texts, targets and names of the outputs.
         config_name: Configuration of a hub data set.
     """
 
@@ -62,19 +63,30 @@ class Task:
     train: TextSplit
     evaluation: TextSplit | None
     text_columns: tuple[str, ...]
-    label_column: str
-    label_names: tuple[str, ...]
+    label_columns: tuple[str, ...]
+    objective: Objective
     fingerprint: str
     config_name: str | None = None
 
     @property
-    def objective(self) -> Objective:
-        """What is known of its kind."""
-        return Classification(self.label_names)
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the C outputs: classes, labels, or columns of numbers."""
+        return self.objective.names
+
+    @property
+    def label_column(self) -> str:
+        """The label columns in words."""
+        return ", ".join(self.label_columns)
 
     @property
     def n_classes(self) -> int:
-        """Number of classes C."""
+        """Number of classes C, of a classification.
+
+        Raises:
+            DataError: If the task has no classes.
+        """
+        if not isinstance(self.objective, Classification):
+            raise DataError(f"the labels are no classes ({self.objective.kind}): this needs --task classification")
         return len(self.label_names)
 
     def class_counts(self, split: TextSplit) -> NDArray[np.int64]:
@@ -117,7 +129,7 @@ def load_task(config: DataConfig) -> Task:
         The task.
 
     Raises:
-        DataError: If it cannot be found or read, or is no classification data set.
+        DataError: If it cannot be found or read, or does not hold texts with labels.
     """
     source = config.dataset
     if not source.strip():
@@ -154,7 +166,8 @@ def task_from_datasets(
     evaluation: datasets.Dataset | None = None,
     *,
     text_column: str | Sequence[str] | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    task: Kind | None = None,
 ) -> Task:
     """Make a task of the user's own `datasets.Dataset` objects.
 
@@ -162,13 +175,14 @@ def task_from_datasets(
         train: Training split, or all splits by name.
         evaluation: Evaluation split; without it one of the splits by name, else rows are held out of training.
         text_column: One text column, or two for pairs; None finds them.
-        label_column: Label column; None finds it.
+        label_column: Label column, or several; None finds one.
+        task: What the labels are; None finds it, as `foretune.DataConfig` says.
 
     Returns:
         The task.
 
     Raises:
-        DataError: If these are no data sets, or no classification data sets.
+        DataError: If these are no data sets, or do not hold texts with labels.
     """
     if isinstance(train, datasets.DatasetDict):
         if evaluation is not None:
@@ -181,10 +195,11 @@ def task_from_datasets(
             raise DataError(f"split {name!r} is a {type(split).__name__}: give a datasets.Dataset")
     text = (text_column,) if isinstance(text_column, str) else text_column
     text = None if text is None else tuple(text)
+    label = (label_column,) if isinstance(label_column, str) else label_column
+    label = None if label is None else tuple(label)
     eval_split = None if evaluation is None else "validation"  # given by hand, it must have labels
-    return _task(
-        splits_of(splits), DataConfig("memory", text_column=text, label_column=label_column, eval_split=eval_split)
-    )
+    config = DataConfig("memory", text_column=text, label_column=label, task=task, eval_split=eval_split)
+    return _task(splits_of(splits), config)
 
 
 def _open(splits: Splits, name: str) -> Split:
@@ -211,16 +226,10 @@ def _task(splits: Splits, config: DataConfig) -> Task:
         columns = find_columns(table.names, strings, text=config.text_column, label=config.label_column)
     except DataError as error:
         raise DataError(f"{error}{table.where_names_stand}") from None
-    place, stated = train.place(columns.label), table.class_names(columns.label)
-    classes = label_map(train.values(columns.label), place=place, names=stated)
-    train_split = _split(train, columns, classes)
+    coding = coding_of(train, columns.labels, config)
+    train_split = _split(train, columns, coding)
     held = _evaluation(splits, config, columns, table.names)
-    evaluation = None if held is None else _split(held, columns, classes)
-    names = classes.names
-    if config.positive_from is not None:
-        names, merged = two_classes(classes, config.positive_from)
-        train_split = replace(train_split, labels=merged[train_split.labels])
-        evaluation = None if evaluation is None else replace(evaluation, labels=merged[evaluation.labels])
+    evaluation = None if held is None else _split(held, columns, coding)
     if config.max_train is not None and config.max_train < len(train_split.labels):
         train_split = _take(train_split, config.max_train)
     return Task(
@@ -228,9 +237,9 @@ def _task(splits: Splits, config: DataConfig) -> Task:
         train=train_split,
         evaluation=evaluation,
         text_columns=columns.text,
-        label_column=columns.label,
-        label_names=names,
-        fingerprint=_fingerprint(names, train_split, evaluation),
+        label_columns=columns.labels,
+        objective=coding.objective,
+        fingerprint=_fingerprint(coding.objective, train_split, evaluation),
         config_name=config.config_name,
     )
 
@@ -257,19 +266,19 @@ def _evaluation(splits: Splits, config: DataConfig, columns: Columns, trained: S
 
 def _lacks_labels(split: Split, columns: Columns, trained: Sequence[str]) -> str:
     """Say how a split hides its labels, as those of competitions do; nothing if it has some."""
-    if not split.has(columns.label):
+    lacking = next((label for label in columns.labels if not split.has(label)), None)
+    if lacking is not None:
         # beside a column that training lacks it may only have another name
-        return f"has no column {shown(columns.label)}" if set(split.table.names) <= set(trained) else ""
-    if without_labels(split.values(columns.label)):
-        return f"has no labels (column {shown(columns.label)} is -1 or empty in every row)"
+        return f"has no column {shown(lacking)}" if set(split.table.names) <= set(trained) else ""
+    if all(without_labels(split.values(label)) for label in columns.labels):
+        which = f"column {shown(columns.labels[0])} is" if len(columns.labels) == 1 else f"{few(columns.labels)} are"
+        return f"has no labels ({which} -1 or empty in every row)"
     return ""
 
 
-def _split(split: Split, columns: Columns, classes: LabelMap) -> TextSplit:
+def _split(split: Split, columns: Columns, coding: Coding) -> TextSplit:
     texts, *pairs = (read_texts(split.values(text), place=split.place(text)) for text in columns.text)
-    values, place = split.values(columns.label), split.place(columns.label)
-    labels = read_labels(values, classes, place=place, names=split.table.class_names(columns.label))
-    return TextSplit(split.name, texts, pairs[0] if pairs else None, labels)
+    return TextSplit(split.name, texts, pairs[0] if pairs else None, coding.read(split))
 
 
 def _take(split: TextSplit, n: int) -> TextSplit:
@@ -279,8 +288,11 @@ def _take(split: TextSplit, n: int) -> TextSplit:
     return TextSplit(split.name, [split.texts[row] for row in rows], pairs, split.labels[rows])
 
 
-def _fingerprint(label_names: Sequence[str], train: TextSplit, evaluation: TextSplit | None) -> str:
+def _fingerprint(objective: Objective, train: TextSplit, evaluation: TextSplit | None) -> str:
     digest = hashlib.sha256()
+    classes = isinstance(objective, Classification)
+    if not classes:
+        digest.update(objective.kind.encode())
 
     def add(texts: Sequence[str] | None) -> None:
         # With the lengths in front, no two lists of texts give the same bytes.
@@ -288,10 +300,10 @@ def _fingerprint(label_names: Sequence[str], train: TextSplit, evaluation: TextS
         digest.update(np.array(lengths, dtype="<i8").tobytes())
         digest.update("".join(texts or ()).encode("utf-8", "surrogatepass"))
 
-    add(label_names)
+    add(objective.names)
     for split in (train, evaluation):
         add(None if split is None else split.texts)
         if split is not None:
             add(split.pairs)
-            digest.update(split.labels.astype("<i8").tobytes())
+            digest.update(split.labels.astype("<i8" if classes else "<f8").tobytes())
     return digest.hexdigest()

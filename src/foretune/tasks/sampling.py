@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.errors import DataError
+from foretune.tasks.classification import Classification
 from foretune.tasks.load import Task
 
 HELD_OUT = 5  # one row in so many, where there is no evaluation split
@@ -82,7 +83,7 @@ def split(task: Task, *, samples: int, eval_samples: int | None, seed: int, repe
         The rows.
 
     Raises:
-        DataError: If there are too few rows, or those that train, or the samples, are all of one class.
+        DataError: If there are too few rows, or those that train, or the samples, all have the same label.
     """
     n_rows, n_train = len(task.train.labels), n_training(task)
     if samples > n_train:
@@ -98,14 +99,17 @@ def split(task: Task, *, samples: int, eval_samples: int | None, seed: int, repe
         training = np.arange(n_rows, dtype=np.int64)
         eval_indices = draw_indices(n_eval, n_eval if eval_samples is None else min(eval_samples, n_eval), seed=seed)
     trains = f"all {n_train} rows that train are" if n_train > 1 else "the 1 row that trains is"
-    _check_classes(task, training, trains, "add rows of another class, or change --seed")
+    _check_labels(task, training, trains, "add rows with another label, or change --seed")
     train_indices = training[draw_indices(n_train, samples, seed=seed, repeat=repeat)]
     if samples:
-        _check_classes(task, train_indices, f"all {samples} samples drawn are", "raise --samples or change --seed")
+        _check_labels(task, train_indices, f"all {samples} samples drawn are", "raise --samples or change --seed")
     return Split(training, train_indices, eval_indices, task.evaluation is None)
 
 
-def _check_classes(task: Task, rows: NDArray[np.int64], which: str, remedy: str) -> None:
-    present = np.unique(task.train.labels[rows])
-    if len(present) < 2:
-        raise DataError(f"{which} of class {task.label_names[present[0]]!r}: {remedy}")
+def _check_labels(task: Task, rows: NDArray[np.int64], which: str, remedy: str) -> None:
+    labels = task.train.labels[rows]
+    if len(labels) and bool((labels != labels[0]).any()):
+        return
+    if isinstance(task.objective, Classification):
+        raise DataError(f"{which} of class {task.label_names[labels[0]]!r}: {remedy}")
+    raise DataError(f"{which} labelled alike: {remedy}")

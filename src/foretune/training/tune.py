@@ -127,7 +127,7 @@ def tune(
     Returns:
         The result.
     """
-    classifier = own_classifier(model, tokenizer, bare=config is not None)
+    classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
     plan = prepare_tune(classifier, task, config, settings or TuneSettings())
     with tempfile.TemporaryDirectory() as folder:
         return run_tune(plan, Path(folder))
