@@ -31,6 +31,7 @@ class Classification(Objective):
 
     kind: ClassVar[Kind] = "classification"
     problem_type: ClassVar[str] = "single_label_classification"
+    loss_name: ClassVar[str] = "cross-entropy"
     loss_unit: ClassVar[str] = "nats"
     metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MATTHEWS, MACRO_F1)
 

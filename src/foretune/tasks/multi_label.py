@@ -32,6 +32,7 @@ class MultiLabel(Objective):
 
     kind: ClassVar[Kind] = "multi-label"
     problem_type: ClassVar[str] = "multi_label_classification"
+    loss_name: ClassVar[str] = "binary cross-entropy"
     loss_unit: ClassVar[str] = "nats a label"
     metrics: ClassVar[tuple[Metric, ...]] = (MICRO_F1, MACRO_F1, EXACT)
 

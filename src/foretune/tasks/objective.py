@@ -39,6 +39,19 @@ class Metric:
     percent: bool
     better: int = 1
 
+    def written(self, value: float | None) -> str:
+        """Write a value for a table or a title.
+
+        Args:
+            value: Value; None, or not finite, where it is not defined.
+
+        Returns:
+            A percentage, or a number of three digits behind the point; a dash where there is none.
+        """
+        if value is None or not np.isfinite(value):
+            return "–"
+        return f"{value:.1%}" if self.percent else f"{value:.3f}"
+
 
 @dataclass(frozen=True)
 class Objective(ABC):
@@ -48,6 +61,7 @@ class Objective(ABC):
         kind: Its name, as `--task` takes it.
         names: Names of the C outputs: classes, labels, or columns.
         problem_type: The same in transformers' words, for `config.problem_type`.
+        loss_name: What the loss is called in figures.
         loss_unit: What the loss is counted in.
         metrics: Measures, the main one first: a run is judged and candidates are ordered by that.
     """
@@ -55,6 +69,7 @@ class Objective(ABC):
     names: tuple[str, ...]
     kind: ClassVar[Kind]
     problem_type: ClassVar[str]
+    loss_name: ClassVar[str]
     loss_unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
 
