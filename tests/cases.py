@@ -211,3 +211,33 @@ def write_reviews(folder, n_train: int = 60, n_eval: int = 20) -> str:
         lines = [f"{text},{label}" for text, label in map(review, rows)]
         (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]) + "\n", encoding="utf-8")
     return str(folder)
+
+
+def write_scores(folder, n_train: int = 60, n_eval: int = 20) -> str:
+    """A data set folder of pairs with a number: how many of the words they share, and how long they are."""
+
+    def pair(index: int) -> tuple[str, str, float]:
+        first, second = review(index)[0], review(index * 7 + index // 3)[0]
+        a, b = set(first.split()), set(second.split())
+        return first, second, round(5 * len(a & b) / len(a | b) + len(second.split()) / 10, 2)
+
+    return _write(folder, ("sentence1", "sentence2", "score"), pair, n_train, n_eval)
+
+
+def write_tags(folder, n_train: int = 60, n_eval: int = 20) -> str:
+    """A data set folder of texts with any of three labels, joined by a bar."""
+
+    def tagged(index: int) -> tuple[str, str]:
+        text, label = review(index)
+        there = {"positive": label == "positive", "long": len(text.split()) > 6, "food": "food" in text}
+        return text, "|".join(name for name, holds in there.items() if holds)
+
+    return _write(folder, ("text", "tags"), tagged, n_train, n_eval)
+
+
+def _write(folder, header: tuple[str, ...], row_of: Callable[[int], tuple], n_train: int, n_eval: int) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", range(n_train)), ("validation", range(n_train, n_train + n_eval))):
+        lines = [",".join(map(str, row)) for row in (header, *map(row_of, rows))]
+        (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder)

@@ -82,7 +82,10 @@ def forecasts(name: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
         with tempfile.TemporaryDirectory() as folder:
             result = run_tune(prepare_tune(fresh, task, config, tune, inplace=True), Path(folder))
         real = {"train_loss": result.last.train_loss, "eval_loss": result.last.eval_loss}
-        yield placement, {**run_values(kind), **case_values(outlook), **real, "accuracy": result.last.eval_accuracy}
+        yield (
+            placement,
+            {**run_values(kind), **case_values(outlook), **real, "accuracy": result.last.main},
+        )
 
 
 def add() -> None:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from foretune.report.curves import Step, read_log, running_mean, steps_to_reach
 
+METRICS = ("accuracy", "matthews", "macro_f1")
+
 
 def window(step, loss, seconds):
     return {"loss": loss, "learning_rate": 0.1, "grad_norm": 2.0, "step": step, "seconds": seconds, "epoch": 0.0}
@@ -31,30 +33,31 @@ LOG = [
 
 
 def test_an_epoch_is_the_mean_over_its_steps_whatever_the_windows():
-    history = read_log(LOG)
+    history = read_log(LOG, METRICS)
     assert [epoch.epoch for epoch in history.epochs] == [0, 1]
     assert history.epochs[0].train_loss is None
     assert history.epochs[1].train_loss == pytest.approx((3 * 0.6 + 0.2) / 4)
     assert history.epochs[1].train_loss_eval_mode == 0.7
-    assert history.epochs[1].eval_accuracy == 0.75
+    assert history.epochs[1].metrics == {"accuracy": 0.75, "matthews": 0.1, "macro_f1": 0.4}
+    assert history.epochs[1].main == 0.75
 
 
 def test_seconds_leave_evaluation_out():
-    history = read_log(LOG)
+    history = read_log(LOG, METRICS)
     assert [step.seconds for step in history.steps] == [3.0, 4.0, 8.0, 9.0]
     assert history.epochs[1].seconds == 4.0
     assert (history.seconds_train, history.seconds_evaluate) == (9.0, 5.0)
 
 
 def test_an_evaluation_that_was_cut_off_makes_no_epoch():
-    assert len(read_log(LOG).epochs) == 2
-    assert len(read_log([*LOG, evaluated("eval", 8, 15.0)]).epochs) == 3
+    assert len(read_log(LOG, METRICS).epochs) == 2
+    assert len(read_log([*LOG, evaluated("eval", 8, 15.0)], METRICS).epochs) == 3
 
 
 def test_without_training_rows_evaluated():
-    history = read_log([evaluated("eval", 0, 1.0), window(2, 0.5, 2.0), evaluated("eval", 2, 3.0)])
+    history = read_log([evaluated("eval", 0, 1.0), window(2, 0.5, 2.0), evaluated("eval", 2, 3.0)], METRICS)
     assert history.epochs[1].train_loss_eval_mode is None
-    assert history.epochs[1].train_accuracy is None
+    assert history.epochs[1].train_metric is None
     assert history.epochs[1].train_loss == 0.5
 
 

@@ -103,12 +103,12 @@ def test_metrics_are_those_of_the_trained_model(undisturbed):
     loss, predicted = slow_metrics(plan.placed, plan, plan.evaluation)
     labels = plan.evaluation.labels
     assert last.eval_loss == pytest.approx(loss, rel=1e-5)
-    assert last.eval_accuracy == pytest.approx(np.mean(predicted == labels))
-    assert last.eval_matthews == pytest.approx(matthews_corrcoef(labels, predicted))
-    assert last.eval_macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert last.metrics["accuracy"] == pytest.approx(np.mean(predicted == labels))
+    assert last.metrics["matthews"] == pytest.approx(matthews_corrcoef(labels, predicted))
+    assert last.metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
     loss, predicted = slow_metrics(plan.placed, plan, plan.train_eval)
     assert last.train_loss_eval_mode == pytest.approx(loss, rel=1e-5)
-    assert last.train_accuracy == pytest.approx(np.mean(predicted == plan.train_eval.labels))
+    assert last.train_metric == pytest.approx(np.mean(predicted == plan.train_eval.labels))
 
 
 def test_the_course_is_complete(undisturbed):
@@ -234,7 +234,7 @@ def test_the_run_folder(tuned, undisturbed):
     assert not result["diverged"]
     with (tuned / "history.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["eval_accuracy"]) for row in rows] == [epoch.eval_accuracy for epoch in history.epochs]
+    assert [float(row["eval_accuracy"]) for row in rows] == [epoch.metrics["accuracy"] for epoch in history.epochs]
     with (tuned / "steps.csv").open(encoding="utf-8") as file:
         assert [float(row["loss"]) for row in csv.DictReader(file)] == [step.loss for step in history.steps]
     assert (tuned / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -442,4 +442,4 @@ def test_minilm_learns_bbc_news(tmp_path):
     settings = TuneSettings(epochs=3, learning_rate=5e-3, train_batch_size=8, max_length=32, eval_samples=64)
     result = tune(classifier.model, classifier.tokenizer, config, task, settings=settings)
     assert result.last.eval_loss < result.history.epochs[0].eval_loss - 0.2
-    assert result.last.eval_accuracy > 0.4  # five classes, a quarter of the texts in the largest
+    assert result.last.metrics["accuracy"] > 0.4  # five classes, a quarter of the texts in the largest

@@ -1,6 +1,7 @@
-"""Figure of a fine-tune: losses over steps, accuracy over epochs."""
+"""Figure of a fine-tune: losses over steps, the main metric over epochs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,32 @@ from foretune.report.drawing import save_drawing
 from foretune.report.texts import for_figure
 
 
-def loss_figure(history: History, title: str, path: Path, *, forecast: Sequence[CurvePoint] = ()) -> None:
-    """Draw the training loss over steps, its running mean, both losses after each epoch, and the accuracy.
+@dataclass(frozen=True)
+class Caption:
+    """What a figure says in words.
+
+    Attributes:
+        title: Title.
+        loss: What the loss is and its unit.
+        metric: Name of the main metric.
+    """
+
+    title: str
+    loss: str = "cross-entropy (nats)"
+    metric: str = "accuracy"
+
+
+def loss_figure(history: History, caption: Caption, path: Path, *, forecast: Sequence[CurvePoint] = ()) -> None:
+    """Draw the training loss over steps, its running mean, both losses after each epoch, and the main metric.
 
     Args:
         history: Course of the run.
-        title: Title.
+        caption: Title and names of the axes.
         path: File to write; its suffix gives the format.
         forecast: What was forecast, drawn behind it in dashes.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    losses, accuracy = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    losses, metric = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     steps, epochs = history.steps, history.epochs
     if steps:
         numbers = [record.step for record in steps]
@@ -31,15 +47,16 @@ def loss_figure(history: History, title: str, path: Path, *, forecast: Sequence[
         means = running_mean(steps, window=window)
         label = f"train, mean of {window} steps"
         losses.plot(numbers, [float("nan") if m is None else m for m in means], color="#0072b2", label=label)
-    draw_forecast(losses, accuracy, forecast)
-    _line(losses, epochs, "train_loss_eval_mode", "s--", "#009e73", "train, eval mode")
-    _line(losses, epochs, "eval_loss", "o-", "#d55e00", "evaluation")
-    losses.set(ylabel="cross-entropy (nats)")
+    draw_forecast(losses, metric, forecast)
+    train, evaluation = ("s--", "#009e73", "train, eval mode"), ("o-", "#d55e00", "evaluation")
+    _line(losses, epochs, lambda epoch: epoch.train_loss_eval_mode, train)
+    _line(losses, epochs, lambda epoch: epoch.eval_loss, evaluation)
+    losses.set(ylabel=caption.loss)
     losses.legend(frameon=False, fontsize=8)
-    losses.set_title(for_figure(title), fontsize=10)
-    _line(accuracy, epochs, "train_accuracy", "s--", "#009e73", "train, eval mode")
-    _line(accuracy, epochs, "eval_accuracy", "o-", "#d55e00", "evaluation")
-    accuracy.set(xlabel="step", ylabel="accuracy")
+    losses.set_title(for_figure(caption.title), fontsize=10)
+    _line(metric, epochs, lambda epoch: epoch.train_metric, train)
+    _line(metric, epochs, lambda epoch: epoch.main, evaluation)
+    metric.set(xlabel="step", ylabel=caption.metric)
     save_drawing(figure, path)
 
 
@@ -81,7 +98,10 @@ def curve_figure(forecast: Sequence[CurvePoint], title: str, path: Path, *, unit
     save_drawing(figure, path)
 
 
-def _line(axes: object, epochs: Sequence[Epoch], name: str, style: str, colour: str, label: str) -> None:
-    points = [(epoch.step, getattr(epoch, name)) for epoch in epochs if getattr(epoch, name) is not None]
+def _line(
+    axes: Axes, epochs: Sequence[Epoch], value_of: Callable[[Epoch], float | None], looks: tuple[str, str, str]
+) -> None:
+    style, colour, label = looks
+    points = [(epoch.step, value) for epoch in epochs if (value := value_of(epoch)) is not None]
     if points:
-        axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3.5, label=label)  # type: ignore[attr-defined]
+        axes.plot(*zip(*points, strict=True), style, color=colour, markersize=3.5, label=label)

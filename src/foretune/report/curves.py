@@ -1,6 +1,7 @@
 """What a training run logged, as losses over steps and metrics after each epoch."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ class Step:
 
     Attributes:
         step: Last of these steps, counted from 1.
-        loss: Mean training loss of these steps, in train mode (dropout on), in nats.
+        loss: Mean training loss of these steps, in train mode (dropout on), in the unit of the task's loss.
         learning_rate: Learning rate at the last of them.
         grad_norm: Norm of the gradient of adapter and head at the last of them, before clipping; None if unknown.
         seconds: Seconds of training so far, evaluation not counted.
@@ -32,18 +33,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """State after an epoch; epoch 0 is the model before training. Losses in nats, accuracies as fractions.
+    """State after an epoch; epoch 0 is the model before training. Losses in the unit of the task, shares as fractions.
 
     Attributes:
         epoch: Epochs done.
         step: Optimiser steps done.
         train_loss: Mean over the epoch's steps, in train mode; None at epoch 0.
         train_loss_eval_mode: Loss on (a sample of) the training rows in eval mode; None if not taken.
-        train_accuracy: Accuracy on the same rows in eval mode; None if not taken.
+        train_metric: The main metric on the same rows in eval mode; None if not taken.
         eval_loss: Loss on the evaluation rows.
-        eval_accuracy: Accuracy on them.
-        eval_matthews: Matthews correlation on them, as CoLA is judged.
-        eval_macro_f1: Mean of the classes' F1 on them.
+        metrics: Metrics on them by name, the main one first; NaN where one is not defined.
         seconds: Seconds of training so far, evaluation not counted.
     """
 
@@ -51,12 +50,46 @@ class Epoch:
     step: int
     train_loss: float | None
     train_loss_eval_mode: float | None
-    train_accuracy: float | None
+    train_metric: float | None
     eval_loss: float
-    eval_accuracy: float
-    eval_matthews: float
-    eval_macro_f1: float
+    metrics: Mapping[str, float]
     seconds: float
+
+    @property
+    def main(self) -> float:
+        """The main metric on the evaluation rows."""
+        return next(iter(self.metrics.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay it out as in `history.csv` and `result.json`.
+
+        Returns:
+            Values by name: of the metrics `train_` and the main one's name, and `eval_` and each one's.
+        """
+        values = (
+            self.epoch,
+            self.step,
+            self.train_loss,
+            self.train_loss_eval_mode,
+            self.train_metric,
+            self.eval_loss,
+            *self.metrics.values(),
+            self.seconds,
+        )
+        return dict(zip(epoch_columns(tuple(self.metrics)), values, strict=True))
+
+
+def epoch_columns(metrics: Sequence[str]) -> tuple[str, ...]:
+    """Name the columns of `history.csv`.
+
+    Args:
+        metrics: Names of the task's metrics, the main one first.
+
+    Returns:
+        Names as in `Epoch.to_dict`.
+    """
+    before = ("epoch", "step", "train_loss", "train_loss_eval_mode", f"train_{metrics[0]}", "eval_loss")
+    return (*before, *(f"eval_{name}" for name in metrics), "seconds")
 
 
 @dataclass(frozen=True)
@@ -68,21 +101,30 @@ class History:
         epochs: Metrics, from epoch 0 on.
         seconds_train: Seconds of training, evaluation not counted.
         seconds_evaluate: Seconds of evaluation.
+        metrics: Names of the task's metrics, the main one first.
     """
 
     steps: tuple[Step, ...]
     epochs: tuple[Epoch, ...]
     seconds_train: float
     seconds_evaluate: float
+    metrics: tuple[str, ...]
+
+    @property
+    def best(self) -> Epoch | None:
+        """The first epoch of training after which the main metric was largest; None where it is never defined."""
+        defined = [epoch for epoch in self.epochs[1:] if math.isfinite(epoch.main)]
+        return max(defined, key=lambda epoch: epoch.main) if defined else None
 
 
-def read_log(log: Sequence[Entry]) -> History:
+def read_log(log: Sequence[Entry], metrics: Sequence[str]) -> History:
     """Read the Trainer's log, to which `seconds` since the start of training were added.
 
     The mean loss of an epoch is Σ_w n_w L_w / Σ_w n_w over the windows w of n_w steps that the Trainer logged.
 
     Args:
         log: Entries in order: `loss` of a window of steps, `eval_train_*` and `eval_eval_*` of an evaluation.
+        metrics: Names of the task's metrics, the main one first.
 
     Returns:
         Steps and epochs; an evaluation that was cut off is left out.
@@ -100,35 +142,34 @@ def read_log(log: Sequence[Entry]) -> History:
         pending |= {name: value for name, value in entry.items() if name.startswith(("eval_train_", "eval_eval_"))}
         if "eval_eval_loss" in entry:  # the evaluation rows come last
             if not epochs or entry["step"] > epochs[-1].step:
-                epochs.append(_epoch(len(epochs), entry["step"], pending, steps, epochs, training))
+                train_loss = _mean_since(epochs[-1].step if epochs else 0, entry["step"], steps)
+                epochs.append(
+                    Epoch(
+                        epoch=len(epochs),
+                        step=entry["step"],
+                        train_loss=train_loss,
+                        train_loss_eval_mode=pending.get("eval_train_loss"),
+                        train_metric=pending.get(f"eval_train_{metrics[0]}"),
+                        eval_loss=pending["eval_eval_loss"],
+                        metrics={name: pending[f"eval_eval_{name}"] for name in metrics},
+                        seconds=training,
+                    )
+                )
             pending = {}
-    return History(tuple(steps), tuple(epochs), training, evaluating)
+    return History(tuple(steps), tuple(epochs), training, evaluating, tuple(metrics))
 
 
 _RUNTIMES = ("eval_train_runtime", "eval_eval_runtime")
 
 
-def _epoch(
-    number: int, step: int, metrics: Entry, steps: Sequence[Step], before: Sequence[Epoch], seconds: float
-) -> Epoch:
-    start = before[-1].step if before else 0
+def _mean_since(start: int, end: int, steps: Sequence[Step]) -> float | None:
+    """Mean loss of the steps after one and up to another; None where there are none."""
     total, previous = 0.0, start
     for record in steps:
         if record.step > start:
             total += record.loss * (record.step - previous)
             previous = record.step
-    return Epoch(
-        epoch=number,
-        step=step,
-        train_loss=total / (step - start) if step > start else None,
-        train_loss_eval_mode=metrics.get("eval_train_loss"),
-        train_accuracy=metrics.get("eval_train_accuracy"),
-        eval_loss=metrics["eval_eval_loss"],
-        eval_accuracy=metrics["eval_eval_accuracy"],
-        eval_matthews=metrics["eval_eval_matthews"],
-        eval_macro_f1=metrics["eval_eval_macro_f1"],
-        seconds=seconds,
-    )
+    return total / (end - start) if end > start else None
 
 
 def steps_to_reach(steps: Sequence[Step], loss: float, *, window: int) -> int | None:

@@ -20,6 +20,19 @@ from foretune.tasks.outputs import OutputReduction
 
 Targets = NDArray[Any]  # n integers (classes), n × C numbers (regression) or n × C zeros and ones (several labels)
 
+    def written(self, value: float | None) -> str:
+        """Write a value for a table or a title.
+
+        Args:
+            value: Value; None, or not finite, where it is not defined.
+
+        Returns:
+            A percentage, or a number of three digits behind the point; a dash where there is none.
+        """
+        if value is None or not np.isfinite(value):
+            return "–"
+        return f"{value:.1%}" if self.percent else f"{value:.3f}"
+
 
 @dataclass(frozen=True)
 class Objective(ABC):
@@ -31,6 +44,7 @@ class Objective(ABC):
         problem_type: The same in transformers' words, for `config.problem_type`.
         noun: What the outputs are: `classes`, `labels` or `columns`.
         constant_name: What the prediction without a model is called: `majority` for classes.
+        loss_name: What the loss is called in figures.
         loss_unit: What the loss is counted in.
         metrics: Measures, the main one first: a run is judged and candidates are ordered by that.
     """
@@ -40,6 +54,7 @@ class Objective(ABC):
     problem_type: ClassVar[str]
     noun: ClassVar[str]
     constant_name: ClassVar[str] = "constant"
+    loss_name: ClassVar[str]
     loss_unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
 

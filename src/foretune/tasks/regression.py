@@ -33,6 +33,7 @@ class Regression(Objective):
     kind: ClassVar[Kind] = "regression"
     problem_type: ClassVar[str] = "regression"
     noun: ClassVar[str] = "columns"
+    loss_name: ClassVar[str] = "loss"
     loss_unit: ClassVar[str] = "squared error"
     metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 
@@ -70,7 +71,7 @@ class Regression(Objective):
 
     def measure(self, outputs: Array, targets: Targets) -> Mapping[str, float]:
         """Correlations, the mean over the outputs, and R² likewise."""
-        varies = bool((np.ptp(targets, axis=0) > 0).all()) and len(targets) > 1
+        varies = bool((np.ptp(targets, axis=0) > 0).all()) and len(targets) > 1 and bool(np.isfinite(outputs).all())
         return {
             "spearman": self.main(outputs, targets),
             "pearson": _over_outputs(pearsonr, outputs, targets),

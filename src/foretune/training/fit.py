@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import (
     EvalPrediction,
     PrinterCallback,
@@ -26,6 +25,7 @@ from foretune.errors import ConfigError
 from foretune.models.classifier import padded
 from foretune.report.curves import History, read_log
 from foretune.report.folders import disk
+from foretune.tasks.objective import Objective
 from foretune.training.checkpoints import OnNote, last_whole, seal
 from foretune.training.plan import TunePlan
 
@@ -69,8 +69,8 @@ class Fitted:
 class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes without types
     """Keep the clock in the Trainer's log, which its checkpoints hold, and pass the course on."""
 
-    def __init__(self, hooks: Hooks) -> None:
-        self._hooks = hooks
+    def __init__(self, hooks: Hooks, metrics: Sequence[str]) -> None:
+        self._hooks, self._metrics = hooks, metrics
         self._start = 0.0
 
     def on_train_begin(
@@ -85,7 +85,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         state.log_history[-1]["seconds"] = time.perf_counter() - self._start
         if self._hooks.on_record is not None and state.is_world_process_zero:
-            self._hooks.on_record(read_log(state.log_history))
+            self._hooks.on_record(read_log(state.log_history, self._metrics))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
@@ -98,7 +98,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
 
 
 def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
-    """Train adapter and head with AdamW on cross-entropy; go on from the last whole checkpoint if there is one.
+    """Train adapter and head with AdamW on the loss of the task; go on from the last whole checkpoint if there is one.
 
     The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. The model is
     evaluated before training and after each epoch, and the last two checkpoints are kept in the folder.
@@ -132,22 +132,40 @@ def _fit(plan: TunePlan, folder: Path, hooks: Hooks) -> Fitted:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     plan.placed.eval()
     return Fitted(
-        read_log(trainer.state.log_history),
+        read_log(trainer.state.log_history, metric_names(plan.task.objective)),
         bool(trainer.is_world_process_zero()),
         int(arguments.world_size),
         str(arguments.device),
     )
 
 
+def metric_names(objective: Objective) -> tuple[str, ...]:
+    """Name the metrics of a task.
+
+    Args:
+        objective: Task.
+
+    Returns:
+        Names as in files, the main one first.
+    """
+    return tuple(metric.name for metric in objective.metrics)
+
+
 def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trainer:
+    objective = plan.task.objective
     # in this order: read_log closes an epoch at the evaluation rows
     sets = {} if plan.train_eval is None else {"train": plan.train_eval.records(by_length=True)}
     sets["eval"] = plan.evaluation.records(by_length=True)
 
     def collate(records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        labels = torch.tensor([record["labels"] for record in records])
+        labels = objective.tensor(np.array([record["labels"] for record in records]))
         inputs = [{name: value for name, value in record.items() if name != "labels"} for record in records]
         return {**padded(inputs, plan.classifier), "labels": labels}
+
+    def metrics(prediction: EvalPrediction) -> dict[str, float]:
+        given = prediction.predictions
+        outputs = np.asarray(given[0] if isinstance(given, tuple) else given, dtype=np.float64)
+        return dict(objective.measure(outputs, np.asarray(prediction.label_ids)))
 
     try:
         trainer = Trainer(
@@ -156,8 +174,8 @@ def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trai
             data_collator=collate,
             train_dataset=plan.train.records(),
             eval_dataset=sets,
-            compute_metrics=_metrics,
-            callbacks=[_Recorder(hooks)],
+            compute_metrics=metrics,
+            callbacks=[_Recorder(hooks, metric_names(objective))],
         )
     except (RuntimeError, ValueError, ImportError) as error:
         if not plan.settings.report_to:
@@ -205,17 +223,6 @@ def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # several GPUs are the launcher's business, not DataParallel's
     return arguments
-
-
-def _metrics(prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    predicted, labels = np.argmax(logits, axis=-1), prediction.label_ids
-    return {
-        "accuracy": float(np.mean(predicted == labels)),
-        # 0 by definition where all is one class, of which sklearn warns
-        "matthews": float(matthews_corrcoef(labels, predicted)) if len(np.union1d(labels, predicted)) > 1 else 0.0,
-        "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
-    }
 
 
 @contextmanager

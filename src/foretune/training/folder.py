@@ -14,8 +14,8 @@ from peft import LoraConfig
 
 from foretune.errors import ConfigError, ForetuneError, StoreError, border, reason
 from foretune.models.adapter_file import adapter_from_file, same_adapter, save_adapter
-from foretune.report.curve_figure import loss_figure
-from foretune.report.curves import CURVE, CurvePoint, Epoch, History, Step, read_curve
+from foretune.report.curve_figure import Caption, loss_figure
+from foretune.report.curves import CURVE, CurvePoint, History, Step, epoch_columns, read_curve
 from foretune.report.folders import LOCK, disk, remove
 from foretune.report.provenance import versions
 from foretune.report.store import (
@@ -224,8 +224,12 @@ def write_history(history: History, folder: Path) -> None:
         folder: Folder of the run.
     """
     # while the run goes on the next record is soon to come: no need to wait for the disk
-    write_whole(folder / STEPS, lambda path: _write_csv(path, Step, history.steps), durable=False)
-    write_whole(folder / HISTORY, lambda path: _write_csv(path, Epoch, history.epochs), durable=False)
+    columns = [field.name for field in dataclasses.fields(Step)]
+    steps = [dataclasses.astuple(step) for step in history.steps]
+    write_whole(folder / STEPS, lambda path: _write_csv(path, columns, steps), durable=False)
+    names = epoch_columns(history.metrics)
+    epochs = [tuple(epoch.to_dict().values()) for epoch in history.epochs]
+    write_whole(folder / HISTORY, lambda path: _write_csv(path, names, epochs), durable=False)
 
 
 def close_folder(result: TuneResult, folder: Path, *, forecast: Forecast | None = None) -> None:
@@ -253,17 +257,19 @@ def close_folder(result: TuneResult, folder: Path, *, forecast: Forecast | None 
         remove(adapter)  # of a run that was cut off right here
         new.replace(adapter)
     write_history(result.history, folder)
-    last = result.last
-    title = f"{content['dataset']}: accuracy {last.eval_accuracy:.1%}, eval loss {last.eval_loss:.4f}"
+    last, objective = result.last, result.plan.task.objective
+    words = f"{objective.metric.label} {objective.metric.written(last.main)}, eval loss {last.eval_loss:.4f}"
+    loss = f"{objective.loss_name} ({objective.loss_unit})"
+    caption = Caption(f"{content['dataset']}: {words}", loss, objective.metric.label)
     points = () if forecast is None else forecast.points
-    write_whole(folder / FIGURE, lambda path: loss_figure(result.history, title, path, forecast=points))
+    write_whole(folder / FIGURE, lambda path: loss_figure(result.history, caption, path, forecast=points))
     write_whole(folder / RESULT, lambda path: write_json(path, content))
     with disk(f"cannot remove the checkpoints in {str(folder)!r}"):
         sweep(folder, finished=True)
 
 
-def _write_csv(path: Path, kind: type[Step] | type[Epoch], records: Sequence[Step] | Sequence[Epoch]) -> None:
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(field.name for field in dataclasses.fields(kind))
-        writer.writerows(dataclasses.astuple(record) for record in records)
+        writer.writerow(columns)
+        writer.writerows(rows)

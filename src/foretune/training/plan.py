@@ -16,21 +16,22 @@ from foretune.models.sites import Site
 from foretune.problem import place_for
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task, TextSplit
+from foretune.tasks.objective import Targets
 from foretune.tasks.sampling import draw_indices, split
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenised rows with their labels.
+    """Tokenised rows with their targets.
 
     Attributes:
         encoded: Token ids.
-        labels: Classes from 0.
+        labels: n classes from 0, or n × C numbers.
         indices: Rows of the split that they come from.
     """
 
     encoded: Encoded
-    labels: NDArray[np.int64]
+    labels: Targets
     indices: NDArray[np.int64]
 
     def records(self, *, by_length: bool = False) -> list[dict[str, Any]]:
@@ -40,10 +41,10 @@ class Rows:
             by_length: Whether to put the longest first, so that batches hold little padding.
 
         Returns:
-            For each row the tokenizer's lists and its label.
+            For each row the tokenizer's lists and its target.
         """
         order = np.argsort(-self.encoded.lengths, kind="stable") if by_length else range(len(self.labels))
-        return [{**self.encoded.features[row], "labels": int(self.labels[row])} for row in order]
+        return [{**self.encoded.features[row], "labels": self.labels[row]} for row in order]
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
             "head_parameters": counts["head"],
         },
         "data": {
+            "task": task.objective.kind,
             "label_names": list(task.label_names),
             "text_columns": list(task.text_columns),
             "label_column": task.label_column,
@@ -177,7 +179,7 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
             "train_rows": len(plan.train.labels),
             "train_eval_rows": 0 if plan.train_eval is None else len(plan.train_eval.labels),
             "eval_rows": len(plan.evaluation.labels),
-            "eval_class_counts": np.bincount(plan.evaluation.labels, minlength=task.n_classes).tolist(),
+            **{f"eval_{name}": value for name, value in task.objective.describe(plan.evaluation.labels).items()},
             "fingerprint": task.fingerprint,
             "max_length": plan.train.encoded.max_length,
             "truncated_share": sum(part.n_truncated for part in encoded) / sum(len(part.features) for part in encoded),

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foretune.report.terminal import print_facts
+from foretune.tasks.kinds import KINDS
 
 
 def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
@@ -27,7 +28,7 @@ def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> 
             f"{data['train_rows']} rows train ({data['train_split']}), {data['eval_rows']} rows of "
             f"{data['eval_split']} evaluate, {data['train_eval_rows']} training rows evaluated again",
         ),
-        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']}"),
+        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']} ({_outputs(data)})"),
         ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
         ("adapter", f"{placement}; {len(counts['modules'])} modules, {counts['trainable_parameters']:,} parameters"),
         ("head", f"trains too, {counts['head_parameters']:,} parameters (from {facts['head_source']})"),
@@ -54,25 +55,29 @@ def print_tune(console: Console, result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     table = Table(show_edge=False, pad_edge=False)
-    for name in ("epoch", "train loss", "in eval mode", "eval loss", "accuracy", "Matthews", "macro F1", "seconds"):
+    metrics = KINDS[result["details"]["data"]["task"]].metrics
+    labels = (metric.label for metric in metrics)
+    for name in ("epoch", "train loss", "in eval mode", "eval loss", *labels, "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for epoch in result["epochs"]:
         table.add_row(
             str(epoch["epoch"]),
             *(_number(epoch[name]) for name in ("train_loss", "train_loss_eval_mode", "eval_loss")),
-            f"{epoch['eval_accuracy']:.1%}",
-            f"{epoch['eval_matthews']:.3f}",
-            f"{epoch['eval_macro_f1']:.3f}",
+            *(metric.written(epoch[f"eval_{metric.name}"]) for metric in metrics),
             f"{epoch['seconds']:.1f}",
         )
     console.print(table)
     if result["diverged"]:
         console.print("• The training diverged: losses are not finite. Lower the learning rate.", style="red")
-    best = result["epochs"][result["best_epoch"]]
-    if best["eval_accuracy"] > result["final"]["eval_accuracy"]:
+    main, best = metrics[0], result["best_epoch"]
+    last, largest = (
+        None if epoch is None else epoch[f"eval_{main.name}"]
+        for epoch in (result["final"], None if best is None else result["epochs"][best])
+    )
+    if largest is not None and (last is None or largest > last):
         console.print(
-            f"• Accuracy was best after epoch {best['epoch']} ({best['eval_accuracy']:.1%}); the adapter saved is that "
-            "of the last epoch.",
+            f"• {main.label[0].upper()}{main.label[1:]} was best after epoch {best} ({main.written(largest)}); the "
+            "adapter saved is that of the last epoch.",
             style="yellow",
         )
     seconds = result["seconds"]
@@ -81,6 +86,13 @@ def print_tune(console: Console, result: dict[str, Any]) -> None:
         f"evaluate {seconds['evaluate']:.1f}",
         style="dim",
     )
+
+
+def _outputs(data: dict[str, Any]) -> str:
+    """Kind of the task, and how many outputs it has."""
+    n, words = len(data["label_names"]), {"classification": "classes", "multi-label": "labels"}
+    what = words.get(data["task"], "number" if n == 1 else "numbers")
+    return f"{n} {what}" if data["task"] == "classification" else f"{data['task']}, {n} {what}"
 
 
 def _number(value: float | None) -> str:

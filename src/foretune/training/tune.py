@@ -55,7 +55,7 @@ class TuneResult:
             JSON-ready values; what is not finite is None.
         """
         facts = describe_tune(self.plan)
-        best = max(self.history.epochs[1:], key=lambda epoch: epoch.eval_accuracy)
+        best = self.history.best
         losses = [step.loss for step in self.history.steps]
         content = {
             "schema": SCHEMA,
@@ -63,11 +63,11 @@ class TuneResult:
             "dataset": facts["dataset"],
             "placement": facts["placement"],
             "seed": self.plan.settings.seed,
-            "final": dataclasses.asdict(self.last),
-            "best_epoch": best.epoch,
-            "before_training": dataclasses.asdict(self.history.epochs[0]),
+            "final": self.last.to_dict(),
+            "best_epoch": None if best is None else best.epoch,
+            "before_training": self.history.epochs[0].to_dict(),
             "diverged": not all(map(math.isfinite, [*losses, self.last.eval_loss])),
-            "epochs": [dataclasses.asdict(epoch) for epoch in self.history.epochs],
+            "epochs": [epoch.to_dict() for epoch in self.history.epochs],
             "steps": self.last.step,
             "batch_size_total": self.plan.settings.train_batch_size * self.world_size,
             "world_size": self.world_size,
