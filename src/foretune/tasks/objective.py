@@ -20,19 +20,6 @@ from foretune.tasks.outputs import OutputReduction
 
 Targets = NDArray[Any]  # n integers (classes), n × C numbers (regression) or n × C zeros and ones (several labels)
 
-    def written(self, value: float | None) -> str:
-        """Write a value for a table or a title.
-
-        Args:
-            value: Value; None, or not finite, where it is not defined.
-
-        Returns:
-            A percentage, or a number of three digits behind the point; a dash where there is none.
-        """
-        if value is None or not np.isfinite(value):
-            return "–"
-        return f"{value:.1%}" if self.percent else f"{value:.3f}"
-
 
 @dataclass(frozen=True)
 class Objective(ABC):
