@@ -436,7 +436,8 @@ def test_two_processes_share_the_work(model, dataset, tmp_path):
 def test_minilm_learns_bbc_news(tmp_path):
     from foretune.tasks.demo import export_bbc_news, model_folder
 
-    task = load_task(DataConfig(str(export_bbc_news(tmp_path)), max_train=96))
+    topics = ("business", "entertainment", "politics", "sports", "tech")
+    task = load_task(DataConfig(str(export_bbc_news(tmp_path, topics=topics, train_rows=1780)), max_train=96))
     classifier = load_classifier(str(model_folder()), label_names=task.label_names, seed=0)
     config = lora_config(classifier.model, AdapterConfig(("query", "value"), layers=(5,)))
     settings = TuneSettings(epochs=3, learning_rate=5e-3, train_batch_size=8, max_length=32, eval_samples=64)
