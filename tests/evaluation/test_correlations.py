@@ -132,7 +132,7 @@ def test_regret_is_not_fooled_by_the_luckiest_of_equals():
         record(f"d{d}", f"p{p}", s, 0.7 + 0.05 * rng.normal()) for d in range(40) for p in range(5) for s in range(2)
     ]
     assert abs(regret(records, "random placement").mean) < 0.01
-    one_seed = [held for held in records if held.seed == 0]
+    one_seed = [cell for cell in records if cell.seed == 0]
     assert regret(one_seed, "random placement").mean > 0.04
 
 
@@ -144,10 +144,10 @@ def test_regret_with_seeds_by_hand():
         for s, a in enumerate(values)
     ]
     # seed 0 left out: best on seed 1 is p0, worth 0.6 on seed 0; seed 1 left out: best is p1, worth 0.7 on seed 1
-    held = regret(records, "smallest κ")
-    assert held.mean == pytest.approx(((0.6 - 0.6) + (0.7 - 0.9)) / 2)
-    assert held.hits == 1.0  # both have a mean of 0.75
-    assert (held.low, held.high) == (None, None)
+    by_kappa = regret(records, "smallest κ")
+    assert by_kappa.mean == pytest.approx(((0.6 - 0.6) + (0.7 - 0.9)) / 2)
+    assert by_kappa.hits == 1.0  # both have a mean of 0.75
+    assert (by_kappa.low, by_kappa.high) == (None, None)
 
 
 def test_one_placement_is_no_regret():
@@ -175,7 +175,7 @@ def test_records_survive_their_csv(tmp_path):
     records[0] = dataclasses.replace(records[0], quantities={**records[0].quantities, "alignment": None})
     write_files(tmp_path, record_writers(records))
     again = read_records(tmp_path)
-    assert [held.key for held in again] == [held.key for held in records]
+    assert [record.key for record in again] == [record.key for record in records]
     for first, second in zip(records, again, strict=True):
         assert first.quantities == second.quantities
         assert {k: v for k, v in first.outcomes.items() if k in MEASURED} == {
@@ -254,8 +254,8 @@ def test_tables_in_every_format(tmp_path):
 
 @given(st.text(max_size=30))
 def test_latex_has_no_bare_special_characters(text):
-    held = tex(text)
+    written = tex(text)
     for command in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}"):
-        held = held.replace(command, "")
+        written = written.replace(command, "")
     for character in "&%#_":
-        assert held.count(character) == held.count("\\" + character)
+        assert written.count(character) == written.count("\\" + character)

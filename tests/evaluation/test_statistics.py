@@ -60,9 +60,9 @@ def slow_estimate(x, y, layers, scope, coefficient):
     for chosen in units.values():
         of_group.setdefault(layers.group[chosen[0]], []).append((mean(x, chosen), mean(y, chosen)))
     if scope == "across":
-        points = [np.mean(held, axis=0) for held in of_group.values()]
+        points = [np.mean(cells, axis=0) for cells in of_group.values()]
         return coefficient([p[0] for p in points], [p[1] for p in points])[0]
-    return np.mean([coefficient([p[0] for p in held], [p[1] for p in held])[0] for held in of_group.values()])
+    return np.mean([coefficient([p[0] for p in cells], [p[1] for p in cells])[0] for cells in of_group.values()])
 
 
 @pytest.mark.parametrize("name", list(COEFFICIENTS))
@@ -72,28 +72,28 @@ def test_scopes_against_a_slow_reference(name, scope, layers):
     rng = np.random.default_rng(0)
     n = len(layers.group)
     x, y = rng.normal(size=(n, 2)), rng.normal(size=(n, 3))
-    held = correlate(x, y, layers, resamples=9, permutations=9)[name, scope]
+    correlation = correlate(x, y, layers, resamples=9, permutations=9)[name, scope]
     for i in range(2):
         for j in range(3):
             slow = slow_estimate(x[:, i], y[:, j], layers, scope, REFERENCE[name])
-            assert held.estimate[i, j] == pytest.approx(slow, abs=1e-12)
+            assert correlation.estimate[i, j] == pytest.approx(slow, abs=1e-12)
 
 
 def test_points_count_what_an_estimate_rests_on():
     layers = nested()
     x, y = np.random.default_rng(0).normal(size=(24, 1)), np.random.default_rng(1).normal(size=(24, 2))
     y[layers.group == 0, 1] = 4.0  # constant in one group
-    held = correlate(x, y, layers, resamples=10, permutations=9)
-    assert held["spearman", "all"].points.tolist() == [[24, 24]]
-    assert held["spearman", "across"].points.tolist() == [[3, 3]]
-    assert held["spearman", "within"].points.tolist() == [[12, 8]]
+    correlations = correlate(x, y, layers, resamples=10, permutations=9)
+    assert correlations["spearman", "all"].points.tolist() == [[24, 24]]
+    assert correlations["spearman", "across"].points.tolist() == [[3, 3]]
+    assert correlations["spearman", "within"].points.tolist() == [[12, 8]]
 
 
 def test_a_constant_outcome_has_no_coefficient():
     layers = nested()
     x = np.random.default_rng(0).normal(size=(24, 1))
-    held = correlate(x, np.ones((24, 1)), layers, resamples=10, permutations=9)
-    for correlation in held.values():
+    correlations = correlate(x, np.ones((24, 1)), layers, resamples=10, permutations=9)
+    for correlation in correlations.values():
         assert np.isnan(correlation.estimate).all()
         assert np.isnan(correlation.low).all()
         assert np.isnan(correlation.p).all()
@@ -103,9 +103,9 @@ def test_a_constant_outcome_has_no_coefficient():
 def test_a_group_of_two_units_says_nothing_within():
     layers = Layers(np.array([0, 0, 1, 1, 1]), np.arange(5))
     x = np.arange(5.0)[:, None]
-    held = correlate(x, x, layers, resamples=10, permutations=9)["spearman", "within"]
-    assert held.points.tolist() == [[3]]
-    assert held.estimate[0, 0] == pytest.approx(1.0)
+    correlation = correlate(x, x, layers, resamples=10, permutations=9)["spearman", "within"]
+    assert correlation.points.tolist() == [[3]]
+    assert correlation.estimate[0, 0] == pytest.approx(1.0)
     few = Layers(np.array([0, 0, 1, 1]), np.arange(4))
     assert np.isnan(correlate(x[:4], x[:4], few, resamples=10, permutations=9)["spearman", "within"].estimate).all()
 
@@ -114,10 +114,10 @@ def test_a_perfect_order_of_four_is_not_established_and_of_eight_is():
     x = np.arange(8.0)[:, None]
     for n, established in ((4, False), (8, True)):
         layers = Layers(np.arange(n), np.arange(n))
-        held = correlate(x[:n], x[:n], layers, resamples=50, permutations=199)["spearman", "across"]
-        assert held.estimate[0, 0] == pytest.approx(1.0)
-        assert (held.low[0, 0], held.high[0, 0]) == pytest.approx((1.0, 1.0))
-        assert bool(held.established[0, 0]) == established
+        correlation = correlate(x[:n], x[:n], layers, resamples=50, permutations=199)["spearman", "across"]
+        assert correlation.estimate[0, 0] == pytest.approx(1.0)
+        assert (correlation.low[0, 0], correlation.high[0, 0]) == pytest.approx((1.0, 1.0))
+        assert bool(correlation.established[0, 0]) == established
 
 
 def test_permutation_p_is_that_of_scipy():
@@ -143,9 +143,9 @@ def test_the_interval_covers_and_shrinks():
         for _ in range(30):
             x = rng.normal(size=(n, 1))
             y = truth * x + math.sqrt(1 - truth**2) * rng.normal(size=(n, 1))
-            held = correlate(x, y, layers, resamples=100, permutations=1)["pearson", "all"]
-            hits += held.low[0, 0] <= truth <= held.high[0, 0]
-            widths.setdefault(n, []).append(held.high[0, 0] - held.low[0, 0])
+            correlation = correlate(x, y, layers, resamples=100, permutations=1)["pearson", "all"]
+            hits += correlation.low[0, 0] <= truth <= correlation.high[0, 0]
+            widths.setdefault(n, []).append(correlation.high[0, 0] - correlation.low[0, 0])
     assert hits >= 48  # of 60; 57 expected, a percentile interval of few points is a little narrow
     assert np.mean(widths[60]) < 0.7 * np.mean(widths[15])
 

@@ -91,6 +91,6 @@ def test_the_running_mean_is_over_whole_records(lengths, losses, window):
         if count < window:
             assert mean is None
         else:
-            held = range(first, last + 1)
-            slow = sum(losses[i] * lengths[i] for i in held) / sum(lengths[i] for i in held)
+            window_records = range(first, last + 1)
+            slow = sum(losses[i] * lengths[i] for i in window_records) / sum(lengths[i] for i in window_records)
             assert math.isclose(mean, slow, rel_tol=1e-9, abs_tol=1e-9)

@@ -77,7 +77,7 @@ def test_a_file_that_is_not_there(store, file, kind, capsys):
     refuse(store, capsys, KEYS[1])
 
 
-PLACES = [(group, name) for group, held in result_of(KEYS[0]).items() if isinstance(held, dict) for name in held]
+PLACES = [(group, name) for group, values in result_of(KEYS[0]).items() if isinstance(values, dict) for name in values]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import yaml
 import foretune.study.cell as study_cell
 from foretune.cli import run
 from foretune.errors import ConfigError, StoreError
-from foretune.evaluation.records import CELLS_CSV, read_records
+from foretune.evaluation.correlations import correlation_table, regret_table, summarise
+from foretune.evaluation.records import CELLS_CSV, CURVES_CSV, read_records
+from foretune.evaluation.statistics import COEFFICIENTS, SCOPES
 from foretune.report.provenance import usable_cores
 from foretune.study.cell import cell_folder, cell_record
 from foretune.study.engines import Job, choose_engine, run_job
@@ -326,10 +328,19 @@ def test_the_report_of_a_study(undisturbed, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Spearman's ρ over all cells" in out
     assert "Accuracy lost by the placement" in out
-    names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert {"correlations.csv", "regret.tex", "scatter.png", "scatter.svg", "scatter.pdf", "curves.csv"} <= names
-    assert {f"{c}-{s}.{x}" for c in ("spearman", "kendall", "pearson") for s in ("all", "across", "within")
-            for x in ("csv", "md", "tex")} <= names  # fmt: skip
+    report = summarise(read_records(undisturbed), resamples=100)
+    for coefficient in COEFFICIENTS:
+        for scope in SCOPES:
+            expected = correlation_table(report, coefficient, scope)
+            file = tmp_path / "report" / f"{coefficient}-{scope}"
+            assert file.with_suffix(".md").read_text(encoding="utf-8") == expected.markdown()
+            assert file.with_suffix(".tex").read_text(encoding="utf-8") == expected.latex()
+            with file.with_suffix(".csv").open(encoding="utf-8") as listed:
+                assert [tuple(row) for row in csv.reader(listed)] == [expected.header, *expected.rows]
+    assert (tmp_path / "report" / "regret.tex").read_text(encoding="utf-8") == regret_table(report).latex()
+    with (tmp_path / "report" / CURVES_CSV).open(encoding="utf-8") as listed:
+        losses = [(row["key"], int(row["step"]), float(row["loss"])) for row in csv.DictReader(listed)]
+    assert losses == [(record.key, step.step, step.loss) for record in report.records for step in record.steps]
 
 
 def test_a_report_can_be_made_from_its_own_csv(undisturbed, tmp_path):

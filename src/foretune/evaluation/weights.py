@@ -49,11 +49,9 @@ def plop_scores(
         x = inputs[0].detach().flatten(0, -2)
         bias = getattr(module, "bias", None)
         y = (output.detach() if bias is None else output.detach() - bias.detach()).flatten(0, -2)
-        mask = kept()
-        if mask is not None and mask.numel() == len(x):
-            swapped = inputs[0].shape[:-1] == mask.T.shape != mask.shape
-            counted = (mask.T if swapped else mask).flatten().bool().to(x.device)
-            x, y = x[counted], y[counted]
+        counted = _counted(inputs[0].shape[:-1], kept())
+        if counted is not None:
+            x, y = x[counted.to(x.device)], y[counted.to(y.device)]
         norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
         nonzero = norms > 0
         ratios = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)[nonzero] / norms[nonzero]
@@ -73,6 +71,14 @@ def plop_scores(
     if missing:
         raise ConfigError(f"module {missing[0]!r} was not called in the forward passes: leave it out")
     return {name: sums[name][0] / sums[name][1] if sums[name][1] else float("nan") for name in adapted_modules}
+
+
+def _counted(positions: torch.Size, mask: Tensor | None) -> Tensor | None:
+    """Which input vectors of a module count, in their order; None for all, as where the mask is of other positions."""
+    if mask is None or mask.numel() != positions.numel():
+        return None
+    swapped = positions == mask.T.shape != mask.shape
+    return (mask.T if swapped else mask).flatten().bool()
 
 
 def kappa_tune_scores(modules: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -61,10 +61,10 @@ def list_candidates(sites: Sequence[Site], wanted: Search) -> tuple[Candidate, .
     if not left:
         raise PlacementError("exclude_modules leaves no module to adapt: exclude fewer")
     kinds_wanted = None if wanted.target_modules is None else [wanted.target_modules]
-    found = enumerate_candidates(
+    listed = enumerate_candidates(
         [sites[index] for index in left], kinds=kinds_wanted, layers=wanted.layers, ranks=wanted.ranks
     )
-    return tuple(Candidate(tuple(left[at] for at in held.sites), held.rank) for held in found)
+    return tuple(Candidate(tuple(left[at] for at in entry.sites), entry.rank) for entry in listed)
 
 
 def _notes(plan: Plan, idle: Sequence[str], narrow: Sequence[str]) -> tuple[str, ...]:

@@ -205,14 +205,14 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
     header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie", "widening"]
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
-        held = row.forecast
-        intervals = [None if held is None else held.get(name) for name in outcomes]
+        forecast = row.forecast
+        intervals = [None if forecast is None else forecast.get(name) for name in outcomes]
         values = [value for one in intervals for value in ((None,) * 3 if one is None else vars(one).values())]
         cells = [str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)]
         cells += ["" if value is None else f"{value:.6g}" for value in values]
         cells += [str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"]
         cells += [f"{row.condition_number:.6g}", f"{row.quick.score:.6g}", "yes" if row.tie else "no"]
-        cells.append("" if held is None else f"{row.said.reach.widening:.4g}")
+        cells.append("" if forecast is None else f"{row.said.reach.widening:.4g}")
         rows.append(tuple(cells))
     return Table("Finalists.", tuple(header), tuple(rows), right_from=4)
 
