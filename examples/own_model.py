@@ -26,7 +26,7 @@ def main(samples: int = 32, max_length: int = 64) -> ft.ScoreResult:
     result = ft.score(model, tokenizer, config, task, settings=settings)
     own = result.draws[0]
     print(f"κ = {own.kernel.condition_number:.4g}, trace = {own.kernel.trace:.4g}")
-    print(f"forecast accuracy {own.forecast.eval_accuracy:.1%}")
+    print(f"kernel regression: accuracy {own.kernel_regression.eval_metric:.1%}")
 
     # The same kernel by hand: every stage is a function between frozen dataclasses.
     classifier = ft.Classifier("MiniLM", model, tokenizer, "given")

@@ -147,7 +147,7 @@ def layout_of(adapted, sequences, *, batch_size: int = 32):
     base = adapted.model.get_base_model()
     classifier = Classifier(base.config._name_or_path, base, cases.tokenizer(), "given")
     n_classes = base.config.num_labels
-    return find_layout(adapted, classifier, [encoded(sequences)], n_classes=n_classes, batch_size=batch_size)
+    return find_layout(adapted, classifier, [encoded(sequences)], n_outputs=n_classes, batch_size=batch_size)
 
 
 def save(folder, name: str, *, head: bool = True) -> str:

@@ -13,5 +13,5 @@ def test_example_runs(path, capsys):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     result = module.main(samples=16, max_length=24)
-    assert 0 <= result.draws[0].forecast.eval_accuracy <= 1
+    assert 0 <= result.draws[0].kernel_regression.eval_metric <= 1
     assert "value modules alone" in capsys.readouterr().out

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from foretune.ntk.kernel import TangentKernel as TangentKernel
     from foretune.ntk.kernel import tangent_kernel as tangent_kernel
     from foretune.ntk.prediction import Evaluation as Evaluation
-    from foretune.ntk.prediction import Forecast as Forecast
-    from foretune.ntk.prediction import forecast as forecast
+    from foretune.ntk.prediction import Examples as Examples
+    from foretune.ntk.prediction import KernelPrediction as KernelPrediction
+    from foretune.ntk.prediction import predict_by_regression as predict_by_regression
     from foretune.ntk.regression import KernelRegression as KernelRegression
     from foretune.ntk.regression import fit_regression as fit_regression
     from foretune.ntk.regression import predict as predict
@@ -59,11 +60,15 @@ if TYPE_CHECKING:
     from foretune.settings.run import Training as Training
     from foretune.study.grid import Cell as Cell
     from foretune.study.grid import read_grid as read_grid
+    from foretune.tasks.classification import Classification as Classification
     from foretune.tasks.load import Task as Task
     from foretune.tasks.load import load_task as load_task
     from foretune.tasks.load import task_from_datasets as task_from_datasets
+    from foretune.tasks.multi_label import MultiLabel as MultiLabel
+    from foretune.tasks.objective import Objective as Objective
     from foretune.tasks.outputs import OutputReduction as OutputReduction
     from foretune.tasks.outputs import output_reduction as output_reduction
+    from foretune.tasks.regression import Regression as Regression
     from foretune.training.tune import TuneResult as TuneResult
     from foretune.training.tune import tune as tune
 
@@ -81,7 +86,7 @@ _HOME = {
     "ntk.features": ["TangentFeatures"],
     "ntk.jacobian": ["tangent_features"],
     "ntk.kernel": ["TangentKernel", "tangent_kernel"],
-    "ntk.prediction": ["Evaluation", "Forecast", "forecast"],
+    "ntk.prediction": ["Evaluation", "Examples", "KernelPrediction", "predict_by_regression"],
     "ntk.regression": ["KernelRegression", "fit_regression", "predict"],
     "ntk.spectrum": ["Spectrum", "decompose", "spectrum"],
     "ranking.rank": ["Ranking", "rank"],
@@ -101,8 +106,12 @@ _HOME = {
     "settings.ranking": ["Candidates", "RankSample", "RankSettings"],
     "settings.run": ["Training"],
     "study.grid": ["Cell", "read_grid"],
+    "tasks.classification": ["Classification"],
     "tasks.load": ["Task", "load_task", "task_from_datasets"],
+    "tasks.multi_label": ["MultiLabel"],
+    "tasks.objective": ["Objective"],
     "tasks.outputs": ["OutputReduction", "output_reduction"],
+    "tasks.regression": ["Regression"],
     "training.tune": ["TuneResult", "tune"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

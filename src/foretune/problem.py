@@ -18,7 +18,7 @@ from foretune.models.placement import is_base, place, read_adapters
 from foretune.ntk.layout import find_layout
 from foretune.settings.groups import ScoreSettings
 from foretune.tasks.load import Task, TextSplit
-from foretune.tasks.outputs import OutputReduction, output_reduction
+from foretune.tasks.outputs import OutputReduction
 from foretune.tasks.sampling import Split, split
 
 
@@ -113,11 +113,14 @@ def place_for(
         The peft model.
 
     Raises:
-        ConfigError: If the model's outputs and the task's differ in number.
+        ConfigError: If the model's outputs and those that the task asks for differ in number.
     """
-    n_outputs, wanted = int(classifier.model.config.num_labels), len(task.objective.names)
-    if n_outputs != wanted:
-        raise ConfigError(f"the model has {n_outputs} outputs, the data set needs {wanted}: set num_labels={wanted}")
+    n_outputs, objective = int(classifier.model.config.num_labels), task.objective
+    if n_outputs != objective.n_outputs:
+        raise ConfigError(
+            f"the model has {n_outputs} outputs, the data set {objective.n_outputs} {objective.noun}: "
+            f"set num_labels={objective.n_outputs}"
+        )
     placed: PeftModel = classifier.model
     return placed if config is None else place(classifier.model, config, seed=seed, inplace=inplace)
 
@@ -147,7 +150,7 @@ def prepare(
         KernelError: If the model's outputs depend on the batch and batches have more than one text.
     """
     placed = place_for(task, classifier, config, seed=settings.seed, inplace=inplace)
-    reduction = output_reduction(settings.reduction, task.n_classes)
+    reduction = task.objective.reduction(settings.reduction)
     adapted = read_adapters(placed, draws=settings.draws, seed=settings.seed)
     if settings.ntk_params == "adapter+head" and not adapted.head:
         _, others = trained_head(placed, str(placed.active_adapter))
@@ -163,7 +166,9 @@ def prepare(
     if settings.eval_samples:
         evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
     encoded = [part for part in (train, evaluation) if part is not None]
-    layout = find_layout(adapted, classifier, encoded, n_classes=task.n_classes, batch_size=settings.batch_size)
+    layout = find_layout(
+        adapted, classifier, encoded, n_outputs=task.objective.n_outputs, batch_size=settings.batch_size
+    )
     adapted = replace(adapted, layout=layout, head=_reached(adapted.head, layout))  # BigBird does not read its pooler
     if config is not None and config.target_modules == "all-linear":  # the user named none of them
         held = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in layout.idle)
@@ -221,6 +226,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     """
     task, sites, settings = plan.task, plan.adapted.sites, plan.settings
     evaluation = plan.evaluation_split
+    of_rows = task.objective.describe(task.train.labels)
+    of_sample = task.objective.describe(task.train.labels[plan.sample.train_indices])
     n_texts = sum(len(part.features) for part in plan.encoded)
     layout = plan.adapted.layout
     head = sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
@@ -230,6 +237,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "repeats": settings.repeats,
         "model": plan.classifier.source,
         "dataset": task.source,
+        "objective": task.objective.to_dict(),
         "architecture": type(plan.placed.get_base_model()).__name__,
         "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
         "device": str(plan.classifier.device),
@@ -251,10 +259,8 @@ def describe(plan: Plan) -> dict[str, Any]:
             "label_names": list(task.label_names),
             "train_rows": len(task.train.labels),
             "eval_rows": 0 if task.evaluation is None else len(task.evaluation.labels),
-            "class_counts": np.bincount(task.train.labels, minlength=task.n_classes).tolist(),
-            "sample_class_counts": np.bincount(
-                task.train.labels[plan.sample.train_indices], minlength=task.n_classes
-            ).tolist(),
+            **of_rows,
+            **{f"sample_{name}": value for name, value in of_sample.items()},
             "fingerprint": task.fingerprint,
             "max_length": plan.train.max_length,
             "truncated_share": sum(part.n_truncated for part in plan.encoded) / n_texts,

@@ -70,9 +70,9 @@ def test_result_has_what_the_documentation_promises(scored, model, dataset):
     assert (
         result["bounds"]["tight"]["lower"] <= result["bounds"]["empirical_risk"] <= result["bounds"]["tight"]["upper"]
     )
-    assert {"train_loss", "eval_loss", "eval_accuracy"} <= result["forecast"].keys()
-    assert 0 <= result["forecast"]["eval_accuracy"] <= 1
-    assert {"load", "kernel", "spectrum", "forecast", "total"} == result["seconds"].keys()
+    assert {"train_loss", "eval_loss", "eval_accuracy"} <= result["kernel_regression"].keys()
+    assert 0 <= result["kernel_regression"]["eval_accuracy"] <= 1
+    assert {"load", "kernel", "spectrum", "kernel_regression", "total"} == result["seconds"].keys()
     assert result["versions"].keys() >= {"foretune", "torch", "transformers", "peft"}
     assert result["spread"]["draws_of_a"]["trace"]["count"] == 3
     assert result["spread"]["repeats"]["trace"]["count"] == 2
@@ -116,7 +116,7 @@ def test_hugging_face_names_and_underscores(model, dataset, tmp_path):
     result = result_of(tmp_path / "run")
     assert (result["placement"]["r"], result["placement"]["alpha"], result["n"]) == (4, 16, 10)
     assert result["details"]["data"]["max_length"] == 16
-    assert result["forecast"]["n_eval"] == 4
+    assert result["kernel_regression"]["n_eval"] == 4
 
 
 def test_every_alias_names_a_flag():
@@ -153,7 +153,7 @@ def test_head_policies(model, dataset, tmp_path, options, extra):
 def test_without_evaluation(model, dataset, tmp_path):
     tokens = ["score", "--model", model, "--dataset", dataset, "--samples", "8", "--eval-samples", "0"]
     assert run([*tokens, "--output", str(tmp_path / "run")]) == 0
-    forecast = result_of(tmp_path / "run")["forecast"]
+    forecast = result_of(tmp_path / "run")["kernel_regression"]
     assert forecast["eval_accuracy"] is None
     assert forecast["train_loss"] > 0
 

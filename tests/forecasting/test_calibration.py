@@ -11,21 +11,20 @@ from scipy.stats import t as student
 
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import (
-    OUTCOMES,
     TERMS,
     Calibration,
     Line,
     RunForecast,
     apply_calibration,
     calibration_from,
-    scale,
     terms,
     tied,
-    unscale,
 )
 from foretune.forecasting.calibration_fit import PENALTIES, Case, fit_calibration
+from foretune.forecasting.outcomes import OUTCOMES, scale, unscale
 from foretune.forecasting.reach import INSIDE
 from foretune.forecasting.runs import Ending, Outlook, case_values
+from foretune.tasks.metrics import main_metric
 
 OUTPUT = "margin"
 
@@ -331,9 +330,10 @@ def test_values_of_an_outlook():
         course=SimpleNamespace(movement=0.5),
         end=Ending(0.1, 0.4, 0.8),
         probe_loss=0.6,
-        probe_accuracy=0.75,
+        probe_metric=0.75,
         samples=100,
         train_rows=400,
+        metric=main_metric("classification"),
     )
     assert case_values(outlook) == VALUES
     whole = case_values(dataclasses.replace(outlook, train_rows=100))

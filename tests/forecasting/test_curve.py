@@ -12,8 +12,8 @@ from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.evaluation.records import read_records
 from foretune.evaluation.simulations import OutlookSettings, make_outlooks
-from foretune.forecasting.calibration import OUTCOMES, scale
 from foretune.forecasting.linearise import survey
+from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.forecasting.runs import outlooks
 from foretune.report.curves import read_curve
 from foretune.study.grid import read_grid
@@ -56,7 +56,7 @@ def test_a_score_forecasts_the_course_of_the_run(scored):
     assert [point.step for point in points] == sorted({point.step for point in points})
     last = points[-1]
     assert last.eval_loss == pytest.approx(curve["end"]["eval_loss"]["value"], rel=1e-4)
-    assert scale("accuracy", last.eval_accuracy) == pytest.approx(
+    assert scale("accuracy", last.eval_metric) == pytest.approx(
         scale("accuracy", curve["end"]["accuracy"]["value"]), abs=1e-3
     )
     for name in OUTCOMES:
@@ -71,7 +71,7 @@ def test_it_starts_where_the_model_is(scored, place, tmp_path):
     before = result_of(tmp_path / "tuned")["before_training"]
     start = read_curve(scored / "curve.csv")[0]
     assert start.eval_loss == pytest.approx(before["eval_loss"], rel=1e-4)
-    assert start.eval_accuracy == before["eval_accuracy"]
+    assert start.eval_metric == before["eval_accuracy"]
 
 
 def test_a_score_with_a_curve_is_replayed(scored, tmp_path):
@@ -222,9 +222,7 @@ def test_comparisons_change_one_thing_each(grid, tmp_path, monkeypatch):
         path = store / "outlooks" / f"{cell_key(cell)}.json"
         found = json.loads(path.read_text(encoding="utf-8"))["quantities"]
         for name, (*_, held) in ends.items():
-            assert (
-                found[f"{name}_accuracy"] == held[-len(cells) :][place].eval_accuracy
-            )  # the head alone is before them
+            assert found[f"{name}_accuracy"] == held[-len(cells) :][place].eval_metric  # the head alone is before them
         assert found["lazy_eval_loss"] == ends["lazy"][3][place].eval_loss != found["simulated_eval_loss"]
     assert len({held[-1].eval_loss for *_, held in simulations}) == 5  # each changes what it says
 

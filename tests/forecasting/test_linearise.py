@@ -11,10 +11,11 @@ import torch
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import DataError
-from foretune.forecasting.linearise import check_classes, survey
+from foretune.forecasting.linearise import survey
 from foretune.models.placement import lora_config
 from foretune.ntk.probe import probe_folds
 from foretune.problem import prepare
+from foretune.tasks.classification import Classification
 
 import cases
 
@@ -109,12 +110,12 @@ def test_a_class_that_is_too_rare_is_said_to_be(tmp_path, held_out, count, capsy
 
 
 def test_samples_that_miss_a_class_say_what_shows_it():
-    names = [f"c{i}" for i in range(60)]
+    names = tuple(f"c{i}" for i in range(60))
     with pytest.raises(DataError, match=r"2 of the 5 samples, but 'b' has 1 \(of 3 rows\): raise --samples, or change"):
-        check_classes(np.array([0, 0, 0, 0, 1]), ("a", "b"), np.array([9, 3]))
+        Classification(("a", "b")).check_sample(np.array([0, 0, 0, 0, 1]), np.repeat([0, 1], [9, 3]))
     with pytest.raises(DataError, match=r"'b' has 1 \(of 1 rows\): give a validation split") as e:
-        check_classes(np.array([0, 0, 0, 0, 1]), ("a", "b"), np.array([4, 1]))
+        Classification(("a", "b")).check_sample(np.array([0, 0, 0, 0, 1]), np.repeat([0, 1], [4, 1]))
     assert "raise" not in str(e.value)
     with pytest.raises(DataError, match="and 57 more") as e:
-        check_classes(np.arange(60), names, np.full(60, 4))
+        Classification(names).check_sample(np.arange(60), np.repeat(np.arange(60), 4))
     assert len(str(e.value)) < 300

@@ -16,16 +16,10 @@ from scipy.stats import t as student
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import (
-    OUTCOMES,
-    apply_calibration,
-    calibration_from,
-    scale,
-    shipped_calibration,
-    tied,
-)
+from foretune.forecasting.calibration import apply_calibration, calibration_from, shipped_calibration, tied
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.linearise import survey
+from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.forecasting.reach import RUN, Run, domain_of, reach, run_from, run_values
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.runs import kind_of, runs_of

@@ -1,4 +1,5 @@
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -7,14 +8,18 @@ from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
 from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
+from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.forecasting.linearise import Survey, first_examples
+from foretune.forecasting.optimizer import clip_each, optimizer_of, set_rate
 from foretune.forecasting.recipe import Recipe
 from foretune.forecasting.runs import n_steps, outlooks
-from foretune.forecasting.simulate import Head, Sample, Start, lift, simulate
+from foretune.forecasting.simulate import simulate
 from foretune.models.placement import place, read_adapters
 from foretune.models.sites import Site
 from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
-from foretune.tasks.outputs import output_reduction
+from foretune.tasks.classification import Classification
+from foretune.tasks.multi_label import MultiLabel
+from foretune.tasks.regression import Regression
 
 from cases import batch_of, lora, ragged, tiny
 
@@ -34,10 +39,46 @@ def tokens(counts, k, d_in, d_out, size):
     return ModuleTokens(starts, normal(n, d_in), size * normal(k, n, d_out))
 
 
-def sample(n, n_classes, *, hidden=False, size=0.3, seed=0):
+def of(objective, n_outputs):
+    """The objective of a kind with so many outputs."""
+    return objective(tuple(map(str, range(n_outputs))))
+
+
+def slow_loss(objective, f, targets):
+    """Mean loss of n × C outputs, written out."""
+    if isinstance(objective, Regression):
+        return sum((f[i] - targets[i]) @ (f[i] - targets[i]) / len(f[i]) for i in range(len(f))) / len(f)
+    if isinstance(objective, MultiLabel):
+        signs = 2 * targets.to(f.dtype) - 1
+        return (1 + (-signs * f).exp()).log().mean()
+    return cross_entropy(f, targets)
+
+
+def ranks(values):
+    return np.argsort(np.argsort(values))
+
+
+def slow_metric(objective, f, targets):
+    """Main metric of n × C outputs, written out."""
+    f, y = f.numpy(), targets.numpy()
+    if isinstance(objective, Regression):
+        return np.mean([np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(f.T, y.T, strict=True)])
+    if isinstance(objective, MultiLabel):
+        said, there = [value > 0 for value in f.flat], [value > 0 for value in y.flat]
+        return 2 * sum(a and b for a, b in zip(said, there, strict=True)) / (sum(said) + sum(there))
+    return np.mean([int(row.argmax()) == int(target) for row, target in zip(f, y, strict=True)])
+
+
+def targets_of(objective, n, n_outputs):
+    if objective is Classification:
+        return torch.arange(n) % n_outputs
+    return normal(n, n_outputs) if objective is Regression else torch.randint(0, 2, (n, n_outputs))
+
+
+def sample(n, n_classes, *, hidden=False, size=0.3, seed=0, objective=Classification):
     """Factors of no model: ragged texts, random inputs and gradients."""
     torch.manual_seed(seed)
-    reduction = output_reduction("margin" if n_classes == 2 else "full", n_classes)
+    reduction = of(objective, n_classes).simulated()
     k = reduction.n_outputs
     counts = [1 + (3 * i) % 4 for i in range(n)]
     sites = tuple(Site(str(i), i, "m", d_in, d_out, 3, 1.0) for i, (d_in, d_out) in enumerate(SHAPES))
@@ -50,7 +91,9 @@ def sample(n, n_classes, *, hidden=False, size=0.3, seed=0):
         normal(n, n_classes),
     )
     lifts = torch.stack([lift(normal(n_classes, WIDTH), reduction.directions) for _ in range(2)])
-    return Sample(factors, np.arange(n) % n_classes, lifts, torch.arange(n) % 3 // 2)
+    return Sample(
+        factors, targets_of(objective, n, n_classes), lifts, torch.arange(n) % 3 // 2, of(objective, n_classes)
+    )
 
 
 def head(n_classes, *, bias=True, hidden=False, seed=5):
@@ -142,10 +185,10 @@ def slow(begin, own, train, evaluation, recipe, *, train_a=True):
     optimizer = torch.optim.AdamW(model.groups(recipe.weight_decay), lr=recipe.learning_rate)
     shares = recipe.rates() / recipe.learning_rate
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: shares[min(k, len(shares) - 1)])
-    labels, norms, losses = torch.as_tensor(train.labels), [], []
-    for batch in recipe.batches(len(labels)):
+    norms, losses = [], []
+    for batch in recipe.batches(train.factors.n):
         optimizer.zero_grad()
-        loss = cross_entropy(model(train, batch), labels[batch])
+        loss = slow_loss(train.objective, model(train, batch), train.targets[batch])
         loss.backward()
         trained = [p for p in model.parameters() if p.requires_grad]
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)))
@@ -154,26 +197,25 @@ def slow(begin, own, train, evaluation, recipe, *, train_a=True):
         losses.append(loss.item())
     with torch.no_grad():
         f = model(evaluation, range(evaluation.factors.n))
-        wanted = torch.as_tensor(evaluation.labels)
         shares = [
             float((s * b @ a).norm() / a_0.norm()) ** 2
             for s, a_0, a, b in zip(begin.scaling, begin.a, model.a, model.b, strict=True)
         ]
         return {
             "batch_loss": losses,
-            "train_loss": float(cross_entropy(model(train, range(train.factors.n)), labels)),
-            "eval_loss": float(cross_entropy(f, wanted)),
-            "eval_accuracy": float((f.argmax(1) == wanted).double().mean()),
+            "train_loss": float(slow_loss(train.objective, model(train, range(train.factors.n)), train.targets)),
+            "eval_loss": float(slow_loss(evaluation.objective, f, evaluation.targets)),
+            "eval_metric": slow_metric(evaluation.objective, f, evaluation.targets),
             "eval_logits": f.numpy(),
             "movement": float(np.sqrt(np.mean(shares))) if shares else 0.0,
         }, norms
 
 
-def assert_same(course, expected, tolerance=1e-8):
+def assert_same(course, expected, tolerance=1e-10):
     assert course.batch_loss == pytest.approx(expected["batch_loss"], rel=tolerance)
     assert course.train_loss[-1] == pytest.approx(expected["train_loss"], rel=tolerance)
     assert course.eval_loss[-1] == pytest.approx(expected["eval_loss"], rel=tolerance)
-    assert course.eval_accuracy[-1] == expected["eval_accuracy"]
+    assert course.eval_metric[-1] == pytest.approx(expected["eval_metric"], rel=tolerance)
     assert course.movement == pytest.approx(expected["movement"], rel=tolerance)
     assert np.allclose(course.eval_logits, expected["eval_logits"], rtol=1e-5, atol=1e-5)  # kept in float32
 
@@ -196,6 +238,21 @@ def test_a_run_is_that_of_torch(n_classes, bias, hidden, weight_decay):
     assert_same(course, expected)
     assert course.steps == (0, recipe.steps)
     assert course.train_loss[-1] < course.train_loss[0]
+
+
+@pytest.mark.parametrize("objective", [Regression, MultiLabel])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("hidden", [False, "gelu"])
+def test_a_run_minimises_the_loss_of_its_samples(objective, n_outputs, hidden):
+    train = sample(11, n_outputs, hidden=bool(hidden), objective=objective)
+    evaluation = sample(6, n_outputs, hidden=bool(hidden), seed=1, objective=objective)
+    own, recipe = head(n_outputs, hidden=hidden), dataclasses.replace(RECIPE, weight_decay=1.0)
+    begins = [start((0, 2), (3, 2)), start((), ()), start((1, 2), (1, 3), seed=8)]
+    for begin, course in zip(begins, simulate(begins, own, train, evaluation, recipe, dtype=EXACT), strict=True):
+        assert_same(course, slow(begin, own, train, evaluation, recipe)[0])
+        assert course.train_loss[-1] < course.train_loss[0]
+    with pytest.raises(KernelError, match="are no classes"):
+        _ = train.labels
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 1.0])
@@ -239,7 +296,7 @@ def test_runs_side_by_side_are_those_alone():
     together = simulate(begins, own, train, evaluation, recipe, points=3, dtype=EXACT)
     for begin, course in zip(begins, together, strict=True):
         (alone,) = simulate([begin], own, train, evaluation, recipe, points=3, dtype=EXACT)
-        for name in ("train_loss", "train_accuracy", "eval_loss", "eval_accuracy", "batch_loss", "movement"):
+        for name in ("train_loss", "train_metric", "eval_loss", "eval_metric", "batch_loss", "movement"):
             assert getattr(course, name) == pytest.approx(getattr(alone, name), rel=1e-10), name
         assert course.steps == alone.steps
         assert_same(course, slow(begin, own, train, evaluation, recipe)[0])
@@ -262,7 +319,7 @@ def test_before_training_and_in_between():
     assert course.steps == (0, 2, 5, 7, 10, 12)
     f = train.factors.inputs @ own.weight.T + own.bias
     assert course.train_loss[0] == pytest.approx(float(cross_entropy(f, torch.as_tensor(train.labels))))
-    assert course.train_accuracy[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
+    assert course.train_metric[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
     # stopping a constant schedule early is the same run
     constant = dataclasses.replace(RECIPE, scheduler="constant")
     (long,) = simulate([start((0,), (2,))], own, train, evaluation, constant, points=2, dtype=EXACT)
@@ -278,8 +335,87 @@ def test_float32_is_close_and_the_default():
     assert course.eval_loss == pytest.approx(exact.eval_loss, rel=1e-3)
 
 
+def test_no_step_leaves_anything_for_the_next():
+    """What the backward pass needs is freed with the step, and an evaluation keeps nothing."""
+    train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
+    alive, left, steps = weakref.WeakSet(), [], []
+
+    class Kept:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            alive.add(self)
+            steps.append(len(left))
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        simulate([start((0,), (2,))], own, train, evaluation, RECIPE, on_step=lambda: left.append(len(alive)))
+    assert left == [0] * RECIPE.steps
+    assert steps.count(0) == steps.count(RECIPE.steps - 1) > 0  # the evaluations are beside the first and the last
+    assert RECIPE.steps not in steps
+
+
+def test_a_caller_without_gradients_gets_the_same_run():
+    train, evaluation, own, begin = sample(11, 2), sample(6, 2, seed=1), head(2), start((0,), (2,))
+    (expected,) = simulate([begin], own, train, evaluation, RECIPE)
+    with torch.no_grad():
+        (course,) = simulate([begin], own, train, evaluation, RECIPE)
+    assert course.batch_loss == expected.batch_loss
+    assert begin.a[0].grad is None
+    assert own.weight.grad is None
+
+
+def test_every_run_is_clipped_as_torch_clips_it():
+    torch.manual_seed(0)
+    shared, some = torch.nn.Parameter(normal(3, 4, 2)), torch.nn.Parameter(normal(2, 5))
+    sizes = torch.tensor([0.01, 3.0, 10.0], dtype=EXACT)
+    shared.grad, some.grad = normal(3, 4, 2) * sizes[:, None, None], normal(2, 5) * sizes[[0, 2], None]
+    alone = [[shared.grad[0], some.grad[0]], [shared.grad[1]], [shared.grad[2], some.grad[1]]]
+    expected, norms = [], []
+    for gradients in alone:
+        parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, 1.0)))
+        expected.append([parameter.grad for parameter in parameters])
+    assert norms[0] < 1 < min(norms[1:])
+    clip_each([(shared, torch.arange(3)), (some, torch.tensor([0, 2]))], 3, 1.0)
+    found = [[shared.grad[0], some.grad[0]], [shared.grad[1]], [shared.grad[2], some.grad[1]]]
+    for run, wanted in zip(found, expected, strict=True):
+        for gradient, clipped in zip(run, wanted, strict=True):
+            assert torch.allclose(gradient, clipped, rtol=1e-14)
+
+
+def test_a_step_is_that_of_adamw():
+    """Written out: moments, their corrections, decay by the rate of the step; biases do not decay."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2, dtype=EXACT)
+    recipe = dataclasses.replace(RECIPE, weight_decay=0.5)
+    optimizer = optimizer_of(recipe, model)
+    held = [(model.weight, 0.5), (model.bias, 0.0)]
+    values, first = [p.detach().clone() for p, _ in held], [torch.zeros_like(p) for p, _ in held]
+    second = [torch.zeros_like(p) for p, _ in held]
+    for number, rate in enumerate((0.0, 0.1, 0.3, 0.01), start=1):
+        set_rate(optimizer, rate)
+        for index, (parameter, decay) in enumerate(held):
+            parameter.grad = gradient = normal(*parameter.shape)
+            first[index] = 0.9 * first[index] + 0.1 * gradient
+            second[index] = 0.999 * second[index] + 0.001 * gradient**2
+            size = (second[index] / (1 - 0.999**number)).sqrt() + 1e-8
+            values[index] = values[index] * (1 - rate * decay) - rate * first[index] / (1 - 0.9**number) / size
+        optimizer.step()
+        for (parameter, _), value in zip(held, values, strict=True):
+            assert torch.allclose(parameter, value, rtol=1e-12)
+
+
+def test_a_head_whose_modules_are_not_those_of_the_factors_is_refused():
+    train = sample(4, 2, hidden=True)
+    with pytest.raises(KernelError, match="1 modules below the head train, and 0 are given"):
+        simulate([start((0,), (2,))], head(2), train, train, RECIPE)
+
+
 def test_samples_that_do_not_belong_together_are_refused():
     train = sample(4, 2)
+    with pytest.raises(KernelError, match="differ in sites or objective"):
+        simulate([start((0,), (2,))], head(2), train, sample(4, 2, objective=Regression), RECIPE)
     other = dataclasses.replace(train, factors=dataclasses.replace(train.factors, sites=train.factors.sites[:1]))
     with pytest.raises(KernelError, match="differ in sites"):
         simulate([start((0,), (2,))], head(2), train, other, RECIPE)
@@ -290,13 +426,45 @@ def test_samples_that_do_not_belong_together_are_refused():
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_a_lift_moves_the_outputs_of_its_probe_and_nothing_else(n_classes):
     torch.manual_seed(0)
-    directions = output_reduction("margin" if n_classes == 2 else "full", n_classes).directions
+    directions = of(Classification, n_classes).simulated().directions
     weight = normal(n_classes, WIDTH)
     r = lift(weight, directions)
     u = torch.as_tensor(directions).T @ weight
     assert torch.allclose(u @ r, torch.eye(len(u), dtype=EXACT))
     across = torch.eye(WIDTH, dtype=EXACT) - torch.linalg.pinv(u) @ u
     assert torch.allclose(across @ r, torch.zeros_like(r), atol=1e-12)
+    # the differences of the outputs follow the centred ones; their sum does only where all outputs are differentiated
+    z = u @ normal(WIDTH)
+    moved = weight @ (r @ z)
+    assert torch.allclose(torch.as_tensor(directions).T @ moved, z)
+    change = normal(WIDTH)
+    every = lift(weight, np.eye(n_classes))
+    assert torch.allclose(weight @ (every @ (weight @ change)), weight @ change)
+    assert not torch.allclose(weight @ (r @ (u @ change)), weight @ change, atol=1e-2)
+
+
+@pytest.mark.parametrize("case", ["more outputs than inputs", "twice the same", "none"])
+def test_a_lift_of_outputs_that_depend_on_each_other(case):
+    torch.manual_seed(0)
+    weight = normal(WIDTH + 2, WIDTH) if case == "more outputs than inputs" else normal(3, WIDTH)
+    if case == "twice the same":
+        weight = torch.stack([weight[0], weight[0] * (1 + 1e-7), weight[1]])  # as single precision holds them
+    weight = torch.zeros_like(weight) if case == "none" else weight
+    r = lift(weight.float(), np.eye(len(weight)))
+    z = weight @ normal(WIDTH)
+    assert torch.allclose(weight @ (r @ z), z, atol=1e-5)
+    noisy = r @ (z + 0.01 * normal(len(z)))
+    assert (noisy - r @ z).norm() < 0.1
+
+
+def test_softmax_sees_the_differences_of_the_outputs_alone():
+    """The premise of C − 1 directions; other losses need all."""
+    torch.manual_seed(0)
+    f, both, centred = normal(4, 3), normal(4, 1), of(Classification, 3).simulated().directions
+    assert np.allclose(centred.sum(0), 0)
+    labels, numbers = torch.arange(4) % 3, normal(4, 3)
+    assert torch.allclose(of(Classification, 3).loss(f + both, labels), of(Classification, 3).loss(f, labels))
+    assert not torch.allclose(of(Regression, 3).loss(f + both, numbers), of(Regression, 3).loss(f, numbers), atol=1e-2)
 
 
 def test_the_first_examples_alone():
@@ -325,13 +493,13 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
         (course,) = simulate([begin], own, train, evaluation, recipe, points=2)
         assert outlook.course.eval_loss == pytest.approx(course.eval_loss, rel=1e-4)
         assert outlook.end.eval_loss == outlook.course.eval_loss[-1]
-        assert outlook.end.eval_accuracy == outlook.course.eval_accuracy[-1]
+        assert outlook.end.eval_metric == outlook.course.eval_metric[-1]
         assert outlook.end.train_loss == pytest.approx(np.mean(outlook.course.batch_loss[-5:]))
         assert (outlook.samples, outlook.train_rows) == (8, 20)
     logits = evaluation.factors.logits
     labels = torch.as_tensor(evaluation.labels)
     assert found[0].probe_loss == pytest.approx(float(cross_entropy(logits, labels)))
-    assert found[0].probe_accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
+    assert found[0].probe_metric == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
     fewer = outlooks(survey, starts, dataclasses.replace(recipe, train_rows=6))
     assert fewer[0].train_rows == 8  # never fewer rows than the samples
 
@@ -358,7 +526,7 @@ def test_a_smaller_rank_starts_as_peft_starts_it(init):
         assert torch.allclose(a, factor * rows[site][:2])
 
 
-def real_run(name, n_classes, recipe, sequences, labels, placed):
+def real_run(recipe, sequences, objective, targets, placed):
     """The whole network, trained as the Trainer trains it; dropout off."""
     trained = {n: p for n, p in placed.named_parameters() if p.requires_grad}
     groups = [
@@ -371,7 +539,7 @@ def real_run(name, n_classes, recipe, sequences, labels, placed):
         for group in optimizer.param_groups:
             group["lr"] = float(rate)
         optimizer.zero_grad()
-        loss = cross_entropy(placed(**batch_of(sequences, rows.tolist()).inputs).logits, labels[rows])
+        loss = slow_loss(objective, placed(**batch_of(sequences, rows.tolist()).inputs).logits, targets[rows])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(list(trained.values()), recipe.max_grad_norm)
         optimizer.step()
@@ -379,27 +547,32 @@ def real_run(name, n_classes, recipe, sequences, labels, placed):
     return np.array(losses)
 
 
-@pytest.mark.parametrize(("name", "n_classes"), [("bert", 2), ("roberta", 3), ("distilbert", 2), ("llama", 2)])
-def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes):
+REAL = [("bert", 2), ("roberta", 3), ("distilbert", 2), ("llama", 2)]
+REAL = [(*case, Classification) for case in REAL] + [("bert", 2, Regression), ("roberta", 3, MultiLabel)]
+
+
+@pytest.mark.parametrize(("name", "n_classes", "objective"), REAL)
+def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes, objective):
     sequences = ragged(12)
-    labels = torch.arange(12) % n_classes
+    torch.manual_seed(4)
+    targets = targets_of(objective, 12, n_classes)
 
     def errors(rate):
         recipe = Recipe(12, 3, 5, rate, weight_decay=0.5)
         placed = place(tiny(name, n_classes, spread=6.0), lora(name), seed=0)
         adapted = read_adapters(placed)
-        reduction = output_reduction("margin" if n_classes == 2 else "full", n_classes)
+        reduction = of(objective, n_classes).simulated()
         factors = token_factors(adapted, [batch_of(sequences)], reduction, n=12, storage=EXACT)
         *below, last = (module.weight.detach().clone() for module in adapted.head.values())
         bias = list(adapted.head.values())[-1].bias
         own = Head(last, None if bias is None else bias.detach().clone(), tuple(below))
         lifts = lift(own.weight, reduction.directions)[None]
-        held = Sample(factors, labels.numpy(), lifts, torch.zeros(12, dtype=torch.long))
+        held = Sample(factors, targets, lifts, torch.zeros(12, dtype=torch.long), of(objective, n_classes))
         rows = tuple(adapter.rows for adapter in adapted.adapters)
         begin = Survey(held, held, own, rows, 1, 0.0).start(range(len(rows)))
         (course,) = simulate([begin], own, held, held, recipe, dtype=EXACT)
         (still,) = simulate([begin], own, held, held, dataclasses.replace(recipe, learning_rate=1e-12), dtype=EXACT)
-        found = real_run(name, n_classes, recipe, sequences, labels, placed)
+        found = real_run(recipe, sequences, of(objective, n_classes), targets, placed)
         moved = np.linalg.norm(found - np.array(still.batch_loss))
         return np.linalg.norm(found - np.array(course.batch_loss)), moved
 

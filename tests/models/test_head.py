@@ -7,10 +7,15 @@ from foretune.errors import ConfigError
 from foretune.models.classifier import load_classifier
 from foretune.models.head import HeadWeights, current_weights, installed, random_heads
 from foretune.models.placement import head_modules, place, read_adapters
-from foretune.ntk.probe import fit_probe, head_inputs, probe_folds, probe_weights
+from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
+from foretune.tasks.classification import Classification
 
 import cases
 from cases import batch_of, lora, ragged, tiny
+
+
+def classes(count):
+    return Classification(tuple(map(str, range(count))))
 
 
 def placed(name, n_classes=2):
@@ -23,7 +28,7 @@ def test_head_inputs_are_what_the_output_layer_sees(name):
     model, sequences = placed(name, 3), ragged()
     layer_name, layer = list(head_modules(model).items())[-1]
     batches = [batch_of(sequences, [3, 1, 5]), batch_of(sequences, [0, 2, 4])]
-    inputs = head_inputs(read_adapters(model), {layer_name: layer}, batches, n=6, n_classes=3)
+    inputs = head_inputs(read_adapters(model), {layer_name: layer}, batches, n=6, n_outputs=3)
     with torch.no_grad():
         logits = model(**batch_of(sequences).inputs).logits
         expected = inputs @ layer.weight.T + (0 if layer.bias is None else layer.bias)
@@ -74,7 +79,7 @@ def test_probe_is_a_logistic_regression_on_standardised_inputs(n_classes, interc
     inputs = rng.normal(2.0, [1.0, 10.0, 0.1, 3.0, 0.0], (60, 5))  # the last column is constant
     labels = rng.integers(0, n_classes, 60)
     labels[inputs[:, 0] > 2.5] = 0
-    weight, bias = fit_probe(inputs, labels, n_classes=n_classes, intercept=intercept)
+    weight, bias = classes(n_classes).fit_output(inputs, labels, intercept=intercept)
     assert weight.shape == (n_classes, 5)
     assert np.all(weight[:, 4] == 0)
     spread = inputs.std(0)[:4] * np.sqrt(5)
@@ -90,11 +95,11 @@ def test_probe_of_an_absent_class_gives_it_the_least_chance():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(30, 4))
     labels = np.where(inputs[:, 0] > 0, 3, 1)
-    weight, bias = fit_probe(inputs, labels, n_classes=5, intercept=True)
+    weight, bias = classes(5).fit_output(inputs, labels, intercept=True)
     assert np.all(weight[[0, 2, 4]] == 0)
     assert set(np.argmax(inputs @ weight.T + bias, axis=1)) <= {1, 3}
     with pytest.raises(ConfigError, match="2 classes"):
-        fit_probe(inputs, np.zeros(30, dtype=int), n_classes=2, intercept=True)
+        classes(2).fit_output(inputs, np.zeros(30, dtype=int), intercept=True)
 
 
 def test_cross_fitted_heads_have_not_seen_their_fold():
@@ -105,10 +110,10 @@ def test_cross_fitted_heads_have_not_seen_their_fold():
     folds = probe_folds(20, seed=0)
     assert sorted(np.concatenate(folds).tolist()) == list(range(20))
     assert len(folds) == 5
-    heads = probe_weights("c", layer, inputs, labels, left_out=folds)
+    heads = probe_weights("c", layer, inputs, classes(2), labels, left_out=folds)
     changed = inputs.clone()
     changed[folds[2]] = 100.0  # what is left out of head 2 does not move it, but moves the others
-    others = probe_weights("c", layer, changed, labels, left_out=folds)
+    others = probe_weights("c", layer, changed, classes(2), labels, left_out=folds)
     assert torch.equal(heads[2].weights["c"][0], others[2].weights["c"][0])
     assert not torch.allclose(heads[0].weights["c"][0], others[0].weights["c"][0])
 

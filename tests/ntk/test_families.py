@@ -88,7 +88,7 @@ def _layout_padded_right(adapted, sequences):
     pad = tokenizer.pad
     tokenizer.pad = lambda features, **options: pad(features, **{**options, "padding_side": "right"})
     classifier = ft.Classifier("tiny", base, tokenizer, "given")
-    return families.find_layout(adapted, classifier, [families.encoded(sequences)], n_classes=2, batch_size=32)
+    return families.find_layout(adapted, classifier, [families.encoded(sequences)], n_outputs=2, batch_size=32)
 
 
 def test_rounding_is_not_taken_for_a_leak():

@@ -15,7 +15,7 @@ import foretune as ft
 from foretune.cli import run
 from foretune.errors import KernelError
 from foretune.forecasting import linearise as survey
-from foretune.forecasting.calibration import OUTCOMES
+from foretune.forecasting.outcomes import OUTCOMES
 from foretune.models.sites import Site
 from foretune.problem import prepare
 from foretune.ranking import rank as ranks

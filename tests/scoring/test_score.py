@@ -10,11 +10,13 @@ import foretune as ft
 from foretune.problem import describe, prepare
 from foretune.scoring.passes import measure
 from foretune.scoring.score import run
+from foretune.tasks.classification import Classification
 from foretune.tasks.demo import bbc_news, model_folder
 
 import cases
 import references
 
+CLASSES = Classification(("negative", "positive"))
 SETTINGS = {"samples": 10, "eval_samples": 6, "draws": 2, "max_length": 32, "batch_size": 4}
 
 
@@ -64,8 +66,8 @@ def test_kernels_and_forecast_equal_slow_references(model, task):
     z, z_eval = m.f_train_0 @ directions[:, 0], m.f_eval_0 @ directions[:, 0]
     predicted = z_eval + k_eval @ np.linalg.solve(k + 0.5 * np.eye(10), y - z)
     own = result.draws[0]
-    assert own.forecast.eval_accuracy == np.mean((predicted > 0) == m.y_eval)
-    assert own.forecast.eval_mse == pytest.approx(np.mean((2 * m.y_eval - 1 - predicted) ** 2))
+    assert own.kernel_regression.metrics["eval_accuracy"] == np.mean((predicted > 0) == m.y_eval)
+    assert own.kernel_regression.eval_mse == pytest.approx(np.mean((2 * m.y_eval - 1 - predicted) ** 2))
     residual = y - z - k @ np.linalg.solve(k + 1e-4 * np.eye(10), y - z)
     assert own.bounds.empirical_risk == pytest.approx(np.mean(residual**2), rel=1e-6)
     assert own.kernel.trace == pytest.approx(np.trace(k))
@@ -107,7 +109,7 @@ def test_a_peft_model_is_scored_as_it_is(model, task, tmp_path):
 
 def test_probe_gives_every_sample_a_head_that_has_not_seen_it(model, task):
     """Logits and kernel of the cross-fitted head, sample by sample."""
-    from foretune.ntk.probe import fit_probe, probe_folds
+    from foretune.ntk.probe import probe_folds
 
     result = score_of(model, task, head="probe")
     m = result.measurement
@@ -121,9 +123,9 @@ def test_probe_gives_every_sample_a_head_that_has_not_seen_it(model, task):
     inputs, held = np.array(seen[:10]), np.array(seen[10:])
     for fold in probe_folds(10, seed=0):
         keep = np.setdiff1d(np.arange(10), fold)
-        weight, bias = fit_probe(inputs[keep], m.y_train[keep], n_classes=2, intercept=True)
+        weight, bias = CLASSES.fit_output(inputs[keep], m.y_train[keep], intercept=True)
         assert np.allclose(m.f_train_0[fold], inputs[fold] @ weight.T + bias, rtol=1e-6)
-    weight, bias = fit_probe(inputs, m.y_train, n_classes=2, intercept=True)  # nothing was held out of the evaluation
+    weight, bias = CLASSES.fit_output(inputs, m.y_train, intercept=True)  # nothing was held out of the evaluation
     assert np.allclose(m.f_eval_0, held @ weight.T + bias, rtol=1e-6)
 
 
@@ -214,7 +216,7 @@ def test_a_sensible_forecast_on_real_weights_and_texts():
     for labels in (topics, np.random.default_rng(1).permutation(topics).tolist()):
         corpus = datasets.Dataset.from_dict({"text": texts, "label": labels})
         result = ft.score(model, tokenizer, config, ft.task_from_datasets(corpus), settings=settings)
-        accuracies.append(result.draws[0].forecast.eval_accuracy)
+        accuracies.append(result.draws[0].kernel_regression.eval_metric)
         assert result.measurement.epsilon == pytest.approx(1.19e-7, rel=0.01)
     assert accuracies[0] > 0.6
     assert accuracies[1] < 0.4

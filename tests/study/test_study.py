@@ -78,7 +78,7 @@ def test_every_cell_is_stored(undisturbed, grid, capsys):
         score = json.loads((folder / "score" / "result.json").read_text(encoding="utf-8"))
         tune = json.loads((folder / "tune" / "result.json").read_text(encoding="utf-8"))
         assert held["quantities"]["condition_number"] == score["kernel"]["condition_number"]
-        assert held["quantities"]["forecast_eval_accuracy"] == score["forecast"]["eval_accuracy"]
+        assert held["quantities"]["forecast_eval_accuracy"] == score["kernel_regression"]["eval_accuracy"]
         assert held["outcomes"]["accuracy"] == tune["final"]["eval_accuracy"]
         assert held["outcomes"]["train_loss"] == tune["final"]["train_loss"]
         assert held["seconds"]["load"] > 0
@@ -100,7 +100,7 @@ def test_a_cell_is_what_score_and_tune_give(undisturbed, place, tmp_path):
     tune = json.loads((tmp_path / "tune" / "result.json").read_text(encoding="utf-8"))
     (record,) = (r for r in read_records(undisturbed) if (r.placement, r.seed) == ("query,value", 1))
     assert record.quantities["condition_number"] == score["kernel"]["condition_number"]
-    assert record.quantities["forecast_eval_loss"] == score["forecast"]["eval_loss"]
+    assert record.quantities["forecast_eval_loss"] == score["kernel_regression"]["eval_loss"]
     assert record.outcomes["eval_loss"] == tune["final"]["eval_loss"]
     assert len(record.steps) == tune["steps"] == 45
 

@@ -153,7 +153,8 @@ def test_it_trains_what_was_scored(model, dataset, tmp_path):
     config = ["--config", str(tmp_path / "s" / "config.yaml"), "--epochs", "1"]
     assert run(["tune", *config, "--output", str(tmp_path / "t")]) == 0
     score, tune_ = result_of(tmp_path / "s"), result_of(tmp_path / "t")
-    assert tune_["before_training"]["eval_loss"] == pytest.approx(score["forecast"]["baselines"]["f0_loss"], rel=1e-5)
+    before = score["kernel_regression"]["baselines"]["f0_loss"]
+    assert tune_["before_training"]["eval_loss"] == pytest.approx(before, rel=1e-5)
     assert tune_["details"]["data"]["eval_rows"] == 9
     assert tune_["settings"]["seed"] == 3
     assert tune_["details"]["data"]["fingerprint"] == score["details"]["data"]["fingerprint"]

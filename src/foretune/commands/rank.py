@@ -124,7 +124,7 @@ def _rank(config: RankConfig, output: Path | None, calibration: Path | None, *, 
 
 
 def _print(rankings: "Sequence[Ranking]") -> None:
-    from foretune.ranking.report import percent, ranking_table
+    from foretune.ranking.report import ranking_table, written
     from foretune.report.terminal import console
 
     screen = console()
@@ -132,10 +132,12 @@ def _print(rankings: "Sequence[Ranking]") -> None:
     for ranking in rankings:
         levels = ranking.head_alone.levels
         where = f"{Path(ranking.model).name} on {Path(ranking.dataset).name}: " if len(rankings) > 1 else ""
-        screen.print(
-            f"{where}accuracy % of the head without adapter: "
-            f"{'withheld' if levels is None else percent(levels['accuracy'])}; "
-            f"of the majority class: {100 * ranking.majority:.1f}"
-        )
+        metric, constant = ranking.objective.metric, ranking.constant
+        alone = "withheld" if levels is None else written(metric, levels[metric.name])
+        text = f"{where}{metric.label}{' %' if metric.percent else ''} of the head without adapter: {alone}"
+        if constant is not None:
+            what = "the majority class" if ranking.objective.noun == "classes" else "one answer for all"
+            text += f"; of {what}: " + (f"{100 * constant:.1f}" if metric.percent else f"{constant:.3f}")
+        screen.print(text)
     for note in dict.fromkeys(note for ranking in rankings for note in ranking.notes):
         screen.print(f"• {note}", style="yellow")

@@ -9,17 +9,9 @@ from scipy.stats import spearmanr
 
 from foretune.evaluation.predictors import FORECASTS, OUTLOOK
 from foretune.evaluation.records import Record
-from foretune.forecasting.calibration import (
-    LEAST_GROUPS,
-    OUTCOMES,
-    Calibration,
-    Interval,
-    Outcome,
-    apply_calibration,
-    scale,
-    unscale,
-)
+from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, apply_calibration
 from foretune.forecasting.calibration_fit import Case, fit_calibration
+from foretune.forecasting.outcomes import OUTCOMES, Outcome, scale, unscale
 from foretune.forecasting.reach import run_from
 
 Array = NDArray[np.float64]

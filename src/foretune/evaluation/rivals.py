@@ -12,13 +12,12 @@ from foretune.evaluation.gradients import gradient_norm, page
 from foretune.evaluation.lazy import asymmetric_scores, lazy_scores
 from foretune.evaluation.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
 from foretune.evaluation.weights import kappa_tune_scores, plop_scores
+from foretune.forecasting.linear_model import Sample, Start
 from foretune.forecasting.linearise import Survey
-from foretune.forecasting.simulate import Sample, Start
 from foretune.models.classifier import batches
 from foretune.ntk.factors import adapter_features
 from foretune.ntk.features import TangentFeatures
 from foretune.ntk.kernel import TangentKernel, tangent_kernel
-from foretune.ntk.prediction import accuracy
 from foretune.problem import Plan
 from foretune.ranking.blocks import blocks_of, summed
 from foretune.ranking.candidates import Candidate
@@ -38,7 +37,7 @@ def data_quantities(survey: Survey, *, seed: int) -> dict[str, float]:
         Numbers by name.
     """
     features = survey.train.factors.inputs.double().cpu().numpy()
-    labels, n_classes = np.asarray(survey.train.labels), survey.train.factors.reduction.n_classes
+    labels, n_classes = np.asarray(survey.train.labels), survey.train.factors.reduction.n_logits
     return {
         "log_me": log_me(features, labels, n_classes),
         "h_score": h_score(features, labels, n_classes),
@@ -128,7 +127,7 @@ def lazy_quantities(survey: Survey, starts: Sequence[Start]) -> list[dict[str, f
             "sign_accuracy": lazy_scores(*of("sign"), labels, f_train, f_eval).regression,
             "asymmetric_accuracy": asymmetric_scores(*of("asymmetric"), labels, f_train, f_eval),
         }
-        found.append({name: accuracy(held, wanted) for name, held in scores.items()})
+        found.append({name: survey.evaluation.objective.main(held, wanted) for name, held in scores.items()})
     return found
 
 

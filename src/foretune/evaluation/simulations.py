@@ -17,11 +17,11 @@ import torch
 
 from foretune.errors import StoreError
 from foretune.evaluation.rivals import data_quantities, lazy_quantities, placement_quantities
+from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Survey, survey
 from foretune.forecasting.reach import run_values
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.runs import Outlook, case_values, kind_of, outlooks, runs_of
-from foretune.forecasting.simulate import Start
 from foretune.models.classifier import Classifier, load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import Plan, prepare
@@ -131,7 +131,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     seconds["simulate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     shared = data_quantities(held, seed=group.first.train.seed)
-    shared["head_alone_accuracy"] = alone.end.eval_accuracy
+    shared["head_alone_accuracy"] = alone.end.eval_metric
     own = placement_quantities(plan, held, starts)
     seconds["baselines"] = time.perf_counter() - clock
     if group.settings.comparisons:
@@ -183,7 +183,7 @@ def _survey(group: _Group, classifier: Classifier, *, probe: bool = True) -> tup
         samples=min(group.settings.samples, n_training(task)),
         eval_samples=group.settings.eval_samples,
         draws=1,
-        reduction="margin" if task.n_classes == 2 else "full",
+        reduction=task.objective.simulated().name,
         max_length=first.train.max_length,
         batch_size=first.train.batch_size,
         seed=first.train.seed,
@@ -225,11 +225,11 @@ def _comparisons(
     random = _simulated(group, _load(group, backbone=group.first.train.seed), names)
     return [
         {
-            "lazy_accuracy": a.end.eval_accuracy,
+            "lazy_accuracy": a.end.eval_metric,
             "lazy_eval_loss": a.end.eval_loss,
-            "random_head_accuracy": b.end.eval_accuracy,
-            "permuted_accuracy": c.end.eval_accuracy,
-            "random_backbone_accuracy": d.end.eval_accuracy,
+            "random_head_accuracy": b.end.eval_metric,
+            "permuted_accuracy": c.end.eval_metric,
+            "random_backbone_accuracy": d.end.eval_metric,
             **kernel,
         }
         for a, b, c, d, kernel in zip(lazy, random_head, permuted, random, kernels, strict=True)
@@ -272,6 +272,6 @@ def _course(outlook: Outlook) -> dict[str, Any]:
     return {
         "steps": course.steps,
         "eval_loss": course.eval_loss,
-        "eval_accuracy": course.eval_accuracy,
+        f"eval_{outlook.metric.name}": course.eval_metric,
         "batch_loss": [float(f"{loss:.4g}") for loss in course.batch_loss],
     }

@@ -1,6 +1,7 @@
 """Calibration: from what the simulation says to what runs gave, fitted on finished runs of other data sets.
 
-Accuracy is taken as its logit, losses as their logarithms. On that scale the run's value is
+Accuracy is taken as its logit, another main metric on its own scale, losses as their logarithms. On that scale the
+run's value is
 
     y = s + Σ_j β_j x_j + error
 
@@ -19,20 +20,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from math import exp, exp2, isfinite, log, sqrt
+from math import exp2, inf, isfinite, sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError, border
+from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, scale, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
+from foretune.tasks.metrics import Kind, Metric, main_metric
 
 Array = NDArray[np.float64]
-Outcome = Literal["train_loss", "eval_loss", "accuracy"]
-OUTCOMES: tuple[Outcome, ...] = ("train_loss", "eval_loss", "accuracy")
 TERMS = ("constant", "probe", "more_rows")
 LEAST_GROUPS = 3
 SCHEMA = 2
@@ -95,6 +96,11 @@ class Calibration:
     source: str
     domain: Domain | None
 
+    @property
+    def kind(self) -> Kind:
+        """Kind of task that it was fitted on."""
+        return "classification" if self.domain is None else self.domain.kind
+
     def to_dict(self) -> dict[str, Any]:
         """Lay out as JSON.
 
@@ -120,19 +126,29 @@ class RunForecast:
     Attributes:
         levels: Forecasts by outcome, each with its 90% interval; without `train_loss` outside of what the calibration
             has seen; None where all are withheld (`reach` says why).
-        order: Calibrated accuracy, and evaluation loss, to put adapters of one model and data set into order by; no
-            levels, where those are withheld.
+        order: Main metric and evaluation loss, to put adapters of one model and data set into order by; no levels,
+            where those are withheld. Calibrated; of a kind of task that the calibration has not seen as simulated.
         reach: Whether the run lies within what the calibration has seen.
+        kind: Kind of task.
+        calibrated: Whether a calibration of this kind of task was applied.
     """
 
     levels: Mapping[str, Interval] | None
     order: tuple[float, float]
     reach: Reach
+    kind: Kind = "classification"
+    calibrated: bool = True
+
+    @property
+    def metric(self) -> Metric:
+        """The main metric."""
+        return main_metric(self.kind)
 
     @property
     def key(self) -> tuple[float, float]:
-        """Sorts the better run first: by accuracy, then by loss."""
-        return -self.order[0], self.order[1]
+        """Sorts the better run first: by the metric, one that is not defined last, then by loss."""
+        value = self.metric.better * self.order[0]
+        return (-value if isfinite(value) else inf), self.order[1]
 
     def to_dict(self) -> dict[str, Any]:
         """Lay out as in `result.json`.
@@ -143,52 +159,25 @@ class RunForecast:
         known = self.levels
         levels = None
         if known is not None:
-            levels = {name: asdict(known[name]) if name in known else None for name in OUTCOMES}
+            levels = {name: asdict(known[name]) if name in known else None for name in (*LOSSES, self.metric.name)}
         return {"levels": levels, "reach": self.reach.to_dict()}
 
 
-def scale(outcome: Outcome, value: float) -> float:
-    """Bring a value to the scale that it is calibrated on.
-
-    Args:
-        outcome: Which outcome.
-        value: Accuracy as a fraction, or loss in nats.
-
-    Returns:
-        Logit of the accuracy kept within [0.01, 0.99]; logarithm of the loss kept within [0.001, 20].
-    """
-    if outcome == "accuracy":
-        kept = min(max(value, 0.01), 0.99)
-        return log(kept / (1.0 - kept))
-    return log(min(max(value, 1e-3), 20.0))
-
-
-def unscale(outcome: Outcome, value: float) -> float:
-    """Undo `scale`.
-
-    Args:
-        outcome: Which outcome.
-        value: On the scale.
-
-    Returns:
-        Accuracy or loss.
-    """
-    return 1.0 / (1.0 + exp(-value)) if outcome == "accuracy" else exp(value)
-
-
-def terms(outcome: Outcome, values: Mapping[str, float]) -> tuple[float, Array]:
+def terms(outcome: Outcome, values: Mapping[str, float], kind: Kind = "classification") -> tuple[float, Array]:
     """Lay out one case for the fit.
 
     Args:
         outcome: Which outcome.
         values: From `case_values`.
+        kind: Kind of task.
 
     Returns:
         s, and x in the order of `TERMS`.
     """
-    simulated = scale(outcome, values[f"simulated_{outcome}"])
-    gap = scale("eval_loss", values["simulated_eval_loss"]) - scale("train_loss", values["simulated_train_loss"])
-    probe = scale(outcome, values["probe_accuracy" if outcome == "accuracy" else "probe_loss"])
+    simulated = scale(outcome, values[f"simulated_{outcome}"], kind)
+    of_eval, of_train = (scale(name, values[f"simulated_{name}"], kind) for name in ("eval_loss", "train_loss"))
+    gap = of_eval - of_train
+    probe = scale(outcome, values["probe_loss" if outcome in LOSSES else f"probe_{outcome}"], kind)
     moved = min(1.0, values["movement"])
     to_come = (1.0 - 2.0 ** (-values["doublings"] / 2.0)) / (2.0**0.5 - 1.0)
     return simulated, np.array([moved, moved * (probe - simulated), to_come * gap])
@@ -227,13 +216,15 @@ def apply_calibration(
 ) -> RunForecast:
     """Forecast a run.
 
-    On the scale of the fit, the last x kept within its limits and d from `reach`, the interval is
+    Of a kind of task that the calibration has not seen no level is forecast, and the order is as simulated. On the
+    scale of the fit, the last x kept within its limits and d from `reach`, the interval is
 
         s + Σ_j β_j x_j ± 2^d · t · √(spread² + v · max(0, 1/m − 1/m₀))
 
     with the 95% quantile t of Student's distribution with (data sets − 1) degrees of freedom, since the spread is known
     from few data sets. The second term is what fewer evaluation rows m than the m₀ of the fit leave open: v is
-    1/(p (1−p)) for an accuracy p, and 1 for losses (as if they spread by their mean). With d > 1 there is no
+    1/(p (1−p)) for an accuracy p (`Metric.row_variance`), and 1 for losses (as if they spread by
+    their mean). With d > 1 there is no
     interval, and outside (d > 0) none of the training loss: the runs checked there missed it by up to five times the
     half-width, since the simulation fits its rows too well.
 
@@ -249,6 +240,10 @@ def apply_calibration(
     Raises:
         ConfigError: If the calibration was made for other output reductions, or does not say what it has seen.
     """
+    kind = calibration.kind
+    metric = main_metric(kind)
+    if run is not None and calibration.domain is not None and run.kind != kind:
+        return _as_simulated(calibration.domain, values, run)
     if output not in calibration.outputs:
         raise ConfigError(
             f"the calibration {calibration.source!r} was made for output {' and '.join(calibration.outputs)}, "
@@ -264,25 +259,31 @@ def apply_calibration(
         reached = reach(calibration.domain, run)
         fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
     found: dict[str, Interval] = {}
-    for outcome in OUTCOMES:
+    for outcome in outcomes_of(kind):
         line = calibration.lines[outcome]
-        simulated, x = terms(outcome, values)
+        simulated, x = terms(outcome, values, kind)
         middle = simulated + float(within_limits(x, line.limits) @ np.array(line.coefficients))
         value = unscale(outcome, middle)
-        kept = min(max(value, 0.01), 0.99)
-        of_rows = 1.0 / (kept * (1.0 - kept)) if outcome == "accuracy" else 1.0
+        of_rows = 1.0 if outcome in LOSSES else metric.row_variance(value)
         half = 0.0 if reached.withheld else reached.widening * half_width(line, of_rows * fewer)
         if outcome == "train_loss" and reached.reasons:
             continue
         found[outcome] = Interval(value, unscale(outcome, middle - half), unscale(outcome, middle + half))
-    order = (found["accuracy"].value, found["eval_loss"].value)
-    return RunForecast(None if reached.withheld else found, order, reached)
+    order = (found[metric.name].value, found["eval_loss"].value)
+    return RunForecast(None if reached.withheld else found, order, reached, kind)
+
+
+def _as_simulated(domain: Domain, values: Mapping[str, float], run: Run) -> RunForecast:
+    """What is left of a run of another kind of task: its place among others of its own."""
+    metric = main_metric(run.kind)
+    order = (values[f"simulated_{metric.name}"], values["simulated_eval_loss"])
+    return RunForecast(None, order, reach(domain, run), run.kind, calibrated=False)
 
 
 def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> bool:
     """Tell whether two adapters on one data set cannot be told apart by their forecast accuracies.
 
-    Their difference on the logit scale is within 1.645 · √2 · `within`, the error of such a difference at 90%, times
+    Their difference on the metric's scale is within 1.645 · √2 · `within`, the error of such a difference at 90%, times
     the widening of the farther of the two from what the calibration has seen.
 
     Args:
@@ -291,11 +292,13 @@ def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> b
         second: Of the other.
 
     Returns:
-        Whether they tie.
+        Whether they tie; no of runs that were not calibrated, whose error is not known.
     """
-    difference = scale("accuracy", first.order[0]) - scale("accuracy", second.order[0])
+    if not (first.calibrated and second.calibrated):
+        return False
+    difference = first.metric.to_scale(first.order[0]) - second.metric.to_scale(second.order[0])
     widening = max(exp2(min(forecast.reach.doublings, FARTHEST)) for forecast in (first, second))
-    return abs(difference) <= 1.645 * 2**0.5 * widening * calibration.lines["accuracy"].within
+    return abs(difference) <= 1.645 * 2**0.5 * widening * calibration.lines[first.metric.name].within
 
 
 def shipped_calibration() -> Calibration:
@@ -357,8 +360,9 @@ def calibration_from(content: Any) -> Calibration:
         what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, what["loc"]))
         raise ConfigError(f"this is no calibration: {where} {what['msg']}") from error
-    if set(found.lines) != set(OUTCOMES):
-        raise ConfigError(f"calibration of {', '.join(sorted(found.lines))}: needs {', '.join(OUTCOMES)}")
+    needed = outcomes_of(found.kind)
+    if set(found.lines) != set(needed):
+        raise ConfigError(f"calibration of {', '.join(sorted(found.lines))}: needs {', '.join(needed)}")
     for name, line in found.lines.items():
         numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within)
         whole = len(line.coefficients) == len(TERMS) and all(map(isfinite, numbers))

@@ -8,18 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import (
-    LEAST_GROUPS,
-    OUTCOMES,
-    Calibration,
-    Line,
-    Outcome,
-    half_width,
-    scale,
-    terms,
-    within_limits,
-)
+from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Line, half_width, terms, within_limits
+from foretune.forecasting.outcomes import Outcome, outcomes_of, scale
 from foretune.forecasting.reach import Run, domain_of
+from foretune.tasks.metrics import Kind
 
 Array = NDArray[np.float64]
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -32,7 +24,7 @@ class Case:
 
     Attributes:
         outlook: Simulated values by name, as in `case_values`.
-        outcomes: What the run gave, by name of `OUTCOMES`.
+        outcomes: What the run gave, by the names of `outcomes_of`.
         group: Data set.
         run: What kind of run it was; None if that is not known.
     """
@@ -61,8 +53,9 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     groups = sorted({case.group for case in cases})
     if len(groups) < LEAST_GROUPS:
         raise ConfigError(f"a calibration needs runs of {LEAST_GROUPS} data sets or more, got {len(groups)}")
-    fits = {name: _fit_line(name, cases) for name in OUTCOMES}
     runs = [case.run for case in cases if case.run is not None]
+    kind: Kind = runs[0].kind if len(runs) == len(cases) else "classification"
+    fits = {name: _fit_line(name, cases, kind) for name in outcomes_of(kind)}
     domain = None
     if len(runs) == len(cases):
         most_rows = _most(fits.values(), [run.rows_ratio for run in runs])
@@ -93,14 +86,15 @@ def _most(fits: Iterable[_Fit], sizes: Sequence[float]) -> float:
     return most
 
 
-def _fit_line(outcome: Outcome, cases: Sequence[Case]) -> _Fit:
+def _fit_line(outcome: Outcome, cases: Sequence[Case], kind: Kind) -> _Fit:
     held = [case for case in cases if isfinite(case.outcomes[outcome])]
     groups = sorted({case.group for case in held})
     if len(groups) < LEAST_GROUPS:
         raise ConfigError(f"a calibration needs {outcome} of {LEAST_GROUPS} data sets or more, got {len(groups)}")
-    laid = [terms(outcome, case.outlook) for case in held]
+    laid = [terms(outcome, case.outlook, kind) for case in held]
     x = np.array([row for _, row in laid])
-    error = np.array([scale(outcome, case.outcomes[outcome]) for case in held]) - np.array([s for s, _ in laid])
+    real = np.array([scale(outcome, case.outcomes[outcome], kind) for case in held])
+    error = real - np.array([s for s, _ in laid])
     group = np.array([groups.index(case.group) for case in held])
     weight = 1.0 / np.bincount(group, minlength=len(groups))[group]
 

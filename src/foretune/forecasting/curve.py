@@ -2,22 +2,22 @@
 
 import csv
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import exp, log, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration, scale, unscale
+from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration
 from foretune.forecasting.linearise import survey
+from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.reach import reach
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
 from foretune.problem import Plan
-from foretune.report.curves import HEADER, CurvePoint
+from foretune.report.curves import CurvePoint, curve_header
 from foretune.settings.run import Training
-from foretune.tasks.outputs import output_reduction
 
 POINTS = 20
 
@@ -29,10 +29,12 @@ class Curve:
     Attributes:
         points: From before training to the end; none where the level is withheld.
         forecast: Forecast at the end.
+        simulated: The same before calibration, where there is none of this kind of task: no level, but all there is.
     """
 
     points: tuple[CurvePoint, ...]
     forecast: RunForecast
+    simulated: tuple[CurvePoint, ...] = ()
 
     @property
     def end(self) -> Mapping[str, Interval] | None:
@@ -44,11 +46,12 @@ class Curve:
 
         Returns:
             Points and forecasts at the end with their 90% intervals, both None where withheld; `reach` and `note` say
-            why, or why the intervals are wider.
+            why, or why the intervals are wider. `simulated`: points before calibration, None where there is one.
         """
-        said = self.forecast.to_dict()
+        said, metric = self.forecast.to_dict(), self.forecast.metric.name
         return {
-            "points": [asdict(point) for point in self.points] or None,
+            "points": [point.to_dict(metric) for point in self.points] or None,
+            "simulated": [point.to_dict(metric) for point in self.simulated] or None,
             "end": said["levels"],
             "reach": said["reach"],
             "note": self.forecast.reach.verdict or None,
@@ -87,13 +90,15 @@ def forecast_run(
     Returns:
         The curve.
     """
-    task = plan.task
-    reduction = output_reduction("margin" if task.n_classes == 2 else "full", task.n_classes)
+    objective = plan.task.objective
+    reduction = objective.simulated()
     settings = training.settings(max_length=plan.settings.max_length, seed=plan.settings.seed)
     recipe = recipe_of(settings, plan.train_rows)
     kind = kind_of(plan, recipe)
-    if calibration.domain is not None and (far := reach(calibration.domain, kind)).withheld:
-        return Curve((), RunForecast(None, (nan, nan), far))  # before the work: there is no order to simulate for
+    domain = calibration.domain
+    if domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:
+        # before the work: there is no order to simulate for
+        return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
     held = survey(replace(plan, reduction=reduction))
     starts = [held.start(range(len(held.sites)))]
     total, done = n_steps(starts, recipe), 0
@@ -116,7 +121,7 @@ def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
     The simulated curve is shifted, on the calibration's scale, by the calibrated less the simulated end times the
     share of the steps done: it begins where the model is before training, which is known, and ends at the forecast
     (the training loss, a mean over the steps since the point before, near it). Where the level at the end is withheld,
-    there is no curve.
+    there is no curve; of a kind of task that the calibration has not seen, the simulated one is given beside it.
 
     Args:
         outlook: The simulated run, with points.
@@ -125,30 +130,36 @@ def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
     Returns:
         The curve.
     """
-    course, end = outlook.course, forecast.levels
+    end, metric = forecast.levels, outlook.metric
+    simulated = _simulated(outlook)
     if end is None:
-        return Curve((), forecast)
+        return Curve((), forecast, () if forecast.calibrated else simulated)
     of_training = end.get("train_loss")
-    shift = {
-        "train_loss": 0.0 if of_training is None else log(of_training.value / max(outlook.end.train_loss, 1e-3)),
-        "eval_loss": log(end["eval_loss"].value / max(outlook.end.eval_loss, 1e-3)),
-        "accuracy": scale("accuracy", end["accuracy"].value) - scale("accuracy", outlook.end.eval_accuracy),
-    }
-    points = []
-    before = 0
-    for number, loss, accuracy in zip(course.steps, course.eval_loss, course.eval_accuracy, strict=True):
-        share = number / course.steps[-1]
-        batches = course.batch_loss[before:number]
-        points.append(
-            CurvePoint(
-                number,
-                float(np.mean(batches)) * exp(share * shift["train_loss"]) if batches and of_training else None,
-                loss * exp(share * shift["eval_loss"]),
-                unscale("accuracy", scale("accuracy", accuracy) + share * shift["accuracy"]) if share else accuracy,
-            )
+    least, _ = LOSS_LIMITS[forecast.kind]
+    to_train = 0.0 if of_training is None else log(of_training.value / max(outlook.end.train_loss, least))
+    to_eval = log(end["eval_loss"].value / max(outlook.end.eval_loss, least))
+    to_metric = metric.to_scale(end[metric.name].value) - metric.to_scale(outlook.end.eval_metric)
+
+    def bent(point: CurvePoint) -> CurvePoint:
+        share = point.step / simulated[-1].step
+        known = None if of_training is None else point.train_loss
+        return CurvePoint(
+            point.step,
+            None if known is None else known * exp(share * to_train),
+            point.eval_loss * exp(share * to_eval),
+            metric.from_scale(metric.to_scale(point.eval_metric) + share * to_metric) if share else point.eval_metric,
         )
+
+    return Curve(tuple(map(bent, simulated)), forecast)
+
+
+def _simulated(outlook: Outlook) -> tuple[CurvePoint, ...]:
+    course, points, before = outlook.course, [], 0
+    for number, loss, metric in zip(course.steps, course.eval_loss, course.eval_metric, strict=True):
+        batches = course.batch_loss[before:number]
+        points.append(CurvePoint(number, float(np.mean(batches)) if batches else None, loss, metric))
         before = number
-    return Curve(tuple(points), forecast)
+    return tuple(points)
 
 
 def write_curve(curve: Curve, path: Path) -> None:
@@ -160,7 +171,7 @@ def write_curve(curve: Curve, path: Path) -> None:
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(HEADER)
+        writer.writerow(curve_header(curve.forecast.metric.name))
         for point in curve.points:
             train = "" if point.train_loss is None else f"{point.train_loss:.6g}"
-            writer.writerow([point.step, train, f"{point.eval_loss:.6g}", f"{point.eval_accuracy:.6g}"])
+            writer.writerow([point.step, train, f"{point.eval_loss:.6g}", f"{point.eval_metric:.6g}"])

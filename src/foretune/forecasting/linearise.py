@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foretune.errors import ConfigError, DataError, few, shown
+from foretune.errors import ConfigError, DataError
 from foretune.forecasting.head_layer import HeadLayer, find_activation
-from foretune.forecasting.simulate import Head, Sample, Start, lift
+from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.models.adapted import Batch
 from foretune.models.classifier import Encoded, batches
 from foretune.models.head import installed
@@ -30,6 +30,7 @@ from foretune.ntk.factors import TokenFactors, token_factors
 from foretune.ntk.jacobian import run_logits
 from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
 from foretune.problem import Plan
+from foretune.tasks.objective import Targets
 
 Progress = Callable[[int], None]
 GIB = 2**30
@@ -89,7 +90,7 @@ def survey(
     """Run the pass.
 
     Args:
-        plan: A score's plan over all modules of interest, with reduction `margin` or `full` and evaluation rows.
+        plan: A score's plan over all modules of interest, with the reduction that a run needs and evaluation rows.
         probe: Whether to take the factors under probe heads; else under the model's own head.
         autocast: Type of mixed precision, such as that of the run that is forecast; None for none.
         on_batch: Called with the number of examples after each batch.
@@ -111,14 +112,15 @@ def survey(
     if not probe:
         train = token_factors(plan.adapted, _tracked(plan, plan.train, None, on_batch), plan.reduction, n=n)
         evaluation = _evaluation(plan, plan.evaluation, on_batch)
-        samples = (_sample(train, y_train, [own.weight]), _sample(evaluation, y_eval, [own.weight]))
-        return _survey(plan, *samples, own, start)
+        of_train = _sample(plan, train, y_train, [own.weight])
+        return _survey(plan, of_train, _sample(plan, evaluation, y_eval, [own.weight]), own, start)
+    objective = plan.task.objective
     inputs = head_inputs(
-        plan.adapted, {name: layer}, _tracked(plan, plan.train, None, on_batch), n=n, n_classes=plan.task.n_classes
+        plan.adapted, {name: layer}, _tracked(plan, plan.train, None, on_batch), n=n, n_outputs=objective.n_outputs
     )
     folds = probe_folds(n, seed=plan.settings.seed)
     nobody = np.array([], dtype=np.int64)
-    *heads, last = probe_weights(name, layer, inputs, y_train, left_out=[*folds, nobody])
+    *heads, last = probe_weights(name, layer, inputs, objective, y_train, left_out=[*folds, nobody])
 
     def each_fold() -> Iterator[Batch]:
         for head, fold in zip(heads, folds, strict=True):
@@ -132,11 +134,11 @@ def survey(
     fold = np.empty(n, dtype=np.int64)
     for index, held in enumerate(folds):
         fold[held] = index
-    samples = (_sample(train, y_train, weights, fold), _sample(evaluation, y_eval, [last.weights[name][0]]))
-    return _survey(plan, *samples, own, start)
+    of_train = _sample(plan, train, y_train, weights, fold)
+    return _survey(plan, of_train, _sample(plan, evaluation, y_eval, [last.weights[name][0]]), own, start)
 
 
-def check_survey(plan: Plan, *, probe: bool = True) -> NDArray[np.int64]:
+def check_survey(plan: Plan, *, probe: bool = True) -> Targets:
     """Refuse what a survey cannot be made of, before any work.
 
     Args:
@@ -144,21 +146,24 @@ def check_survey(plan: Plan, *, probe: bool = True) -> NDArray[np.int64]:
         probe: As in `survey`.
 
     Returns:
-        Classes of the training samples.
+        Targets of the training samples.
 
     Raises:
-        DataError: If the samples hold fewer than 2 of a class, or there are no evaluation rows.
+        DataError: If an output layer cannot be fitted on the samples, or there are no evaluation rows.
         ConfigError: If the token factors would not fit into the memory that is free.
     """
     if plan.evaluation is None:
         raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
     y_train = plan.task.train.labels[plan.sample.train_indices]
-    check_rare(plan.task.label_names, plan.task.class_counts(plan.task.train))
-    trains = plan.task.train.labels[plan.sample.training]
-    check_classes(y_train, plan.task.label_names, np.bincount(trains, minlength=plan.task.n_classes))
+    objective = plan.task.objective
+    objective.check_rows(plan.task.train.labels)
+    objective.check_sample(y_train, plan.task.train.labels[plan.sample.training])
     folds = probe_folds(len(y_train), seed=plan.settings.seed) if probe else ()
-    if any(len(np.unique(np.delete(y_train, fold))) < 2 for fold in folds):
-        raise DataError("each fifth of the samples left out must leave two classes: raise --samples, or change --seed")
+    if any(len(np.unique(np.delete(y_train, fold, axis=0), axis=0)) < 2 for fold in folds):
+        raise DataError(
+            "each fifth of the samples left out must leave samples that differ in their labels: raise --samples, or "
+            "change --seed"
+        )
     _with_head(plan)
     _check_memory(plan)
     return y_train
@@ -202,9 +207,9 @@ def factor_bytes(plan: Plan) -> int:
         plan: Plan of the pass.
 
     Returns:
-        Σ over tokens and modules of (d_in + (C − 1)·d_out) numbers in bfloat16.
+        Σ over tokens and modules of (d_in + k·d_out) numbers in bfloat16, k the outputs that a run needs.
     """
-    n_outputs = plan.task.n_classes - 1  # of margin and full, whatever the plan's own reduction is
+    n_outputs = plan.task.objective.simulated().n_outputs  # whatever the plan's own reduction is
     tokens = int(plan.train.lengths.sum()) + (0 if plan.evaluation is None else int(plan.evaluation.lengths.sum()))
     uses = {} if plan.adapted.layout is None else plan.adapted.layout.positions
     widths = (uses.get(site.name, 1.0) * (site.d_in + n_outputs * site.d_out) for site in plan.adapted.sites)
@@ -231,16 +236,19 @@ def _mixed(forward: Callable[[], AbstractContextManager[None]], device: str, dty
 
 
 def _sample(
+    plan: Plan,
     factors: TokenFactors,
-    labels: NDArray[np.int64],
+    targets: Targets,
     weights: Sequence[Tensor],
     fold: NDArray[np.int64] | None = None,
 ) -> Sample:
     """Examples under one probe or, cross-fitted, under the probe of their fold."""
     device = factors.logits.device
     lifts = torch.stack([lift(weight.to(device), factors.reduction.directions) for weight in weights])
-    where = np.zeros(len(labels), dtype=np.int64) if fold is None else fold
-    return Sample(factors, labels, lifts, torch.as_tensor(where, device=device))
+    where = np.zeros(len(targets), dtype=np.int64) if fold is None else fold
+    objective = plan.task.objective
+    wanted = objective.tensor(targets, torch.float64).to(device)
+    return Sample(factors, wanted, lifts, torch.as_tensor(where, device=device), objective)
 
 
 def _survey(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Survey:
@@ -261,46 +269,6 @@ def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch:
             on_batch(len(batch.rows))
 
 
-def check_classes(labels: NDArray[np.integer], names: Sequence[str], rows: NDArray[np.integer]) -> None:
-    """Refuse samples that do not show every class twice.
-
-    Args:
-        labels: Classes of the samples.
-        names: Names of the C classes.
-        rows: C counts of the training rows that samples can be drawn from.
-
-    Raises:
-        DataError: Naming the classes that lack and what shows them.
-    """
-    counts = np.bincount(labels, minlength=len(names))
-    table = zip(names, counts, rows, strict=True)
-    lacking = [f"{shown(name, 15)} has {count} (of {held} rows)" for name, count, held in table if count < 2]
-    if lacking:
-        enough = bool((np.asarray(rows) >= 2).all())
-        remedy = "raise --samples" if enough else "give a validation split"
-        raise DataError(
-            f"each class needs 2 of the {len(labels)} samples, but {few(lacking, most=3)}: {remedy}, or change --seed"
-        )
-
-
-def check_rare(names: Sequence[str], rows: NDArray[np.integer]) -> None:
-    """Refuse classes that no sample can show twice.
-
-    Args:
-        names: Names of the C classes.
-        rows: C counts of all training rows.
-
-    Raises:
-        DataError: Naming the classes and how many rows they have.
-    """
-    rare = [f"{shown(name, 20)} has {count}" for name, count in zip(names, rows, strict=True) if count < 2]
-    if rare:
-        raise DataError(
-            f"each class needs 2 training rows, but {few(rare, most=3)} in all: "
-            "add rows, merge the class into another, or drop it"
-        )
-
-
 def first_examples(sample: Sample, n: int) -> Sample:
     """Keep the first examples of a sample.
 
@@ -313,19 +281,17 @@ def first_examples(sample: Sample, n: int) -> Sample:
     """
     f = sample.factors
     factors = replace(f, inputs=f.inputs[:n], logits=f.logits[:n])
-    return Sample(factors, sample.labels[:n], sample.lifts, sample.fold[:n])
+    return replace(sample, factors=factors, targets=sample.targets[:n], fold=sample.fold[:n])
 
 
 def probe_scores(sample: Sample) -> tuple[float, float]:
-    """Loss and accuracy of the probe on a sample.
+    """Loss and metric of the probe on a sample.
 
     Args:
         sample: Sample under probe heads.
 
     Returns:
-        Cross-entropy in nats, accuracy as a fraction.
+        Mean loss and main metric of the sample's objective: for classes cross-entropy in nats, accuracy as a fraction.
     """
-    labels = torch.as_tensor(sample.labels, device=sample.factors.logits.device, dtype=torch.long)
-    logits = sample.factors.logits.double()
-    loss = torch.nn.functional.cross_entropy(logits, labels)
-    return float(loss), float((logits.argmax(1) == labels).double().mean())
+    outputs, targets = sample.factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
+    return sample.objective.mean_loss(outputs, targets), sample.objective.main(outputs, targets)

@@ -13,8 +13,10 @@ The order of candidates does not hang on this, and stays.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import exp2, inf, log2
+from typing import get_args
 
 from foretune.errors import ConfigError
+from foretune.tasks.metrics import Kind
 
 FARTHEST = 1.0  # doublings in all
 ROUNDING = 0.05  # doublings that do not count: a last batch that is not full makes a step more
@@ -27,7 +29,7 @@ class Run:
     Attributes:
         model: Fingerprint of the pretrained weights (`foretune.models.identity`).
         hidden_head: Whether the classifier's head has a hidden layer.
-        classes: Classes C.
+        classes: Classes C, or outputs of another kind of task.
         known_rows: Labelled training rows n that are known.
         train_rows: Training rows N of the run.
         eval_rows: Labelled rows that the simulated run is evaluated on.
@@ -38,6 +40,7 @@ class Run:
         learning_rate: Mean learning rate over the steps: that of the head.
         update_rate: Mean learning rate times s·r, at which s·BA moves under AdamW: α times the rate, whatever the rank.
             None without an adapter.
+        kind: Kind of task.
     """
 
     model: str
@@ -52,6 +55,7 @@ class Run:
     batch_size: int
     learning_rate: float
     update_rate: float | None
+    kind: Kind = "classification"
 
     @property
     def rows_ratio(self) -> float:
@@ -59,7 +63,10 @@ class Run:
         return self.train_rows / self.known_rows
 
 
-RUN = tuple(f"run_{field.name}" for field in fields(Run))  # their names among the numbers of a study's cell
+NUMBERS = tuple(field.name for field in fields(Run) if field.name != "kind")
+RUN = tuple(f"run_{name}" for name in NUMBERS)  # their names among the numbers of a study's cell
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NOUNS = {"classification": "classes", "regression": "outputs", "multi-label": "labels"}
 Span = tuple[float, float]
 
 
@@ -70,10 +77,12 @@ def run_values(run: Run) -> dict[str, float | None]:
         run: Run.
 
     Returns:
-        Numbers by the names of `RUN`.
+        Numbers by the names of `RUN`; `run_kind`, the position of the kind in `KINDS`, where it is no classification.
     """
     held = vars(run) | {"model": int(run.model, 16), "hidden_head": int(run.hidden_head)}
-    return {f"run_{name}": value for name, value in held.items()}
+    kind = held.pop("kind")
+    numbers = {f"run_{name}": value for name, value in held.items()}
+    return numbers if kind == KINDS[0] else {**numbers, "run_kind": KINDS.index(kind)}
 
 
 def run_from(values: Mapping[str, float | None]) -> Run | None:
@@ -85,12 +94,25 @@ def run_from(values: Mapping[str, float | None]) -> Run | None:
     Returns:
         The run; None where a number lacks.
     """
-    held = [values.get(name) for name in RUN]
-    if any(value is None for value in held):
+    known = {name: values.get(f"run_{name}") for name in NUMBERS}
+    if any(value is None for value in known.values()):
         return None
-    model, hidden, *counts = (float(value or 0.0) for value in held)
-    rates = counts[-2:]
-    return Run(f"{int(model):013x}", bool(hidden), *map(int, counts[:-2]), *rates)
+    number = {name: float(value or 0.0) for name, value in known.items()}
+    return Run(
+        model=f"{int(number['model']):013x}",
+        hidden_head=bool(number["hidden_head"]),
+        classes=int(number["classes"]),
+        known_rows=int(number["known_rows"]),
+        train_rows=int(number["train_rows"]),
+        eval_rows=int(number["eval_rows"]),
+        longest=int(number["longest"]),
+        epochs=int(number["epochs"]),
+        steps=int(number["steps"]),
+        batch_size=int(number["batch_size"]),
+        learning_rate=number["learning_rate"],
+        update_rate=number["update_rate"],
+        kind=KINDS[int(values.get("run_kind") or 0)],
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,7 @@ class Domain:
         batch_size: Texts in a step.
         learning_rate: Mean learning rate.
         update_rate: Mean learning rate times s·r.
+        kind: Kind of task; all runs are of one.
     """
 
     models: tuple[str, ...]
@@ -124,6 +147,7 @@ class Domain:
     batch_size: Span
     learning_rate: Span
     update_rate: Span
+    kind: Kind = "classification"
 
     def check(self) -> None:
         """Refuse spans that are none.
@@ -201,8 +225,11 @@ def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> 
         The domain.
 
     Raises:
-        ConfigError: If no run has an adapter.
+        ConfigError: If no run has an adapter, or the runs are of several kinds of task.
     """
+    kinds = sorted({run.kind for run in runs})
+    if len(kinds) > 1:
+        raise ConfigError(f"a calibration is for one kind of task, not for {' and '.join(kinds)}: fit one for each")
     if not any(run.update_rate is not None for run in runs):
         raise ConfigError("a calibration needs runs with an adapter to say what it has seen")
 
@@ -226,6 +253,7 @@ def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> 
         batch_size=span(run.batch_size for run in runs),
         learning_rate=span(run.learning_rate for run in runs),
         update_rate=span(run.update_rate for run in runs if run.update_rate is not None),
+        kind=runs[0].kind,
     )
 
 
@@ -253,6 +281,8 @@ def reach(domain: Domain, run: Run) -> Reach:
         The distance, and a sentence for each number outside.
     """
     reasons = []
+    if run.kind != domain.kind:
+        reasons.append(f"the calibration has seen {domain.kind} only, and this is {run.kind}")
     if run.model not in domain.models:
         reasons.append("the calibration has seen no run of this model")
     if run.hidden_head and not domain.hidden_head:
@@ -290,7 +320,7 @@ def reach(domain: Domain, run: Run) -> Reach:
             _beyond(run.longest, domain.longest, below=False),
             f"texts of up to {run.longest} tokens, checked up to {domain.longest[1]:.0f}",
         ),
-        (_beyond(run.classes, domain.classes), f"{run.classes} classes, checked {_range(domain.classes)}"),
+        (_beyond(run.classes, domain.classes), f"{run.classes} {NOUNS[run.kind]}, checked {_range(domain.classes)}"),
     ):
         if distance > ROUNDING:
             total += distance

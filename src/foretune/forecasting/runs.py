@@ -6,30 +6,47 @@ from math import log2
 
 import numpy as np
 
+from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Survey, probe_scores
 from foretune.forecasting.reach import Run
 from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.simulate import Course, Start, simulate
+from foretune.forecasting.simulate import Course, simulate
 from foretune.models.identity import fingerprint
 from foretune.models.placement import head_modules
 from foretune.problem import Plan
+from foretune.tasks.metrics import Metric
 
 ENTRIES = 30_000_000  # trained numbers that are simulated side by side, with AdamW's moments 360 MB
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a simulated run. Losses in nats, accuracies as fractions.
+    """The end of a simulated run, in the units of its objective.
 
     Attributes:
         train_loss: Mean over the batches of the last epoch, as a run's log gives it.
         eval_loss: On the evaluation examples.
-        eval_accuracy: On them.
+        eval_metric: The main metric on them.
     """
 
     train_loss: float
     eval_loss: float
-    eval_accuracy: float
+    eval_metric: float
+
+    def to_dict(self, metric: Metric) -> dict[str, float]:
+        """Lay out as in `result.json`.
+
+        Args:
+            metric: What `eval_metric` is.
+
+        Returns:
+            Losses, and the metric under its name.
+        """
+        return {
+            "train_loss": self.train_loss,
+            "eval_loss": self.eval_loss,
+            f"eval_{metric.name}": self.eval_metric,
+        }
 
 
 @dataclass(frozen=True)
@@ -40,17 +57,19 @@ class Outlook:
         course: The simulated run.
         end: Its end.
         probe_loss: Loss of the linear probe on the evaluation examples.
-        probe_accuracy: Its accuracy on them.
+        probe_metric: Its main metric on them.
         samples: Labelled training examples n.
         train_rows: Training rows N of the run.
+        metric: The main metric.
     """
 
     course: Course
     end: Ending
     probe_loss: float
-    probe_accuracy: float
+    probe_metric: float
     samples: int
     train_rows: int
+    metric: Metric
 
 
 def outlooks(
@@ -75,7 +94,7 @@ def outlooks(
     Returns:
         One for each adapter.
     """
-    n = len(survey.train.labels)
+    n, metric = survey.train.factors.n, survey.train.objective.metric
     recipe = replace(recipe, train_rows=max(recipe.train_rows, n))
     known = probe_scores(survey.evaluation)
     found: list[Outlook] = []
@@ -90,7 +109,7 @@ def outlooks(
             train_a=train_a,
             on_step=on_step,
         )
-        found += [Outlook(course, ending(course, recipe), *known, n, recipe.train_rows) for course in courses]
+        found += [Outlook(course, ending(course, recipe), *known, n, recipe.train_rows, metric) for course in courses]
     return tuple(found)
 
 
@@ -109,7 +128,7 @@ def kind_of(plan: Plan, recipe: Recipe) -> Run:
     return Run(
         model=fingerprint(plan.placed),
         hidden_head=sum(name not in idle for name in head_modules(plan.placed)) > 1,
-        classes=plan.task.n_classes,
+        classes=plan.task.objective.n_outputs,
         known_rows=known,
         train_rows=max(recipe.train_rows, known),
         eval_rows=0 if plan.evaluation is None else len(plan.evaluation.features),
@@ -119,6 +138,7 @@ def kind_of(plan: Plan, recipe: Recipe) -> Run:
         batch_size=recipe.batch_size,
         learning_rate=float(recipe.rates().mean()),
         update_rate=None,
+        kind=plan.task.objective.kind,
     )
 
 
@@ -144,10 +164,10 @@ def ending(course: Course, recipe: Recipe) -> Ending:
         recipe: Its recipe.
 
     Returns:
-        Losses and accuracy.
+        Losses and metric.
     """
     last = course.batch_loss[-recipe.steps_per_epoch :]
-    return Ending(float(np.mean(last)), course.eval_loss[-1], course.eval_accuracy[-1])
+    return Ending(float(np.mean(last)), course.eval_loss[-1], course.eval_metric[-1])
 
 
 def n_steps(starts: Sequence[Start], recipe: Recipe) -> int:
@@ -184,14 +204,15 @@ def case_values(outlook: Outlook) -> dict[str, float]:
         outlook: Outlook.
 
     Returns:
-        Numbers by name.
+        Numbers by name, those of the metric under its name.
     """
+    name = outlook.metric.name
     return {
         "simulated_train_loss": outlook.end.train_loss,
         "simulated_eval_loss": outlook.end.eval_loss,
-        "simulated_accuracy": outlook.end.eval_accuracy,
+        f"simulated_{name}": outlook.end.eval_metric,
         "probe_loss": outlook.probe_loss,
-        "probe_accuracy": outlook.probe_accuracy,
+        f"probe_{name}": outlook.probe_metric,
         "movement": outlook.course.movement,
         "doublings": log2(max(1.0, outlook.train_rows / outlook.samples)),
     }

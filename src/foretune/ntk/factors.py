@@ -244,7 +244,7 @@ def _batch(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction, stor
     try:
         with frozen(adapted.model), torch.enable_grad():
             logits = run_logits(adapted, batch)
-            check_logits(logits, n, reduction.n_classes)
+            check_logits(logits, n, reduction.n_logits)
             _backward(recorder, logits, reduction)
     finally:
         for handle in handles:

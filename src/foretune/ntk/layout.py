@@ -17,7 +17,7 @@ from foretune.models.adapted import AdaptedModel, Batch, Layout
 from foretune.models.classifier import Classifier, Encoded, batches
 from foretune.ntk.jacobian import batch_features, run_logits
 from foretune.ntk.premises import check_eval_mode, frozen, hooked, leaves_of
-from foretune.tasks.outputs import output_reduction
+from foretune.tasks.outputs import identity_reduction
 
 ROUNDING = 1e-5  # relative change of outputs or gradients that float32 explains in any model
 CERTAIN = 3e-3  # that it explains in none; between the two, float64 decides
@@ -26,7 +26,7 @@ LARGEST = 2 * 10**8  # parameters of a model that is run in float64 to decide
 
 
 def find_layout(
-    adapted: AdaptedModel, classifier: Classifier, encoded: Sequence[Encoded], *, n_classes: int, batch_size: int
+    adapted: AdaptedModel, classifier: Classifier, encoded: Sequence[Encoded], *, n_outputs: int, batch_size: int
 ) -> Layout:
     """Run a short example alone and beside a longer one, and compare.
 
@@ -34,7 +34,7 @@ def find_layout(
         adapted: Model in eval mode with its adapters.
         classifier: Whose tokenizer pads.
         encoded: Texts of the passes to come; of one of them, the shortest and the longest text are taken.
-        n_classes: Classes C.
+        n_outputs: Outputs C.
         batch_size: Texts in a batch of these passes; with 1 nothing is compared.
 
     Returns:
@@ -67,7 +67,7 @@ def find_layout(
     used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
     checked = replace(adapted, adapters=used, head={}, layout=layout)
     place = both.rows.tolist().index(short)
-    reduction = output_reduction("class:0", n_classes)
+    reduction = identity_reduction("output:0", n_outputs)  # one of them tells
 
     def change() -> float:
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))

@@ -49,20 +49,20 @@ def check_eval_mode(model: nn.Module) -> None:
         raise KernelError(f"module {next(iter(training))!r} is in training mode: call model.eval() first")
 
 
-def check_logits(logits: Tensor, n: int, n_classes: int) -> None:
+def check_logits(logits: Tensor, n: int, n_outputs: int) -> None:
     """Refuse what is no sequence classifier.
 
     Args:
         logits: Outputs of the model.
         n: Examples.
-        n_classes: Classes.
+        n_outputs: Outputs.
 
     Raises:
         KernelError: If the logits are not n × C.
     """
-    if logits.ndim != 2 or logits.shape != (n, n_classes):
+    if logits.ndim != 2 or logits.shape != (n, n_outputs):
         raise KernelError(
-            f"the model's logits have shape {tuple(logits.shape)}, expected {n} × {n_classes}: "
+            f"the model's logits have shape {tuple(logits.shape)}, expected {n} × {n_outputs}: "
             "only sequence classifiers are supported"
         )
 

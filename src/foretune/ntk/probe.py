@@ -1,23 +1,23 @@
-"""A cross-fitted linear probe for the output layer: what the head will read, without training."""
+"""A cross-fitted linear probe for the output layer: what the head will read, without training the model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
-from foretune.errors import ConfigError, KernelError
+from foretune.errors import KernelError
 from foretune.models.adapted import AdaptedModel, Batch
 from foretune.models.head import HeadWeights
 from foretune.ntk.jacobian import tangent_features
-from foretune.tasks.outputs import output_reduction
+from foretune.tasks.objective import Objective, Targets
+from foretune.tasks.outputs import identity_reduction
 
 
 def head_inputs(
-    adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n: int, n_classes: int
+    adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n: int, n_outputs: int
 ) -> Tensor:
     """Read the inputs φ of the output layer off the model: logits = V φ + b at one position of each text.
 
@@ -29,7 +29,7 @@ def head_inputs(
         output: Name and module of the output layer.
         batches: Batches that hold every position once.
         n: Number of examples.
-        n_classes: Number of logits C.
+        n_outputs: Number of outputs C.
 
     Returns:
         n × p inputs in float64.
@@ -38,52 +38,13 @@ def head_inputs(
         KernelError: If the layer's gradient has another form.
     """
     layer_only = AdaptedModel(adapted.model, (), 1, output, adapted.forward)
-    factor = tangent_features(layer_only, batches, output_reduction("class:0", n_classes), n=n).head[0]
+    factor = tangent_features(layer_only, batches, identity_reduction("output:0", n_outputs), n=n).head[0]
     if factor.h is not None:
         return factor.h.double().cpu()
     if factor.dense is None:
         raise KernelError("the output layer has no inputs")
     (layer,) = output.values()
     return factor.dense[0, :, : layer.in_features].double().cpu()
-
-
-def fit_probe(
-    inputs: NDArray[np.float64], labels: NDArray[np.integer], *, n_classes: int, intercept: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Fit a multinomial logistic regression, L2-regularised on standardised inputs of unit total variance.
-
-    Args:
-        inputs: n × p inputs φ.
-        labels: n classes, of which some of 0 … C-1 may be absent.
-        n_classes: C.
-        intercept: Whether the layer has a bias.
-
-    Returns:
-        C × p weights and C biases (None without intercept) for the inputs as they are. An absent class has
-        zero weights and a bias as if half an example of it had been seen.
-
-    Raises:
-        ConfigError: If the labels hold a single class.
-    """
-    present = np.unique(labels)
-    if len(present) < 2:
-        raise ConfigError("a probe head needs samples of 2 classes: draw more samples or use --head random")
-    centre = inputs.mean(0) if intercept else np.zeros(inputs.shape[1])
-    spread = inputs.std(0)
-    scale = np.where(spread > 1e-12 * max(1.0, float(np.abs(inputs).max())), spread, np.inf) * np.sqrt(inputs.shape[1])
-    fit = LogisticRegression(C=1.0, fit_intercept=intercept, max_iter=1000)
-    fit.fit((inputs - centre) / scale, labels)
-    coefficients, biases = fit.coef_, np.broadcast_to(np.asarray(fit.intercept_, float), len(fit.coef_))
-    if len(present) == 2:  # scikit-learn keeps one row, the difference of the two logits
-        coefficients = np.vstack([-coefficients, coefficients]) / 2
-        biases = np.concatenate([-biases, biases]) / 2
-    weight = np.zeros((n_classes, inputs.shape[1]))
-    weight[present] = coefficients / scale
-    if not intercept:
-        return weight, None
-    bias = np.full(n_classes, -np.log(2.0 * len(labels) / len(present)))
-    bias[present] = biases - weight[present] @ centre
-    return weight, bias
 
 
 def probe_folds(n: int, *, seed: int, folds: int = 5) -> tuple[NDArray[np.int64], ...]:
@@ -105,7 +66,8 @@ def probe_weights(
     name: str,
     layer: nn.Linear,
     inputs: Tensor,
-    labels: NDArray[np.integer],
+    objective: Objective,
+    targets: Targets,
     *,
     left_out: Sequence[NDArray[np.int64]],
 ) -> tuple[HeadWeights, ...]:
@@ -118,7 +80,8 @@ def probe_weights(
         name: Name of the output layer.
         layer: The output layer.
         inputs: n × p inputs φ.
-        labels: n classes.
+        objective: How the layer is fitted.
+        targets: n targets.
         left_out: Positions to leave out, for each head; an empty array for a head on all examples.
 
     Returns:
@@ -126,9 +89,7 @@ def probe_weights(
     """
     heads = []
     for positions in left_out:
-        keep = np.setdiff1d(np.arange(len(labels)), positions)
-        weight, bias = fit_probe(
-            inputs.numpy()[keep], labels[keep], n_classes=layer.out_features, intercept=layer.bias is not None
-        )
+        keep = np.setdiff1d(np.arange(len(targets)), positions)
+        weight, bias = objective.fit_output(inputs.numpy()[keep], targets[keep], intercept=layer.bias is not None)
         heads.append(HeadWeights({name: (torch.as_tensor(weight), None if bias is None else torch.as_tensor(bias))}))
     return tuple(heads)

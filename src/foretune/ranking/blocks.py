@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from foretune.forecasting.linearise import Survey, first_examples
 from foretune.ntk.factors import TokenFactors, adapter_features
 from foretune.ntk.kernel import tangent_kernel
 from foretune.ranking.quick_score import Blocks
-from foretune.tasks.outputs import output_reduction
 
 SAMPLES = 256  # at most, for the quick score: its cost grows with their cube
 
@@ -26,15 +23,12 @@ def blocks_of(survey: Survey, ranks: Sequence[int]) -> Blocks:
     Returns:
         Blocks of the first 256 samples at most.
     """
-    sample = first_examples(survey.train, min(SAMPLES, len(survey.train.labels)))
+    sample = first_examples(survey.train, min(SAMPLES, survey.train.factors.n))
     factors = summed(sample.factors)
     features = adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
     kernel = tangent_kernel(features, ranks=ranks)
-    reduction = factors.reduction
-    logits = factors.logits.double().cpu().numpy()
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    residual = np.eye(reduction.n_classes)[sample.labels] - probabilities
+    outputs, targets = factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
+    residual = sample.objective.residual(outputs, targets)
     return Blocks(kernel.sites, kernel.ranks, kernel.blocks.mean(axis=1), residual)
 
 
@@ -42,11 +36,9 @@ def summed(f: TokenFactors) -> TokenFactors:
     """Let the kernels of the differentiated outputs be added up: `margin` is its own sum, that of `full` is `trace`.
 
     Args:
-        f: Token factors of `margin` or `full`.
+        f: Token factors.
 
     Returns:
         The same factors under the reduction with one kernel row for each example.
     """
-    name = "margin" if f.reduction.name == "margin" else "trace"
-    reduction = output_reduction(name, f.reduction.n_classes)
-    return replace(f, reduction=reduction)
+    return replace(f, reduction=f.reduction.summed())

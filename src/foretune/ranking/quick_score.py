@@ -26,7 +26,7 @@ class Blocks:
         sites: Every module that can be adapted, at the largest rank.
         ranks: Increasing ranks that can be priced; the last is the largest.
         steps: M × P × n × n: module, and the part that the rows of A between one rank and the next add.
-        residual: n × C one-hot labels less the cross-fitted probe's softmax.
+        residual: n × C targets less what the cross-fitted probe says, such as one-hot labels less its softmax.
     """
 
     sites: tuple[Site, ...]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import LoraConfig
 
-from foretune.errors import ConfigError, KernelError
+from foretune.errors import KernelError
 from foretune.forecasting.calibration import (
     Calibration,
     Interval,
@@ -18,7 +18,7 @@ from foretune.forecasting.calibration import (
     shipped_calibration,
     tied,
 )
-from foretune.forecasting.linearise import check_rare, survey
+from foretune.forecasting.linearise import survey
 from foretune.forecasting.recipe import recipe_of
 from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
 from foretune.models.classifier import Classifier, load_model, own_classifier
@@ -36,6 +36,7 @@ from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, ScoreSettings
 from foretune.settings.ranking import RankConfig, RankSample, RankSettings
 from foretune.tasks.load import Task, load_task
+from foretune.tasks.objective import Objective
 from foretune.tasks.sampling import n_training
 
 OnNews = Callable[[str, int, int], None]
@@ -52,7 +53,7 @@ class Row:
         condition_number: κ of the kernel averaged over draws of A.
         megabytes: Size of the adapter's file in 10⁶ bytes.
         compute: Cost of a training step relative to one that goes back through all layers.
-        tie: Whether its accuracy cannot be told from that of the first row.
+        tie: Whether its main metric cannot be told from that of the first row.
     """
 
     quick: Quick
@@ -65,7 +66,7 @@ class Row:
 
     @property
     def forecast(self) -> Mapping[str, Interval] | None:
-        """Forecasts by outcome, `eval_loss`, `accuracy` and, inside, `train_loss`, each with its 90% interval.
+        """Forecasts by outcome, `eval_loss`, the main metric and, inside, `train_loss`, each with its 90% interval.
 
         None where they are withheld: `said.reach.reasons` says why, and the order of the rows is all there is.
         """
@@ -86,10 +87,11 @@ class Ranking:
         quick: All candidates, by quick score.
         single: Quick score of every module alone, at the largest of the ranks, whether it fits the budget or not.
         head_alone: Forecast of the head without an adapter.
-        majority: Share of the most frequent class among the evaluation samples.
+        constant: Main metric of one prediction for all, the best for the evaluation samples: of classes the share of
+            the most frequent one. None where it is not defined.
         samples: Labelled training samples.
         train_rows: Training rows of the run that is forecast.
-        classes: Classes.
+        objective: Kind of task.
         steps: Steps of the run.
         notes: What to keep in mind when reading it.
         seconds: Of `load`, `pass`, `quick` and `simulate`.
@@ -104,10 +106,10 @@ class Ranking:
     quick: tuple[Quick, ...]
     single: NDArray[np.float64]
     head_alone: RunForecast
-    majority: float
+    constant: float | None
     samples: int
     train_rows: int
-    classes: int
+    objective: Objective
     steps: int
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
@@ -221,7 +223,9 @@ def _rank(
         _row(entry, outlook, blocks, forecast, settings, ready)
         for entry, outlook, forecast in zip(finalists, found, said, strict=True)
     ]
-    labels = held.evaluation.labels
+    objective, targets = task.objective, held.evaluation.targets.cpu().numpy()
+    constant = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
+    reached = objective.main(constant, targets)
     return Ranking(
         model=classifier.source,
         dataset=task.source,
@@ -232,10 +236,10 @@ def _rank(
         quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
         single=_single(blocks),
         head_alone=said_alone,
-        majority=float(np.bincount(labels).max() / len(labels)),
-        samples=len(held.train.labels),
+        constant=reached if np.isfinite(reached) else None,
+        samples=held.train.factors.n,
         train_rows=recipe.train_rows,
-        classes=plan.task.n_classes,
+        objective=objective,
         steps=recipe.steps,
         notes=(
             *_of_checkpoint(classifier),
@@ -280,7 +284,7 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
         samples=min(sample.samples, n_training(task)),
         eval_samples=sample.eval_samples,
         draws=sample.draws,
-        reduction="margin" if task.n_classes == 2 else "full",
+        reduction=task.objective.simulated().name,
         sigma=sample.sigma,
         max_length=sample.max_length,
         batch_size=sample.batch_size,
@@ -300,11 +304,8 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
 
 
 def _check_rows(task: Task, sample: RankSample) -> None:
-    if sample.samples < 2 * task.n_classes:
-        raise ConfigError(
-            f"samples = {sample.samples}: {task.n_classes} classes need 2 samples each, {2 * task.n_classes} at least"
-        )
-    check_rare(task.label_names, task.class_counts(task.train))
+    task.objective.check_count(sample.samples)
+    task.objective.check_rows(task.train.labels)
 
 
 def _row(

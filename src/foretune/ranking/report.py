@@ -20,6 +20,7 @@ from foretune.report.store import finite, plain_text, write_json, write_run
 from foretune.report.tables import Table
 from foretune.settings.groups import ADAPTER_FILE
 from foretune.settings.ranking import RankConfig
+from foretune.tasks.metrics import Metric
 
 SCHEMA = 1
 
@@ -44,7 +45,7 @@ def best_first(rankings: Sequence[Ranking]) -> list[tuple[Ranking, Row]]:
         rankings: Rankings.
 
     Returns:
-        Rows with their ranking, by data set, then by forecast accuracy.
+        Rows with their ranking, by data set, then by forecast metric.
     """
     datasets = list(dict.fromkeys(ranking.dataset for ranking in rankings))
     rows = [(ranking, row) for ranking in rankings for row in ranking.rows]
@@ -84,12 +85,20 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
             )
         )
     names = ("model", "data set") if several else ()
-    header = ("#", *names, "adapter", "accuracy %", "eval loss", "train loss", "parameters", "MB", "step", "κ", "quick")
+    metrics = {ranking.objective.metric for ranking in rankings}
+    of_metric = _header(metrics.pop()) if len(metrics) == 1 else "main metric"
+    header = ("#", *names, "adapter", of_metric, "eval loss", "train loss", "parameters", "MB", "step", "κ", "quick")
     return Table(_caption(rankings), header, tuple(rows), right_from=len(names) + 2)
+
+
+def _header(metric: Metric) -> str:
+    return f"{metric.label} %" if metric.percent else metric.label
 
 
 def _promise(rankings: Sequence[Ranking]) -> str:
     withheld = [row.forecast is None for ranking in rankings for row in ranking.rows]
+    if not any(row.said.calibrated for ranking in rankings for row in ranking.rows):
+        return "Order by the simulated run, not calibrated: no level is forecast of this kind of task."
     if all(withheld):
         return "Order by the simulated run; no level is forecast outside of what the calibration has seen."
     return "Forecast at the end of training, with 90% intervals" + (", where it is given." if any(withheld) else ".")
@@ -105,7 +114,9 @@ def _caption(rankings: Sequence[Ranking]) -> str:
     if any(row.forecast is None for ranking in rankings for row in ranking.rows):
         across = "Where levels are withheld, the order across models is that of the simulated runs, unchecked"
     else:
-        across = "Forecast accuracy and losses are comparable across models on one data set"
+        across = (
+            f"Forecast {rankings[0].objective.metric.label} and losses are comparable across models on one data set"
+        )
     return (
         f"{text}comparable within one model and data set only. {across}; across data sets they have other classes and "
         "base rates."
@@ -116,23 +127,27 @@ def _levels(row: Row) -> tuple[str, ...]:
     if row.forecast is None:
         return ("withheld",) * 3
     of_training = row.forecast.get("train_loss")
-    losses = _nats(row.forecast["eval_loss"]), "withheld" if of_training is None else _nats(of_training)
-    return percent(row.forecast["accuracy"]), *losses
+    losses = _three(row.forecast["eval_loss"]), "withheld" if of_training is None else _three(of_training)
+    metric = row.said.metric
+    return written(metric, row.forecast[metric.name]), *losses
 
 
-def percent(value: Interval) -> str:
-    """Write an accuracy with its interval in percent.
+def written(metric: Metric, value: Interval) -> str:
+    """Write a metric with its interval, shares in percent.
 
     Args:
-        value: Accuracy as a fraction.
+        metric: Metric.
+        value: Its value.
 
     Returns:
         `85.2 [77.7, 90.5]`.
     """
-    return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    if metric.percent:
+        return f"{100 * value.value:.1f} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+    return _three(value)
 
 
-def _nats(value: Interval) -> str:
+def _three(value: Interval) -> str:
     return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
@@ -145,7 +160,8 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
     Returns:
         The table.
     """
-    outcomes = ("accuracy", "eval_loss", "train_loss")
+    metrics = dict.fromkeys(ranking.objective.metric.name for ranking in rankings)
+    outcomes = (*metrics, "eval_loss", "train_loss")
     header = ["place", "model", "dataset", "adapter", "rank"]
     header += [f"{name}{end}" for name in outcomes for end in ("", "_low", "_high")]
     header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie", "widening"]
@@ -214,9 +230,10 @@ def _content(ranking: Ranking) -> dict[str, Any]:
         "dataset": ranking.dataset,
         "samples": ranking.samples,
         "train_rows": ranking.train_rows,
-        "classes": ranking.classes,
+        "objective": ranking.objective.to_dict(),
+        ranking.objective.noun: ranking.objective.n_outputs,
         "steps": ranking.steps,
-        "majority_accuracy": ranking.majority,
+        f"{ranking.objective.constant_name}_{ranking.objective.metric.name}": ranking.constant,
         "candidates": len(ranking.quick),
         "head_alone": ranking.head_alone.to_dict()["levels"],
         "rows": [_row(ranking, row) for row in ranking.rows],
@@ -233,7 +250,7 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
         "rank": row.quick.candidate.rank,
         "forecast": said["levels"],
         "reach": said["reach"],
-        "simulated": None if row.forecast is None else asdict(row.outlook.end),  # it is no level either
+        "simulated": None if row.forecast is None else row.outlook.end.to_dict(row.outlook.metric),  # no level either
         "parameters": row.quick.parameters,
         "megabytes": row.megabytes,
         "step_cost": row.compute,

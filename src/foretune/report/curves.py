@@ -217,24 +217,45 @@ def running_mean(steps: Sequence[Step], *, window: int) -> list[float | None]:
 CURVE = "curve.csv"
 
 
-HEADER = ("step", "train_loss", "eval_loss", "eval_accuracy")
+def curve_header(metric: str) -> tuple[str, str, str, str]:
+    """Columns of a curve.
+
+    Args:
+        metric: Name of the main metric.
+
+    Returns:
+        Their names.
+    """
+    return "step", "train_loss", "eval_loss", f"eval_{metric}"
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A forecast after some steps. Losses in nats, accuracy as a fraction.
+    """A forecast after some steps, in the units of its objective.
 
     Attributes:
         step: Optimiser steps done.
         train_loss: Mean loss of the batches since the point before; None before training.
         eval_loss: Loss on the evaluation rows.
-        eval_accuracy: Accuracy on them.
+        eval_metric: The main metric on them.
     """
 
     step: int
     train_loss: float | None
     eval_loss: float
-    eval_accuracy: float
+    eval_metric: float
+
+    def to_dict(self, metric: str) -> dict[str, float | None]:
+        """Lay out as in `result.json`.
+
+        Args:
+            metric: Name of the main metric.
+
+        Returns:
+            The numbers, the metric under its name.
+        """
+        values = (self.step, self.train_loss, self.eval_loss, self.eval_metric)
+        return dict(zip(curve_header(metric), values, strict=True))
 
 
 def read_curve(path: Path) -> tuple[CurvePoint, ...]:
@@ -251,16 +272,18 @@ def read_curve(path: Path) -> tuple[CurvePoint, ...]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            metric = next(name for name in rows.fieldnames or () if name.startswith("eval_") and name != "eval_loss")
             return tuple(
                 CurvePoint(
                     int(row["step"]),
                     float(row["train_loss"]) if row["train_loss"] else None,
                     float(row["eval_loss"]),
-                    float(row["eval_accuracy"]),
+                    float(row[metric]),
                 )
-                for row in csv.DictReader(file)
+                for row in rows
             )
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, StopIteration) as error:
         raise ConfigError(
             f"cannot read the forecast curve {str(path)!r}: {reason(error)}; make it with foretune score --curve "
             "--output (where the level is withheld there is none)"

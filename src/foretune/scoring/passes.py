@@ -17,6 +17,7 @@ from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
 from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
 from foretune.problem import Plan
+from foretune.tasks.objective import Targets
 
 Array = NDArray[np.float64]
 Progress = Callable[[int], None]
@@ -31,17 +32,17 @@ class Measurement:
         k_eval_train: D × M × N kernel of the evaluation rows with them, or None.
         head_train_train: N × N kernel of the trained head, or None.
         head_eval_train: M × N kernel of the trained head, or None.
-        f_train_0: n × C initial logits.
-        f_eval_0: m × C initial logits, or None.
-        y_train: n labels.
-        y_eval: m labels, or None.
+        f_train_0: n × C initial outputs.
+        f_eval_0: m × C initial outputs, or None.
+        y_train: n targets.
+        y_eval: m targets, or None.
         train_indices: Rows of the training split.
         eval_indices: Rows of the evaluation split (of the training split where rows are held out).
         site_traces: Trace of each site's block, averaged over draws.
         head_traces: Trace of the first draw's kernel for each random head.
         epsilon: Machine epsilon of the features.
         seconds_kernel: Passes over the training samples and their Gram products.
-        seconds_forecast: Passes over the evaluation rows and the cross kernel.
+        seconds_evaluation: Passes over the evaluation rows and the cross kernel.
     """
 
     k_train_train: Array
@@ -50,15 +51,15 @@ class Measurement:
     head_eval_train: Array | None
     f_train_0: Array
     f_eval_0: Array | None
-    y_train: NDArray[np.int64]
-    y_eval: NDArray[np.int64] | None
+    y_train: Targets
+    y_eval: Targets | None
     train_indices: NDArray[np.int64]
     eval_indices: NDArray[np.int64] | None
     site_traces: tuple[float, ...]
     head_traces: tuple[float, ...]
     epsilon: float
     seconds_kernel: float
-    seconds_forecast: float
+    seconds_evaluation: float
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _Pass:
     f_train_0: Array
     f_eval_0: Array | None
     seconds_kernel: float
-    seconds_forecast: float
+    seconds_evaluation: float
 
 
 def measure(plan: Plan, *, repeat: int = 0, on_batch: Progress | None = None) -> Measurement:
@@ -110,7 +111,7 @@ def measure(plan: Plan, *, repeat: int = 0, on_batch: Progress | None = None) ->
         head_traces=tuple(float(np.trace(p.train.matrices(with_head=with_head)[0])) for p in passes),
         epsilon=first.train.epsilon,
         seconds_kernel=sum(p.seconds_kernel for p in passes),
-        seconds_forecast=sum(p.seconds_forecast for p in passes),
+        seconds_evaluation=sum(p.seconds_evaluation for p in passes),
     )
 
 
@@ -119,7 +120,7 @@ def _mean(arrays: Sequence[Array | None]) -> Array | None:
     return np.asarray(np.mean(held, axis=0)) if held else None
 
 
-def _passes(plan: Plan, train: Encoded, y_train: NDArray[np.int64], on_batch: Progress | None) -> Iterator[_Pass]:
+def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: Progress | None) -> Iterator[_Pass]:
     """One pass for each head of the policy."""
     settings = plan.settings
     every_row = np.arange(len(y_train))
@@ -133,6 +134,7 @@ def _passes(plan: Plan, train: Encoded, y_train: NDArray[np.int64], on_batch: Pr
         for head in random_heads(base, modules, count=settings.heads, seed=settings.seed):
             yield _pass(plan, train, [(head, every_row)], head, on_batch)
         return
+    objective = plan.task.objective
     name, layer = list(modules.items())[-1]
     start = time.perf_counter()
     inputs = head_inputs(
@@ -140,11 +142,11 @@ def _passes(plan: Plan, train: Encoded, y_train: NDArray[np.int64], on_batch: Pr
         {name: layer},
         _tracked(plan, train, None, on_batch),
         n=len(y_train),
-        n_classes=plan.task.n_classes,
+        n_outputs=objective.n_outputs,
     )
     folds = probe_folds(len(y_train), seed=settings.seed)
     nobody = np.array([], dtype=np.int64)
-    *heads, last = probe_weights(name, layer, inputs, y_train, left_out=[*folds, nobody])
+    *heads, last = probe_weights(name, layer, inputs, objective, y_train, left_out=[*folds, nobody])
     fitted = time.perf_counter() - start
     result = _pass(plan, train, list(zip(heads, folds, strict=True)), last, on_batch)
     yield replace(result, seconds_kernel=result.seconds_kernel + fitted)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from foretune.models.sites import kinds_in_words
 from foretune.report.terminal import print_facts
+from foretune.tasks.metrics import Metric
 
 _GIB = 2.0**30
 
@@ -22,8 +23,6 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
     """
     data, head, memory = facts["data"], facts["head"], facts["expected_bytes"]
     columns = ", ".join(data["text_columns"])
-    labels = [name if name == str(index) else f"{index} {name}" for index, name in enumerate(data["label_names"])]
-    counts = ", ".join(f"{label}: {count}" for label, count in zip(labels, data["class_counts"], strict=True))
     inside = "in" if head["in_kernel"] else "out of"
     rows = [
         ("model", facts["model"]),
@@ -32,7 +31,7 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         ("data", facts["dataset"]),
         ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
         ("columns", f"text: {columns}; label: {data['label_column']}"),
-        ("classes", counts),
+        (facts["objective"]["noun"], _outputs(data)),
         ("samples", f"{facts['n']} for the kernel, {facts['n_eval']} for evaluation, {facts['repeats']} draw(s)"),
         ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
         ("adapter", f"{placement}; {facts['adapter']['sites']} modules, {facts['adapter']['parameters']:,} parameters"),
@@ -58,6 +57,16 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         console.print(f"note: {data['duplicates']} of the samples repeat another's tokens: λ_min is 0", style="yellow")
 
 
+def _outputs(data: dict[str, Any]) -> str:
+    """The outputs by name, and how often each is there or how its numbers spread."""
+    names = [name if name == str(index) else f"{index} {name}" for index, name in enumerate(data["label_names"])]
+    if "target_means" in data:
+        spread = zip(names, data["target_means"], data["target_deviations"], strict=True)
+        return ", ".join(f"{name}: {mean:.3g} ± {deviation:.3g}" for name, mean, deviation in spread)
+    counts = data["class_counts"] if "class_counts" in data else data["label_counts"]
+    return ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
+
+
 def print_result(console: Console, result: dict[str, Any]) -> None:
     """Print the table of a score.
 
@@ -75,49 +84,58 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         table.add_column(f"{_count(repeats)} sample draws", justify="right", no_wrap=True)
     spreads = [spread for spread in (draws, repeats) if spread is not None]
 
-    def row(name: str, value: str, key: str | None = None, percent: bool = False) -> None:
-        table.add_row(name, value, *(_mean(spread.get(key) if key else None, percent) for spread in spreads))
+    def row(name: str, value: str, key: str | None = None, metric: Metric | None = None) -> None:
+        table.add_row(name, value, *(_mean(spread.get(key) if key else None, metric) for spread in spreads))
 
     console.print(_title(result), soft_wrap=True)
-    _forecast_rows(result, row)
+    _regression_rows(result, row)
     table.add_section()
     _kernel_rows(result, row)
     table.add_section()
     _bound_rows(result, row)
     console.print(table)
-    if "curve" in result and result["curve"]["end"] is not None:
-        console.print(_curve(result["curve"]))
+    if "curve" in result and (result["curve"]["end"] or result["curve"]["simulated"]):
+        console.print(_curve(result["curve"], _metric(result)))
     for note in result["notes"]:
         console.print(Text(f"• {note}"), style="yellow")
     seconds = result["seconds"]
     console.print(
         f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, kernel {seconds['kernel']:.1f}, "
-        f"spectrum {seconds['spectrum']:.2f}, forecast {seconds['forecast']:.1f}",
+        f"spectrum {seconds['spectrum']:.2f}, kernel regression {seconds['kernel_regression']:.1f}",
         style="dim",
     )
 
 
-def _curve(curve: dict[str, Any]) -> Table:
-    """The run that was forecast: its end with intervals, and its course."""
-    end, points = curve["end"], curve["points"]
-    table = Table(show_edge=False, pad_edge=False, title="Forecast of the run, 90% intervals", title_justify="left")
-    for name in ("after step", "eval accuracy", "eval loss", "train loss"):
+def _curve(curve: dict[str, Any], metric: Metric) -> Table:
+    """The run that was forecast: its end with intervals, and its course; the simulated one if it is not calibrated."""
+    end = curve["end"]
+    points = curve["simulated"] if end is None else curve["points"]
+    title = "Simulated run, not calibrated: no forecast" if end is None else "Forecast of the run, 90% intervals"
+    table = Table(show_edge=False, pad_edge=False, title=title, title_justify="left")
+    for name in ("after step", f"eval {metric.label}", "eval loss", "train loss"):
         table.add_column(name, justify="right", no_wrap=True)
-    for point in points[: -1 : max(1, len(points) // 5)]:
+
+    def add(point: dict[str, Any]) -> None:
         train = "–" if point["train_loss"] is None else f"{point['train_loss']:.4f}"
-        table.add_row(str(point["step"]), f"{point['eval_accuracy']:.1%}", f"{point['eval_loss']:.4f}", train)
+        table.add_row(
+            str(point["step"]), metric.written(point[f"eval_{metric.name}"]), f"{point['eval_loss']:.4f}", train
+        )
+
+    for point in points[: -1 : max(1, len(points) // 5)]:
+        add(point)
     table.add_section()
+    if end is None:
+        add(points[-1])
+        return table
 
-    def interval(name: str, form: str) -> str:
-        value = end[name]
-        return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+    def interval(name: str) -> str:
+        value, low, high = (end[name][part] for part in ("value", "low", "high"))
+        if name == metric.name:
+            return f"{metric.written(value)} [{metric.written(low)}, {metric.written(high)}]"
+        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
-    table.add_row(
-        str(points[-1]["step"]),
-        interval("accuracy", ".1%"),
-        interval("eval_loss", ".3f"),
-        "withheld" if end["train_loss"] is None else interval("train_loss", ".3f"),
-    )
+    train = "withheld" if end["train_loss"] is None else interval("train_loss")
+    table.add_row(str(points[-1]["step"]), interval(metric.name), interval("eval_loss"), train)
     return table
 
 
@@ -134,26 +152,40 @@ def _count(spread: dict[str, Any]) -> int:
     return max(int(value["count"]) for value in spread.values() if value is not None)
 
 
-def _mean(summary: dict[str, Any] | None, percent: bool) -> str:
+def _metric(result: dict[str, Any]) -> Metric:
+    """The main metric of what was scored."""
+    return Metric(**result["details"]["objective"]["metrics"][0])
+
+
+def _mean(summary: dict[str, Any] | None, metric: Metric | None) -> str:
     if summary is None:
         return ""
-    if percent:
-        return f"{summary['mean']:.1%} ± {summary['standard_deviation']:.1%}"
+    if metric is not None:
+        return f"{metric.written(summary['mean'])} ± {metric.written(summary['standard_deviation'])}"
     return f"{summary['mean']:.3g} ± {summary['standard_deviation']:.2g}"
 
 
-def _forecast_rows(result: dict[str, Any], row: Any) -> None:
-    forecast, baselines = result["forecast"], result["forecast"]["baselines"]
-    if forecast["eval_accuracy"] is not None:
-        error = forecast["eval_accuracy_standard_error"]
-        row("forecast eval accuracy", f"{forecast['eval_accuracy']:.1%} ± {error:.1%}", "eval_accuracy", True)
-        if result["head_kernel"] is not None:
-            row("  head's kernel alone", f"{result['head_kernel']['forecast']['eval_accuracy']:.1%}")
-        row("  before training", f"{baselines['f0_accuracy']:.1%}")
-        row("  majority class", f"{baselines['majority_accuracy']:.1%}")
-        row("forecast eval loss", f"{forecast['eval_loss']:.4f}", "eval_loss")
-    row("forecast train loss", f"{forecast['train_loss']:.4f}", "train_loss")
-    row("leave-one-out accuracy", f"{forecast['loo_accuracy']:.1%}", "loo_accuracy", True)
+def _regression_rows(result: dict[str, Any], row: Any) -> None:
+    predicted, metric, head = result["kernel_regression"], _metric(result), result["head_kernel"]
+    name, baselines = metric.name, predicted["baselines"]
+    if predicted["eval_loss"] is not None:
+        error = predicted[f"eval_{name}_standard_error"]
+        value = metric.written(predicted[f"eval_{name}"]) + ("" if error is None else f" ± {metric.written(error)}")
+        row(f"kernel regression: eval {metric.label}", value, f"eval_{name}", metric)
+        if head is not None:
+            row("  head's kernel alone", metric.written(head["kernel_regression"][f"eval_{name}"]))
+        row("  before training", metric.written(baselines[f"f0_{name}"]))
+        if f"majority_{name}" in baselines:
+            row("  majority class", metric.written(baselines[f"majority_{name}"]))
+        elif baselines[f"constant_{name}"] is not None:
+            row("  one prediction for all", metric.written(baselines[f"constant_{name}"]))
+        row("  eval loss", f"{predicted['eval_loss']:.4f}", "eval_loss")
+    row(
+        "  train loss" if predicted["eval_loss"] is not None else "kernel regression: train loss",
+        f"{predicted['train_loss']:.4f}",
+        "train_loss",
+    )
+    row(f"  leave-one-out {metric.label}", metric.written(predicted[f"loo_{name}"]), f"loo_{name}", metric)
 
 
 def _kernel_rows(result: dict[str, Any], row: Any) -> None:
@@ -198,21 +230,18 @@ def notes(result: dict[str, Any]) -> list[str]:
         )
     if not result["bounds"]["printed"]["holds"]:
         said.append("The bound as the paper prints it does not hold for this kernel; the tight form does.")
-    if result["forecast"]["eval_accuracy"] is not None:
+    if result["kernel_regression"]["eval_loss"] is not None:
         said.append(
-            f"The forecast is kernel regression on {result['n']} samples, not a simulation of the training on "
+            f"Kernel regression on {result['n']} samples is no simulation of the training on "
             f"{result['details']['data']['train_rows']} rows: compare configurations by it, do not read it as the "
             "level that will be reached." + ("" if "curve" in result else " --curve simulates the run.")
         )
     if result.get("curve", {}).get("note"):
         said.append(f"Run: {result['curve']['note']}")
-    missing = [
-        name
-        for name, count in zip(
-            result["details"]["data"]["label_names"], result["details"]["data"]["sample_class_counts"], strict=True
-        )
-        if count == 0
-    ]
+    data = result["details"]["data"]
+    counts = data.get("sample_class_counts", data.get("sample_label_counts", ()))
+    missing = [name for name, count in zip(data["label_names"], counts, strict=False) if count == 0]
     if missing:
-        said.append(f"No sample of class {', '.join(missing)} was drawn: take more samples.")
+        noun = "class" if "sample_class_counts" in data else "label"
+        said.append(f"No sample of {noun} {', '.join(missing)} was drawn: take more samples.")
     return said

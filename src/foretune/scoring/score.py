@@ -1,4 +1,4 @@
-"""The score of one adapter configuration: kernel, spectrum, bounds and a first forecast, before any training.
+"""The score of one adapter configuration: kernel, spectrum, bounds and kernel regression, before any training.
 
 `prepare` (plan) says what will be done, `measure` runs the passes, `assess` does the numbers; `score` is the
 three in a row. Nothing here loads or writes a file.
@@ -16,14 +16,13 @@ from peft import LoraConfig
 
 from foretune.models.classifier import own_classifier
 from foretune.ntk.bounds import RiskBounds, risk_bounds
-from foretune.ntk.prediction import Evaluation, Forecast, forecast
+from foretune.ntk.prediction import Evaluation, Examples, KernelPrediction, predict_by_regression
 from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
 from foretune.problem import Plan, describe, prepare
 from foretune.report.provenance import versions
 from foretune.scoring.passes import Measurement, Progress, measure
 from foretune.settings.groups import ScoreSettings
 from foretune.tasks.load import Task
-from foretune.tasks.outputs import OutputReduction
 
 Array = NDArray[np.float64]
 SCHEMA = 1
@@ -37,21 +36,21 @@ class Assessment:
         kernel: Spectrum of K.
         centred: Spectrum of HKH.
         bounds: Theorem 1 in both forms, with the exact risk.
-        forecast: Kernel regression on the samples.
+        kernel_regression: What kernel regression on the samples predicts.
         eigenvalues: Of K, descending, as they came.
         eigenvalues_centred: Of HKH.
         seconds_spectrum: Spectra and bounds.
-        seconds_forecast: Regression.
+        seconds_regression: Regression.
     """
 
     kernel: Spectrum
     centred: Spectrum
     bounds: RiskBounds
-    forecast: Forecast
+    kernel_regression: KernelPrediction
     eigenvalues: Array
     eigenvalues_centred: Array
     seconds_spectrum: float
-    seconds_forecast: float
+    seconds_regression: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class ScoreResult:
         mean: Spectrum of the mean kernel over the draws of A.
         repeats: Assessments of the adapter's own A, one for each draw of samples.
         head: Assessment of the trained head's kernel alone, None where no head trains.
-        seconds: Of `load`, `kernel`, `spectrum`, `forecast` and `total`, summed over repeats.
+        seconds: Of `load`, `kernel`, `spectrum`, `kernel_regression` and `total`, summed over repeats.
     """
 
     plan: Plan
@@ -89,23 +88,22 @@ def assess(
     k_train_train: Array,
     k_eval_train: Array | None,
     measurement: Measurement,
-    reduction: OutputReduction,
-    settings: ScoreSettings,
+    plan: Plan,
 ) -> Assessment:
-    """Compute spectrum, bounds and forecast of one kernel.
+    """Compute spectrum, bounds and kernel regression of one kernel.
 
     Args:
         k_train_train: N × N kernel.
         k_eval_train: M × N kernel, or None.
-        measurement: Labels and initial outputs that go with it.
-        reduction: Output reduction.
-        settings: σ and ridge.
+        measurement: Targets and initial outputs that go with it.
+        plan: Objective, output reduction, σ and ridge.
 
     Returns:
         The numbers.
     """
     start = time.perf_counter()
-    targets = reduction.targets(measurement.y_train)
+    reduction, objective, settings = plan.reduction, plan.task.objective, plan.settings
+    targets = reduction.coordinates(objective.encode(measurement.y_train))
     residual = targets - reduction.coordinates(measurement.f_train_0)
     k = reduction.rows_per_example
     eigen = decompose(k_train_train)
@@ -117,15 +115,14 @@ def assess(
     middle = time.perf_counter()
     evaluation = None
     if k_eval_train is not None and measurement.f_eval_0 is not None and measurement.y_eval is not None:
-        evaluation = Evaluation(k_eval_train, measurement.f_eval_0, measurement.y_eval)
-    forecast_ = forecast(
-        eigen, reduction, measurement.y_train, measurement.f_train_0, evaluation=evaluation, ridge=settings.ridge
-    )
+        evaluation = Evaluation(measurement.f_eval_0, measurement.y_eval, k_eval_train)
+    train = Examples(measurement.f_train_0, measurement.y_train)
+    predicted = predict_by_regression(eigen, reduction, objective, train, evaluation=evaluation, ridge=settings.ridge)
     return Assessment(
         of_k,
         of_centred,
         bounds,
-        forecast_,
+        predicted,
         eigen.eigenvalues,
         eigen_centred.eigenvalues,
         middle - start,
@@ -140,8 +137,7 @@ def _draw_assessments(plan: Plan, measurement: Measurement, draws: Iterable[int]
             measurement.k_train_train[draw],
             None if k_eval is None else k_eval[draw],
             measurement,
-            plan.reduction,
-            plan.settings,
+            plan,
         )
         for draw in draws
     )
@@ -170,18 +166,18 @@ def run(plan: Plan, *, seconds_load: float = 0.0, on_batch: Progress | None = No
         first.k_train_train.mean(axis=0),
         sigma=plan.settings.sigma,
         epsilon=first.epsilon,
-        targets=plan.reduction.targets(first.y_train),
+        targets=plan.reduction.coordinates(plan.task.objective.encode(first.y_train)),
         rows_per_example=plan.reduction.rows_per_example,
     )
     head = None
     if first.head_train_train is not None:
-        head = assess(first.head_train_train, first.head_eval_train, first, plan.reduction, plan.settings)
+        head = assess(first.head_train_train, first.head_eval_train, first, plan)
     assessed = [*draws, *repeats[1:], *([] if head is None else [head])]
     seconds = {
         "load": seconds_load,
         "kernel": sum(m.seconds_kernel for m in measured),
         "spectrum": sum(a.seconds_spectrum for a in assessed),
-        "forecast": sum(m.seconds_forecast for m in measured) + sum(a.seconds_forecast for a in assessed),
+        "kernel_regression": sum(m.seconds_evaluation for m in measured) + sum(a.seconds_regression for a in assessed),
         "total": seconds_load + time.perf_counter() - start,
     }
     return ScoreResult(plan, first, draws, mean, tuple(repeats), head, seconds)
@@ -228,10 +224,12 @@ def _spread(assessments: tuple[Assessment, ...]) -> dict[str, Any] | None:
     if len(assessments) < 2:
         return None
     kernel = ("lambda_max", "lambda_min", "condition_number", "trace", "effective_dimension", "alignment")
-    losses = ("train_loss", "eval_loss", "eval_accuracy", "loo_loss", "loo_accuracy")
+    metric = assessments[0].kernel_regression.metric
+    predicted = [a.kernel_regression.to_dict() for a in assessments]
+    names = ("train_loss", "eval_loss", f"eval_{metric}", "loo_loss", f"loo_{metric}")
     spread = {name: _summary(getattr(a.kernel, name) for a in assessments) for name in kernel}
     spread["empirical_risk"] = _summary(a.bounds.empirical_risk for a in assessments)
-    return spread | {name: _summary(getattr(a.forecast, name) for a in assessments) for name in losses}
+    return spread | {name: _summary(content[name] for content in predicted) for name in names}
 
 
 def _to_dict(result: ScoreResult) -> dict[str, Any]:
@@ -244,7 +242,7 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
     if result.head is not None:
         head = {
             "kernel": dataclasses.asdict(result.head.kernel),
-            "forecast": dataclasses.asdict(result.head.forecast),
+            "kernel_regression": result.head.kernel_regression.to_dict(),
         }
     return {
         "schema": SCHEMA,
@@ -278,7 +276,7 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
         },
         "head_kernel": head,
         "bounds": dataclasses.asdict(own.bounds),
-        "forecast": dataclasses.asdict(own.forecast),
+        "kernel_regression": own.kernel_regression.to_dict(),
         "seconds": dict(result.seconds),
         "versions": versions(),
         "settings": dataclasses.asdict(settings),

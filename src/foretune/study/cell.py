@@ -176,9 +176,9 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
     Returns:
         JSON-ready values: names, settings, facts, quantities at initialisation, outcomes, seconds, versions.
     """
-    kernel, forecast, final = score["kernel"], score["forecast"], tune["final"]
+    kernel, forecast, final = score["kernel"], score["kernel_regression"], tune["final"]
     head = score["head_kernel"]
-    head_forecast = {} if head is None else head["forecast"]
+    head_forecast = {} if head is None else head["kernel_regression"]
     spread = score["spread"]["draws_of_a"]
     mean_kappa = None if spread is None else spread["condition_number"]
     content = {
@@ -232,7 +232,7 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
             "load": tune["seconds"]["load"],
             "kernel": score["seconds"]["kernel"],
             "spectrum": score["seconds"]["spectrum"],
-            "forecast": score["seconds"]["forecast"],
+            "forecast": score["seconds"]["kernel_regression"],
             "fine_tune": tune["seconds"]["train"],
             "evaluate": tune["seconds"]["evaluate"],
         },

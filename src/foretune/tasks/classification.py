@@ -12,13 +12,10 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
 from foretune.errors import ConfigError, DataError, few, shown
-from foretune.tasks.objective import Array, Kind, Metric, Objective, Targets
+from foretune.tasks.metrics import METRICS, Kind, Metric
+from foretune.tasks.objective import Array, Objective, Targets
 from foretune.tasks.outputs import OutputReduction, output_reduction
 from foretune.tasks.readout import best_temperature, standardised
-
-ACCURACY = Metric("accuracy", "accuracy", "logit", percent=True)
-MATTHEWS = Metric("matthews", "Matthews correlation", "fisher", percent=False)
-MACRO_F1 = Metric("macro_f1", "macro F1", "logit", percent=True)
 
 
 @dataclass(frozen=True)
@@ -31,9 +28,10 @@ class Classification(Objective):
 
     kind: ClassVar[Kind] = "classification"
     problem_type: ClassVar[str] = "single_label_classification"
-    loss_name: ClassVar[str] = "cross-entropy"
+    noun: ClassVar[str] = "classes"
+    constant_name: ClassVar[str] = "majority"
     loss_unit: ClassVar[str] = "nats"
-    metrics: ClassVar[tuple[Metric, ...]] = (ACCURACY, MATTHEWS, MACRO_F1)
+    metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 
     def reduction(self, name: str | None) -> OutputReduction:
         """`margin` of two classes, else `trace`; or that of the name."""
@@ -51,7 +49,7 @@ class Classification(Objective):
         """Column of the scores that each class counts for."""
         return np.asarray(reduction.columns[targets])
 
-    def tensor(self, targets: Targets) -> Tensor:
+    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
         """N classes."""
         return torch.as_tensor(targets, dtype=torch.long)
 
@@ -77,6 +75,10 @@ class Classification(Objective):
             "matthews": 0.0 if single else float(matthews_corrcoef(targets, predicted)),
             "macro_f1": float(f1_score(targets, predicted, average="macro", zero_division=0.0)),
         }
+
+    def standard_error(self, value: float, n: int) -> float:
+        """√(p(1 − p)/n) of an accuracy p."""
+        return float(np.sqrt(value * (1.0 - value) / n))
 
     def constant(self, targets: Targets) -> Array:
         """Logarithms of the shares of the classes, each counted once more than it is there."""
@@ -125,6 +127,36 @@ class Classification(Objective):
         bias = np.full(len(self.names), -np.log(2.0 * len(targets) / len(present)))
         bias[present] = biases - weight[present] @ centre
         return weight, bias
+
+    def check_count(self, samples: int) -> None:
+        """Refuse fewer than two samples for each class.
+
+        Args:
+            samples: Number of samples that are asked for.
+
+        Raises:
+            ConfigError: If there are fewer.
+        """
+        least = 2 * self.n_outputs
+        if samples < least:
+            raise ConfigError(f"samples = {samples}: {self.n_outputs} classes need 2 samples each, {least} at least")
+
+    def check_rows(self, targets: Targets) -> None:
+        """Refuse classes that no sample can show twice.
+
+        Args:
+            targets: Classes of all training rows.
+
+        Raises:
+            DataError: Naming the classes and how many rows they have.
+        """
+        rows = np.bincount(targets, minlength=len(self.names))
+        rare = [f"{shown(name, 20)} has {count}" for name, count in zip(self.names, rows, strict=True) if count < 2]
+        if rare:
+            raise DataError(
+                f"each class needs 2 training rows, but {few(rare, most=3)} in all: "
+                "add rows, merge the class into another, or drop it"
+            )
 
     def check_sample(self, targets: Targets, trains: Targets) -> None:
         """Refuse a sample that does not show every class twice.

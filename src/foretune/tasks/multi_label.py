@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from foretune.errors import ConfigError, DataError, few, shown
-from foretune.tasks.objective import Array, Kind, Metric, Objective, Targets
+from foretune.tasks.metrics import METRICS, Kind, Metric
+from foretune.tasks.objective import Array, Objective, Targets
 from foretune.tasks.outputs import OutputReduction, identity_reduction
 from foretune.tasks.readout import best_temperature, standardised
 
-MICRO_F1 = Metric("micro_f1", "micro F1", "logit", percent=True)
-MACRO_F1 = Metric("macro_f1", "macro F1", "logit", percent=True)
-EXACT = Metric("exact_match", "all labels right", "logit", percent=True)
+LEAST = 4  # samples
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,9 @@ class MultiLabel(Objective):
 
     kind: ClassVar[Kind] = "multi-label"
     problem_type: ClassVar[str] = "multi_label_classification"
-    loss_name: ClassVar[str] = "binary cross-entropy"
+    noun: ClassVar[str] = "labels"
     loss_unit: ClassVar[str] = "nats a label"
-    metrics: ClassVar[tuple[Metric, ...]] = (MICRO_F1, MACRO_F1, EXACT)
+    metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 
     def reduction(self, name: str | None) -> OutputReduction:
         """`trace`; or that of the name."""
@@ -52,9 +51,9 @@ class MultiLabel(Objective):
         """The labels that the scores are of."""
         return np.asarray(targets[:, reduction.columns >= 0])
 
-    def tensor(self, targets: Targets) -> Tensor:
+    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
         """N × C zeros and ones."""
-        return torch.as_tensor(targets, dtype=torch.float32)
+        return torch.as_tensor(targets, dtype=dtype)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(1/C) Σ_c −log σ(±f_c), in nats a label."""
@@ -128,6 +127,42 @@ class MultiLabel(Objective):
             bias[label] = float(np.ravel(fit.intercept_)[0]) - weight[label] @ centre
         return weight, bias if intercept else None
 
+    def check_count(self, samples: int) -> None:
+        """Refuse fewer than four samples: each label needs two that have it and two that do not.
+
+        Args:
+            samples: Number of samples that are asked for.
+
+        Raises:
+            ConfigError: If there are fewer.
+        """
+        if samples < LEAST:
+            raise ConfigError(f"samples = {samples}: labels need {LEAST} samples at least")
+
+    def check_rows(self, targets: Targets) -> None:
+        """Refuse labels that no sample can show twice, there and not there.
+
+        Args:
+            targets: Labels of all training rows.
+
+        Raises:
+            DataError: Naming the labels and how many rows they are on.
+        """
+        if names := self._rare(targets):
+            raise DataError(
+                f"each label needs 2 training rows that have it and 2 that do not, but {few(names, most=3)} of "
+                f"{len(targets)}: add rows, or drop the label"
+            )
+
+    def _rare(self, targets: Targets) -> list[str]:
+        there = np.sum(targets, axis=0)
+        rare = np.minimum(there, len(targets) - there) < 2
+        return [
+            f"{shown(name, 20)} is on {count:g}"
+            for name, count, lacks in zip(self.names, there, rare, strict=True)
+            if lacks
+        ]
+
     def check_sample(self, targets: Targets, trains: Targets) -> None:
         """Refuse a sample that does not show every label twice, there and not there.
 
@@ -138,14 +173,7 @@ class MultiLabel(Objective):
         Raises:
             DataError: Naming the labels.
         """
-        there = np.sum(targets, axis=0)
-        rare = np.minimum(there, len(targets) - there) < 2
-        names = [
-            f"{shown(name, 20)} is on {count:g}"
-            for name, count, lacks in zip(self.names, there, rare, strict=True)
-            if lacks
-        ]
-        if names:
+        if names := self._rare(targets):
             raise DataError(
                 f"each label needs to be there and not there in 2 of the {len(targets)} samples, but "
                 f"{few(names, most=3)}: raise --samples, or change --seed"

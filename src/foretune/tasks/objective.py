@@ -6,51 +6,20 @@ the loss takes: n classes, or n × C numbers.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretune.tasks.metrics import Kind as Kind
+from foretune.tasks.metrics import Metric as Metric
 from foretune.tasks.outputs import OutputReduction
 
 Array = NDArray[np.float64]
 Targets = NDArray[Any]  # n integers (classes), n × C numbers (regression) or n × C zeros and ones (several labels)
-Kind = Literal["classification", "regression", "multi-label"]
-Scale = Literal["logit", "fisher", "identity"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A measure of outputs against targets.
-
-    Attributes:
-        name: Its name in files: `accuracy`, `spearman`, …
-        label: Its name in tables.
-        scale: On which scale errors of it are alike: `logit` for shares, `fisher` (atanh) for correlations.
-        percent: Whether tables print it as a percentage.
-        better: +1 if more is better, −1 if less is.
-    """
-
-    name: str
-    label: str
-    scale: Scale
-    percent: bool
-    better: int = 1
-
-    def written(self, value: float | None) -> str:
-        """Write a value for a table or a title.
-
-        Args:
-            value: Value; None, or not finite, where it is not defined.
-
-        Returns:
-            A percentage, or a number of three digits behind the point; a dash where there is none.
-        """
-        if value is None or not np.isfinite(value):
-            return "–"
-        return f"{value:.1%}" if self.percent else f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +30,8 @@ class Objective(ABC):
         kind: Its name, as `--task` takes it.
         names: Names of the C outputs: classes, labels, or columns.
         problem_type: The same in transformers' words, for `config.problem_type`.
-        loss_name: What the loss is called in figures.
+        noun: What the outputs are: `classes`, `labels` or `columns`.
+        constant_name: What the prediction without a model is called: `majority` for classes.
         loss_unit: What the loss is counted in.
         metrics: Measures, the main one first: a run is judged and candidates are ordered by that.
     """
@@ -69,7 +39,8 @@ class Objective(ABC):
     names: tuple[str, ...]
     kind: ClassVar[Kind]
     problem_type: ClassVar[str]
-    loss_name: ClassVar[str]
+    noun: ClassVar[str]
+    constant_name: ClassVar[str] = "constant"
     loss_unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
 
@@ -77,6 +48,20 @@ class Objective(ABC):
     def metric(self) -> Metric:
         """The main measure."""
         return self.metrics[0]
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs C."""
+        return len(self.names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            JSON-ready values: the kind, the unit of the loss and the metrics, the main one first.
+        """
+        metrics = [asdict(metric) for metric in self.metrics]
+        return {"kind": self.kind, "noun": self.noun, "loss_unit": self.loss_unit, "metrics": metrics}
 
     @abstractmethod
     def reduction(self, name: str | None) -> OutputReduction:
@@ -99,8 +84,13 @@ class Objective(ABC):
         """Targets of the scores of a reduction, which may answer a part of the question only."""
 
     @abstractmethod
-    def tensor(self, targets: Targets) -> Tensor:
-        """Targets as the loss, and a transformers model, takes them."""
+    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Targets as the loss, and a transformers model, takes them.
+
+        Args:
+            targets: Targets.
+            dtype: Type of targets that are numbers; classes are integers whatever it is.
+        """
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -114,6 +104,21 @@ class Objective(ABC):
             … losses.
         """
 
+    def mean_loss(self, outputs: Array, targets: Targets) -> float:
+        """Mean of `loss` over examples, in float64.
+
+        Args:
+            outputs: n × C outputs.
+            targets: Their targets.
+
+        Returns:
+            The mean.
+        """
+        f = torch.tensor(outputs, dtype=torch.float64)
+        return abs(
+            float(self.loss(f, self.tensor(targets, torch.float64)).mean())
+        )  # no loss is below 0, but it may be −0
+
     @abstractmethod
     def residual(self, outputs: Array, targets: Targets) -> Array:
         """What is lacking: targets less what the outputs say, n × C; minus the slope of the loss up to a factor."""
@@ -126,6 +131,18 @@ class Objective(ABC):
     def main(self, outputs: Array, targets: Targets) -> float:
         """The main metric alone; NaN where it is not defined."""
 
+    def standard_error(self, value: float, n: int) -> float | None:
+        """Standard error of the main metric that n examples leave.
+
+        Args:
+            value: Its value on them.
+            n: Examples.
+
+        Returns:
+            The error; None where no formula is known, as here.
+        """
+        return None
+
     @abstractmethod
     def constant(self, targets: Targets) -> Array:
         """The C outputs that are best for all examples alike: what is reached without a model."""
@@ -137,6 +154,22 @@ class Objective(ABC):
     @abstractmethod
     def fit_output(self, inputs: Array, targets: Targets, *, intercept: bool) -> tuple[Array, Array | None]:
         """Fit the output layer on its inputs: C × p weights and C biases (None without intercept)."""
+
+    @abstractmethod
+    def check_count(self, samples: int) -> None:
+        """Refuse a number of samples that an output layer cannot be fitted on, whichever they are.
+
+        Args:
+            samples: Number of samples that are asked for.
+        """
+
+    @abstractmethod
+    def check_rows(self, targets: Targets) -> None:
+        """Refuse rows of which no sample can be fitted.
+
+        Args:
+            targets: Of all training rows.
+        """
 
     @abstractmethod
     def check_sample(self, targets: Targets, trains: Targets) -> None:

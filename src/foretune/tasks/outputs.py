@@ -73,17 +73,16 @@ class OutputReduction:
         return self.n_outputs if self.block else 1
 
     @property
-    def n_classes(self) -> int:
-        """C."""
-        return self.n_logits
+    def scores_are_outputs(self) -> bool:
+        """Whether scores are the model's outputs again, to which its loss applies; not so for `class:k`."""
+        return not self.threshold.any()
 
-    def targets(self, labels: NDArray[np.integer]) -> Array:
-        """Code labels as regression targets, n × t."""
-        return self.coordinates(np.eye(self.n_logits)[labels])
-
-    def classes(self, labels: NDArray[np.integer]) -> NDArray[np.integer]:
-        """Map labels to the columns of `scores`."""
-        return np.asarray(self.columns[labels])
+    def summed(self) -> "OutputReduction":
+        """The same outputs with one row of the kernel for each example: `trace` for `full`, the others have it."""
+        if not self.block:
+            return self
+        projection = np.asarray(self.directions @ self.directions.T)
+        return _reduction("trace", self.directions, np.eye(self.n_logits), basis=projection, scale=1.0 / self.n_logits)
 
     def coordinates(self, outputs: Array) -> Array:
         """Express outputs, or targets coded as outputs, in the coordinates of the kernel.
@@ -109,12 +108,11 @@ class OutputReduction:
 
 
 def _reduction(
-    name: str, directions: Array, *, basis: Array | None = None, block: bool = False, scale: float = 1.0
+    name: str, directions: Array, readout: Array, *, basis: Array | None = None, block: bool = False, scale: float = 1.0
 ) -> OutputReduction:
-    """A reduction whose scores are the outputs that the coordinates stand for."""
-    basis = directions if basis is None else basis
+    """A reduction whose scores are the outputs that the coordinates stand for; `readout` undoes `basis`."""
     n_logits = len(directions)
-    readout = np.asarray(np.linalg.pinv(basis), dtype=np.float64)
+    basis = directions if basis is None else basis
     return OutputReduction(
         name, directions, basis, readout, np.zeros(n_logits), np.arange(n_logits), block=block, scale=scale
     )
@@ -143,13 +141,13 @@ def output_reduction(name: str | None, n_classes: int) -> OutputReduction:
     if name == "margin":
         if n_classes != 2:
             raise ConfigError(f"output 'margin' needs 2 classes, got {n_classes}: use 'trace' or 'full'")
-        return _reduction(name, np.array([[-1.0], [1.0]]))
+        return _reduction(name, np.array([[-1.0], [1.0]]), np.array([[-0.5, 0.5]]))
     basis = helmert(n_classes).T
     if name == "trace":
         centring = np.eye(n_classes) - 1.0 / n_classes
-        return _reduction(name, basis, basis=centring, scale=1.0 / n_classes)
+        return _reduction(name, basis, np.eye(n_classes), basis=centring, scale=1.0 / n_classes)
     if name == "full":
-        return _reduction(name, basis, block=True)
+        return _reduction(name, basis, basis.T, block=True)
     index = _index(name, "class", n_classes)
     if index is None:
         raise ConfigError(
@@ -190,7 +188,7 @@ def identity_reduction(name: str | None, n_logits: int) -> OutputReduction:
     name = name or "trace"
     if name in ("trace", "full"):
         block = name == "full"
-        return _reduction(name, np.eye(n_logits), block=block, scale=1.0 if block else 1.0 / n_logits)
+        return _reduction(name, np.eye(n_logits), np.eye(n_logits), block=block, scale=1.0 if block else 1.0 / n_logits)
     index = _index(name, "output", n_logits)
     if index is None:
         raise ConfigError(f"unknown output {name!r}: use 'trace', 'full' or 'output:k' with k from 0 to {n_logits - 1}")

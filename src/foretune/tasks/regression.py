@@ -12,13 +12,12 @@ from sklearn.metrics import r2_score
 from torch import Tensor
 
 from foretune.errors import ConfigError, DataError, few, shown
-from foretune.tasks.objective import Array, Kind, Metric, Objective, Targets
+from foretune.tasks.metrics import METRICS, Kind, Metric
+from foretune.tasks.objective import Array, Objective, Targets
 from foretune.tasks.outputs import OutputReduction, identity_reduction
 from foretune.tasks.readout import standardised
 
-SPEARMAN = Metric("spearman", "Spearman correlation", "fisher", percent=False)
-PEARSON = Metric("pearson", "Pearson correlation", "fisher", percent=False)
-R2 = Metric("r2", "R²", "identity", percent=False)
+LEAST = 4  # samples: each fifth left out must leave some that differ
 PENALTIES = np.geomspace(1e-3, 1e3, 13)
 
 
@@ -32,9 +31,9 @@ class Regression(Objective):
 
     kind: ClassVar[Kind] = "regression"
     problem_type: ClassVar[str] = "regression"
-    loss_name: ClassVar[str] = "loss"
+    noun: ClassVar[str] = "columns"
     loss_unit: ClassVar[str] = "squared error"
-    metrics: ClassVar[tuple[Metric, ...]] = (SPEARMAN, PEARSON, R2)
+    metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 
     def reduction(self, name: str | None) -> OutputReduction:
         """`trace`; or that of the name."""
@@ -52,13 +51,13 @@ class Regression(Objective):
         """Numbers of the outputs that the scores are of."""
         return np.asarray(targets[:, reduction.columns >= 0])
 
-    def tensor(self, targets: Targets) -> Tensor:
+    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
         """N × C numbers."""
-        return torch.as_tensor(targets, dtype=torch.float32)
+        return torch.as_tensor(targets, dtype=dtype)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Squared error (1/C) Σ_c (f_c − y_c)²."""
-        return (outputs - targets).square().mean(-1)
+        return (outputs - targets.to(outputs.dtype)).square().mean(-1)
 
     def residual(self, outputs: Array, targets: Targets) -> Array:
         """Y − f."""
@@ -76,6 +75,12 @@ class Regression(Objective):
             "pearson": _over_outputs(pearsonr, outputs, targets),
             "r2": float(r2_score(targets, outputs)) if varies else float("nan"),
         }
+
+    def standard_error(self, value: float, n: int) -> float | None:
+        """(1 − ρ²) √(1.06/(n − 3)) of a correlation ρ (Fieller, Hartley and Pearson 1957); None of several outputs."""
+        if n <= 3 or self.n_outputs > 1:
+            return None
+        return float((1.0 - value**2) * np.sqrt(1.06 / (n - 3)))
 
     def constant(self, targets: Targets) -> Array:
         """The mean."""
@@ -108,6 +113,34 @@ class Regression(Objective):
             return np.asarray(weight), None
         return np.asarray(weight), np.asarray(np.atleast_1d(fit.intercept_) - weight @ centre)
 
+    def check_count(self, samples: int) -> None:
+        """Refuse fewer than four samples.
+
+        Args:
+            samples: Number of samples that are asked for.
+
+        Raises:
+            ConfigError: If there are fewer.
+        """
+        if samples < LEAST:
+            raise ConfigError(f"samples = {samples}: a regression needs {LEAST} samples at least")
+
+    def check_rows(self, targets: Targets) -> None:
+        """Refuse a column that is the same everywhere.
+
+        Args:
+            targets: Numbers of all training rows.
+
+        Raises:
+            DataError: Naming the columns.
+        """
+        if names := self._constant_columns(targets):
+            raise DataError(f"all training rows have one and the same value of {few(names, most=3)}: leave it out")
+
+    def _constant_columns(self, targets: Targets) -> list[str]:
+        same = np.ptp(targets, axis=0) == 0
+        return [shown(name, 20) for name, constant in zip(self.names, same, strict=True) if constant]
+
     def check_sample(self, targets: Targets, trains: Targets) -> None:
         """Refuse a sample in which a column is the same everywhere.
 
@@ -118,9 +151,7 @@ class Regression(Objective):
         Raises:
             DataError: Naming the columns.
         """
-        constant = np.ptp(targets, axis=0) == 0
-        names = [shown(name, 20) for name, same in zip(self.names, constant, strict=True) if same]
-        if names:
+        if names := self._constant_columns(targets):
             raise DataError(
                 f"the {len(targets)} samples have one and the same value of {few(names, most=3)}: raise --samples, "
                 "or change --seed"

@@ -1,0 +1,251 @@
+"""The linearised model that simulated runs train: linear in the change of each weight, the change in LoRA's own form.
+
+    f(x) = V (φ(x) + R z(x)) + b        z_a(x) = Σ_m Σ_t g_at(x) · s_m B_m A_m h_t(x)
+
+where φ, h and g_a = ∂(u_a · φ)/∂y are those of the pretrained model (`foretune.ntk.factors`), u_a the k directions of
+the head's inputs φ that a probe reads, and R = U⁺, p × k. It keeps two things that the tangent kernel drops. A trains:
+at learning rates at which LoRA works, it moves by more than its own size. The head turns: an adapter learns slowly
+until V reads what it changes. Dropped are the curvature of the network, dropout, and what changes φ across all u_a.
+
+Many adapters train at once, their parameters stacked over runs: the gradient of the summed losses is that of each.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foretune.errors import KernelError
+from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer
+from foretune.ntk.factors import ModuleTokens, TokenFactors
+from foretune.tasks.objective import Objective
+
+
+@dataclass(frozen=True)
+class Start:
+    """An adapter before training; B is 0.
+
+    Attributes:
+        sites: Positions of the adapted modules in the factors.
+        a: r × d_in matrix A of each.
+        scaling: s of each.
+    """
+
+    sites: tuple[int, ...]
+    a: tuple[Tensor, ...]
+    scaling: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head's output layer before training.
+
+    Attributes:
+        weight: C × p.
+        bias: C, or None where the layer has none.
+        hidden: Weights of the trained modules below it that are simulated to first order, one for each of the factors'
+            `hidden`; none of them where `layer` is given.
+        layer: The trained layer below it, if there is one and its activation is known: it is then simulated as it is.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    hidden: tuple[Tensor, ...] = ()
+    layer: HeadLayer | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Examples with their factors and targets.
+
+    Attributes:
+        factors: Token factors, of the outputs that probes give.
+        targets: What the objective's loss takes.
+        lifts: R of each of F probes, F × p × k; from `lift`.
+        fold: Which probe each example's factors were taken under, n integers.
+        objective: Loss and metrics of the targets.
+    """
+
+    factors: TokenFactors
+    targets: Tensor
+    lifts: Tensor
+    fold: Tensor
+    objective: Objective
+
+    @property
+    def labels(self) -> NDArray[np.integer]:
+        """Classes of the examples.
+
+        Raises:
+            KernelError: If the targets are no classes.
+        """
+        if self.targets.ndim != 1 or self.targets.is_floating_point():
+            raise KernelError(f"targets of shape {tuple(self.targets.shape)} and {self.targets.dtype} are no classes")
+        return self.targets.cpu().numpy()
+
+
+def lift(weight: Tensor, directions: NDArray[np.float64]) -> Tensor:
+    """Find how the head's inputs change, at the least, when the differentiated outputs of a probe change.
+
+    A change Δφ changes the k differentiated outputs by z = U Δφ, and R z is the smallest change that does the same:
+    Δφ less its part across all rows of U. What the directions leave out of the C outputs is lost with it. The C − 1 of
+    a basis of the centred outputs are therefore enough for a loss that takes outputs by their differences alone, as
+    softmax does; any other (squared error, a sigmoid each) needs all of them, directions of rank C such as the
+    identity: then U = weight, and a head equal to the probe reads V R z = z wherever z can come from a change of φ.
+    The rows may be dependent (outputs that always agree, C > p): singular values that single precision does not resolve
+    count as zero, since their inverse would blow up the rounding of z.
+
+    Args:
+        weight: C × p weight of the probe.
+        directions: C × k outputs that were differentiated.
+
+    Returns:
+        R = U⁺ with U = directionsᵀ · weight, p × k.
+    """
+    u = torch.as_tensor(directions, dtype=torch.float64, device=weight.device).T @ weight.double()
+    lifted: Tensor = torch.linalg.pinv(u, rtol=max(u.shape) * torch.finfo(torch.float32).eps)
+    return lifted
+
+
+class _Adapter(nn.Module):
+    """One adapted module in the runs that adapt it; smaller ranks are filled up with zeros, which stay zero.
+
+    Attributes:
+        site: Position of the module in the factors.
+        runs: The runs, m of them.
+        scaling: s of each.
+        a: m × r × d_in.
+        b: m × r × d_out, transposed.
+        square: ‖A‖² of each before training.
+    """
+
+    def __init__(self, site: int, starts: Sequence[Start], d_out: int, like: Tensor, *, train_a: bool) -> None:
+        super().__init__()
+        self.site = site
+        runs = [run for run, start in enumerate(starts) if site in start.sites]
+        matrices = [starts[run].a[starts[run].sites.index(site)] for run in runs]
+        scaling = [starts[run].scaling[starts[run].sites.index(site)] for run in runs]
+        rank = max(len(a) for a in matrices)
+        stacked = like.new_zeros(len(runs), rank, matrices[0].shape[1])
+        for index, a in enumerate(matrices):
+            stacked[index, : len(a)] = a
+        self.runs = torch.tensor(runs, device=like.device)
+        self.scaling = like.new_tensor(scaling)
+        self.square = stacked.double().square().sum((1, 2))
+        self.a = nn.Parameter(stacked, requires_grad=train_a)
+        self.b = nn.Parameter(like.new_zeros(len(runs), rank, d_out))
+
+    def forward(self, h: Tensor, g: Tensor) -> Tensor:
+        """Compute g · s B A h of every position: T × d_in and k × T × d_out → T × k × m."""
+        runs, rank = self.a.shape[:2]
+        u = (h @ self.a.flatten(0, 1).T).unflatten(1, (runs, rank))
+        w = (g @ self.b.flatten(0, 1).T).unflatten(2, (runs, rank))
+        changed: Tensor = (u * w).sum(3).transpose(0, 1) * self.scaling
+        return changed
+
+    def movement(self) -> Tensor:
+        """‖s B A‖² / ‖A_0‖² of each run; ‖B A‖² = tr (BᵀB)(AAᵀ), of r × r matrices."""
+        a, b = self.a.detach().double(), self.b.detach().double()
+        square = ((b @ b.mT) * (a @ a.mT)).sum((1, 2)) * self.scaling.double() ** 2
+        return square / self.square
+
+
+class _Change(nn.Module):
+    """A trained module of the head to first order: its weight W, runs × q × d, whose change from W_0 counts."""
+
+    def __init__(self, origin: Tensor, runs: int) -> None:
+        super().__init__()
+        self.origin = origin
+        self.weight = nn.Parameter(origin.repeat(runs, 1, 1))
+        self.bias = nn.Parameter(origin.new_zeros(runs, len(origin)))
+
+    def forward(self, h: Tensor, g: Tensor) -> Tensor:
+        """Compute g · ((W − W_0) h + c) of every position: T × d and k × T × q → T × k × runs."""
+        moved = torch.einsum("tp,aqp->taq", h, self.weight - self.origin) + self.bias
+        return torch.einsum("ktq,taq->tka", g, moved)
+
+
+class _Layer(nn.Module):
+    """The head's hidden layer φ = σ(W h + c): W runs × p × d, c runs × p."""
+
+    def __init__(self, layer: HeadLayer, like: Tensor, runs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(layer.weight.to(like).repeat(runs, 1, 1))
+        self.bias = nn.Parameter(layer.bias.to(like).repeat(runs, 1))
+        self.activation = ACTIVATIONS[layer.activation]
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Compute φ: n × d → runs × n × p."""
+        return self.activation(torch.einsum("nd,apd->anp", h, self.weight) + self.bias[:, None])
+
+
+class LinearRuns(nn.Module):
+    """Several runs of the linearised model, side by side; matrices decay, those named `bias` do not."""
+
+    def __init__(
+        self, starts: Sequence[Start], head: Head, factors: TokenFactors, dtype: torch.dtype, *, train_a: bool
+    ) -> None:
+        super().__init__()
+        self.count = len(starts)
+        first_order = factors.hidden if head.layer is None else ()
+        if len(head.hidden) != len(first_order):
+            raise KernelError(f"{len(first_order)} modules below the head train, and {len(head.hidden)} are given")
+        like = torch.zeros(0, dtype=dtype, device=factors.logits.device)
+        self.weight = nn.Parameter(head.weight.to(like).repeat(self.count, 1, 1))
+        self.bias = None if head.bias is None else nn.Parameter(head.bias.to(like).repeat(self.count, 1))
+        self.layer = None if head.layer is None else _Layer(head.layer, like, self.count)
+        self.changes = tuple(_Change(origin.to(like), self.count) for origin in head.hidden)
+        self.adapters = tuple(
+            _Adapter(site, starts, int(factors.modules[site].g.shape[2]), like, train_a=train_a)
+            for site in sorted({site for start in starts for site in start.sites})
+        )
+        self.parts = nn.ModuleList((*self.changes, *self.adapters))  # whose parameters are then the runs' own
+
+    def forward(self, sample: Sample, rows: Tensor) -> Tensor:
+        """Compute V (φ + R z) + b of m examples: runs × m × C."""
+        factors, dtype = sample.factors, self.weight.dtype
+        phi: Tensor
+        if self.layer is None:
+            phi = factors.inputs[rows].to(dtype)
+        else:
+            _, below, _ = factors.hidden[0].of(rows, dtype)
+            phi = self.layer(below)
+        lifts = sample.lifts.to(dtype)[sample.fold[rows]]
+        moved = torch.einsum("npk,nka->anp", lifts, self.z(factors, rows))
+        f = torch.einsum("anp,acp->anc", phi + moved, self.weight)
+        return f if self.bias is None else f + self.bias[:, None]
+
+    def z(self, factors: TokenFactors, rows: Tensor) -> Tensor:
+        """Add up what all modules change of the differentiated outputs: m × k × runs."""
+        z = self.weight.new_zeros(len(rows), factors.reduction.n_outputs, self.count)
+        for tokens, change in zip(factors.hidden, self.changes, strict=False):  # none where the layer is as it is
+            z = z + _summed(tokens, rows, change, z)
+        for adapter in self.adapters:
+            part = _summed(factors.modules[adapter.site], rows, adapter, z[..., : len(adapter.runs)])
+            z = z.index_add(2, adapter.runs, part)
+        return z
+
+    def stacked(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """All trained parameters, the runs on their first axis, with the numbers of these runs."""
+        everyone = torch.arange(self.count, device=self.weight.device)
+        for module in self.modules():
+            runs = module.runs if isinstance(module, _Adapter) else everyone
+            yield from ((parameter, runs) for parameter in module.parameters(recurse=False) if parameter.requires_grad)
+
+    def movement(self) -> NDArray[np.float64]:
+        """How far each run's adapters went from zero, in units of their own A."""
+        total, modules = np.zeros(self.count), np.zeros(self.count)
+        for adapter in self.adapters:
+            runs = adapter.runs.cpu().numpy()
+            np.add.at(total, runs, adapter.movement().cpu().numpy())
+            np.add.at(modules, runs, 1.0)
+        return np.asarray(np.sqrt(total / np.maximum(modules, 1.0)))
+
+
+def _summed(tokens: ModuleTokens, rows: Tensor, module: nn.Module, like: Tensor) -> Tensor:
+    """Sum a module's T × k × m over the positions of each example, to the shape of `like`."""
+    place, h, g = tokens.of(rows, like.dtype)
+    return torch.zeros_like(like).index_add(0, place, module(h, g))
