@@ -19,13 +19,13 @@ class Caption:
 
     Attributes:
         title: Title.
-        loss: What the loss is and its unit.
-        metric: Name of the main metric.
+        unit: What the losses are counted in.
+        metric: The main metric.
     """
 
     title: str
-    loss: str = "cross-entropy (nats)"
-    metric: str = "accuracy"
+    unit: str
+    metric: str
 
 
 def loss_figure(history: History, caption: Caption, path: Path, *, forecast: Sequence[CurvePoint] = ()) -> None:
@@ -51,7 +51,7 @@ def loss_figure(history: History, caption: Caption, path: Path, *, forecast: Seq
     train, evaluation = ("s--", "#009e73", "train, eval mode"), ("o-", "#d55e00", "evaluation")
     _line(losses, epochs, lambda epoch: epoch.train_loss_eval_mode, train)
     _line(losses, epochs, lambda epoch: epoch.eval_loss, evaluation)
-    losses.set(ylabel=caption.loss)
+    losses.set(ylabel=f"loss ({caption.unit})")
     losses.legend(frameon=False, fontsize=8)
     losses.set_title(for_figure(caption.title), fontsize=10)
     _line(metric, epochs, lambda epoch: epoch.train_metric, train)
@@ -78,23 +78,21 @@ def draw_forecast(losses: Axes, metric: Axes, forecast: Sequence[CurvePoint]) ->
     metric.plot(steps, [p.eval_metric for p in forecast], color="#e69f00", **dashed)
 
 
-def curve_figure(forecast: Sequence[CurvePoint], title: str, path: Path, *, unit: str, metric: str) -> None:
+def curve_figure(forecast: Sequence[CurvePoint], caption: Caption, path: Path) -> None:
     """Draw a forecast curve alone.
 
     Args:
         forecast: Points.
-        title: Title.
-        unit: What the losses are counted in.
-        metric: The main metric in words.
+        caption: Title and names of the axes.
         path: File to write; its suffix gives the format.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     losses, metrics = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     draw_forecast(losses, metrics, forecast)
-    losses.set(ylabel=f"loss ({unit})")
+    losses.set(ylabel=f"loss ({caption.unit})")
     losses.legend(frameon=False, fontsize=8)
-    losses.set_title(for_figure(title), fontsize=10)
-    metrics.set(xlabel="step", ylabel=metric)
+    losses.set_title(for_figure(caption.title), fontsize=10)
+    metrics.set(xlabel="step", ylabel=caption.metric)
     save_drawing(figure, path)
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.curve import RunCurve, write_curve
 from foretune.models.adapter_file import save_adapter
-from foretune.report.curve_figure import curve_figure
+from foretune.report.curve_figure import Caption, curve_figure
 from foretune.report.curves import CURVE
 from foretune.report.store import to_json, write_json, write_run
 from foretune.scoring.figure import spectrum_figure
@@ -72,10 +72,10 @@ def save_score(
         writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
     if curve is not None and curve.curve.points:
         course = curve.curve
-        title = f"forecast for {content['dataset']}"
         writers[CURVE] = lambda path: write_curve(course, path)
         unit, metric = result.plan.task.objective.loss_unit, course.forecast.metric.label
-        writers["curve.png"] = lambda path: curve_figure(course.points, title, path, unit=unit, metric=metric)
+        caption = Caption(f"forecast for {content['dataset']}", unit, metric)
+        writers["curve.png"] = lambda path: curve_figure(course.points, caption, path)
     write_run(folder, writers)
 
 

@@ -31,7 +31,6 @@ class Classification(Objective):
     problem_type: ClassVar[str] = "single_label_classification"
     noun: ClassVar[str] = "classes"
     constant_name: ClassVar[str] = "majority"
-    loss_name: ClassVar[str] = "cross-entropy"
     loss_unit: ClassVar[str] = "nats"
     metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 

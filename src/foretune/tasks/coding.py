@@ -9,8 +9,9 @@ from foretune.readers.table import Split
 from foretune.settings.groups import DataConfig
 from foretune.tasks.label_sets import flag_coding, is_flag, set_coding
 from foretune.tasks.labels import class_coding
+from foretune.tasks.metrics import Kind
 from foretune.tasks.numbers import is_fraction, may_be_number, number_coding
-from foretune.tasks.objective import Kind, Objective, Targets
+from foretune.tasks.objective import Objective, Targets
 
 _LOG = logging.getLogger(__name__)
 

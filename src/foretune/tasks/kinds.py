@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from foretune.tasks.classification import Classification
+from foretune.tasks.metrics import Kind
 from foretune.tasks.multi_label import MultiLabel
-from foretune.tasks.objective import Kind, Objective
+from foretune.tasks.objective import Objective
 from foretune.tasks.regression import Regression
 
 KINDS: Mapping[Kind, type[Objective]] = {kind.kind: kind for kind in (Classification, Regression, MultiLabel)}

@@ -21,7 +21,8 @@ from foretune.tasks.classification import Classification
 from foretune.tasks.coding import Coding, coding_of
 from foretune.tasks.columns import Columns, find_columns, holds_text, read_texts
 from foretune.tasks.labels import without_labels
-from foretune.tasks.objective import Kind, Objective, Targets
+from foretune.tasks.metrics import Kind
+from foretune.tasks.objective import Objective, Targets
 
 _LOG = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # rows that tell whether a column holds texts

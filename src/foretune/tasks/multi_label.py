@@ -33,7 +33,6 @@ class MultiLabel(Objective):
     kind: ClassVar[Kind] = "multi-label"
     problem_type: ClassVar[str] = "multi_label_classification"
     noun: ClassVar[str] = "labels"
-    loss_name: ClassVar[str] = "binary cross-entropy"
     loss_unit: ClassVar[str] = "nats a label"
     metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 

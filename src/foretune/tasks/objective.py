@@ -31,7 +31,6 @@ class Objective(ABC):
         problem_type: The same in transformers' words, for `config.problem_type`.
         noun: What the outputs are: `classes`, `labels` or `columns`.
         constant_name: What the prediction without a model is called: `majority` for classes.
-        loss_name: What the loss is called in figures.
         loss_unit: What the loss is counted in.
         metrics: Measures, the main one first: a run is judged and candidates are ordered by that.
     """
@@ -41,7 +40,6 @@ class Objective(ABC):
     problem_type: ClassVar[str]
     noun: ClassVar[str]
     constant_name: ClassVar[str] = "constant"
-    loss_name: ClassVar[str]
     loss_unit: ClassVar[str]
     metrics: ClassVar[tuple[Metric, ...]]
 

@@ -33,7 +33,6 @@ class Regression(Objective):
     kind: ClassVar[Kind] = "regression"
     problem_type: ClassVar[str] = "regression"
     noun: ClassVar[str] = "columns"
-    loss_name: ClassVar[str] = "loss"
     loss_unit: ClassVar[str] = "squared error"
     metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 

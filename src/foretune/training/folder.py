@@ -259,8 +259,7 @@ def close_folder(result: TuneResult, folder: Path, *, forecast: Forecast | None 
     write_history(result.history, folder)
     last, objective = result.last, result.plan.task.objective
     words = f"{objective.metric.label} {objective.metric.written(last.main)}, eval loss {last.eval_loss:.4f}"
-    loss = f"{objective.loss_name} ({objective.loss_unit})"
-    caption = Caption(f"{content['dataset']}: {words}", loss, objective.metric.label)
+    caption = Caption(f"{content['dataset']}: {words}", objective.loss_unit, objective.metric.label)
     points = () if forecast is None else forecast.points
     write_whole(folder / FIGURE, lambda path: loss_figure(result.history, caption, path, forecast=points))
     write_whole(folder / RESULT, lambda path: write_json(path, content))

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foretune.report.terminal import print_facts
-from foretune.tasks.kinds import KINDS
+from foretune.tasks.metrics import METRICS
 
 
 def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
@@ -55,7 +55,7 @@ def print_tune(console: Console, result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     table = Table(show_edge=False, pad_edge=False)
-    metrics = KINDS[result["details"]["data"]["task"]].metrics
+    metrics = METRICS[result["details"]["data"]["task"]]
     labels = (metric.label for metric in metrics)
     for name in ("epoch", "train loss", "in eval mode", "eval loss", *labels, "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
