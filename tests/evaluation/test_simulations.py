@@ -153,7 +153,7 @@ def test_comparisons_change_one_thing_each(grid, tmp_path, monkeypatch):
     for place, cell in enumerate(cells):
         quantities = content_of(store, cell)["quantities"]
         for name, simulation in zip(names, simulations, strict=True):
-            assert quantities[f"{name}_accuracy"] == simulation.ends[-len(cells) :][place].eval_accuracy, name
+            assert quantities[f"{name}_accuracy"] == simulation.ends[-len(cells) :][place].eval_metric, name
         assert quantities["lazy_eval_loss"] == simulations[1].ends[place].eval_loss != quantities["simulated_eval_loss"]
         # all that is known before training comes from the score, this file, its calibration or the run's own log
         elsewhere = {e.name for e in PREDICTORS if e in OF_SCORE or e.forecast_of is not None or e.from_log is not None}
