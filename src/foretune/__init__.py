@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration import Calibration as Calibration
     from foretune.forecasting.calibration import Interval as Interval
     from foretune.forecasting.calibration import read_calibration as read_calibration
+    from foretune.forecasting.files import save_forecast as save_forecast
+    from foretune.forecasting.forecast import ForecastResult as ForecastResult
+    from foretune.forecasting.forecast import forecast as forecast
     from foretune.models.adapted import Batch as Batch
     from foretune.models.classifier import Classifier as Classifier
     from foretune.models.classifier import batches as batches
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from foretune.ntk.kernel import tangent_kernel as tangent_kernel
     from foretune.ntk.prediction import Evaluation as Evaluation
     from foretune.ntk.prediction import Forecast as Forecast
-    from foretune.ntk.prediction import forecast as forecast
     from foretune.ntk.regression import KernelRegression as KernelRegression
     from foretune.ntk.regression import fit_regression as fit_regression
     from foretune.ntk.regression import predict as predict
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from foretune.scoring.score import ScoreResult as ScoreResult
     from foretune.scoring.score import score as score
     from foretune.settings.commands import Configuration as Configuration
+    from foretune.settings.commands import ForecastSettings as ForecastSettings
     from foretune.settings.commands import RankSettings as RankSettings
     from foretune.settings.commands import ScoreSettings as ScoreSettings
     from foretune.settings.commands import TuneSettings as TuneSettings
@@ -70,6 +73,8 @@ _HOME = {
     "evaluation.correlations": ["StudyReport", "summarise"],
     "evaluation.records": ["Record", "read_records"],
     "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
+    "forecasting.files": ["save_forecast"],
+    "forecasting.forecast": ["ForecastResult", "forecast"],
     "models.adapted": ["Batch"],
     "models.classifier": ["Classifier", "batches", "encode", "load_classifier"],
     "models.placement": ["place", "read_adapters"],
@@ -78,7 +83,7 @@ _HOME = {
     "ntk.features": ["TangentFeatures"],
     "ntk.jacobian": ["tangent_features"],
     "ntk.kernel": ["TangentKernel", "tangent_kernel"],
-    "ntk.prediction": ["Evaluation", "Forecast", "forecast"],
+    "ntk.prediction": ["Evaluation", "Forecast"],
     "ntk.regression": ["KernelRegression", "fit_regression", "predict"],
     "ntk.spectrum": ["Spectrum", "decompose", "spectrum"],
     "ranking.rank": ["Ranking", "rank"],
@@ -86,7 +91,7 @@ _HOME = {
     "report.curves": ["History"],
     "scoring.files": ["save_score"],
     "scoring.score": ["ScoreResult", "score"],
-    "settings.commands": ["Configuration", "RankSettings", "ScoreSettings", "TuneSettings"],
+    "settings.commands": ["Configuration", "ForecastSettings", "RankSettings", "ScoreSettings", "TuneSettings"],
     "settings.groups": ["AdapterConfig", "DataConfig", "ModelConfig", "Recipe"],
     "study.grid": ["Cell", "read_grid"],
     "tasks.load": ["Task", "load_task", "task_from_datasets"],

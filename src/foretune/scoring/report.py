@@ -85,8 +85,6 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     table.add_section()
     _bound_rows(result, row)
     console.print(table)
-    if "curve" in result and result["curve"]["end"] is not None:
-        console.print(_curve(result["curve"]))
     for note in result["notes"]:
         console.print(Text(f"• {note}"), style="yellow")
     seconds = result["seconds"]
@@ -95,30 +93,6 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         f"spectrum {seconds['spectrum']:.2f}, forecast {seconds['forecast']:.1f}",
         style="dim",
     )
-
-
-def _curve(curve: dict[str, Any]) -> Table:
-    """The run that was forecast: its end with intervals, and its course."""
-    end, points = curve["end"], curve["points"]
-    table = Table(show_edge=False, pad_edge=False, title="Forecast of the run, 90% intervals", title_justify="left")
-    for name in ("after step", "eval accuracy", "eval loss", "train loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for point in points[: -1 : max(1, len(points) // 5)]:
-        train = "–" if point["train_loss"] is None else f"{point['train_loss']:.4f}"
-        table.add_row(str(point["step"]), f"{point['eval_accuracy']:.1%}", f"{point['eval_loss']:.4f}", train)
-    table.add_section()
-
-    def interval(name: str, form: str) -> str:
-        value = end[name]
-        return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
-
-    table.add_row(
-        str(points[-1]["step"]),
-        interval("accuracy", ".1%"),
-        interval("eval_loss", ".3f"),
-        "withheld" if end["train_loss"] is None else interval("train_loss", ".3f"),
-    )
-    return table
 
 
 def _title(result: dict[str, Any]) -> Text:
@@ -202,10 +176,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         said.append(
             f"The forecast is kernel regression on {result['n']} samples, not a simulation of the training on "
             f"{result['details']['data']['train_rows']} rows: compare configurations by it, do not read it as the "
-            "level that will be reached." + ("" if "curve" in result else " --curve simulates the run.")
+            "level that will be reached. foretune forecast simulates the run."
         )
-    if result.get("curve", {}).get("note"):
-        said.append(f"Run: {result['curve']['note']}")
     missing = [
         name
         for name, count in zip(
