@@ -109,7 +109,7 @@ def test_no_module_is_a_heap():
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from foretune.cli import run;"
-        "commands = [[], ['score'], ['tune'], ['rank'], ['study'], ['study', 'report'], ['paper']];"
+        "commands = [[], ['score'], ['forecast'], ['tune'], ['rank'], ['study'], ['study', 'report'], ['paper']];"
         "[run([*command, '--help']) for command in commands];"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy',"
         "'sklearn', 'matplotlib', 'pydantic', 'ray'};"

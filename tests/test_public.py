@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,18 @@ def test_every_public_name_is_there():
         foretune.nothing  # noqa: B018
 
 
+def test_type_checkers_see_the_names_that_are_imported_when_they_are_used():
+    """The block for type checkers and the table of homes say the same."""
+    tree = ast.parse(Path(foretune.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {(node.module.removeprefix("foretune."), name.asname) for node in block.body for name in node.names}
+    assert told == {(module, name) for name, module in foretune._MODULE_OF.items()}
+
+
 def test_no_module_hides_a_public_function():
     code = (
-        "import foretune.scoring.score, foretune.ntk.spectrum, foretune.ntk.prediction, foretune as ft;"
-        "assert callable(ft.score) and callable(ft.spectrum) and callable(ft.predict_by_regression)"
+        "import foretune.scoring.score, foretune.ntk.spectrum, foretune.forecasting.forecast, foretune as ft;"
+        "assert callable(ft.score) and callable(ft.spectrum) and callable(ft.forecast)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     modules = {path.stem for path in Path(foretune.__file__).parent.glob("*.py")}

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration import Calibration as Calibration
     from foretune.forecasting.calibration import Interval as Interval
     from foretune.forecasting.calibration import read_calibration as read_calibration
+    from foretune.forecasting.files import save_forecast as save_forecast
+    from foretune.forecasting.forecast import ForecastResult as ForecastResult
+    from foretune.forecasting.forecast import forecast as forecast
     from foretune.models.adapted import Batch as Batch
     from foretune.models.classifier import Classifier as Classifier
     from foretune.models.classifier import batches as batches
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from foretune.scoring.score import ScoreResult as ScoreResult
     from foretune.scoring.score import score as score
     from foretune.settings.commands import Configuration as Configuration
+    from foretune.settings.commands import ForecastSettings as ForecastSettings
     from foretune.settings.commands import RankSettings as RankSettings
     from foretune.settings.commands import ScoreSettings as ScoreSettings
     from foretune.settings.commands import TuneSettings as TuneSettings
@@ -75,6 +79,8 @@ _HOME = {
     "evaluation.correlations": ["StudyReport", "summarise"],
     "evaluation.records": ["Record", "read_records"],
     "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
+    "forecasting.files": ["save_forecast"],
+    "forecasting.forecast": ["ForecastResult", "forecast"],
     "models.adapted": ["Batch"],
     "models.classifier": ["Classifier", "batches", "encode", "load_classifier"],
     "models.placement": ["place", "read_adapters"],
@@ -91,7 +97,7 @@ _HOME = {
     "report.curves": ["History"],
     "scoring.files": ["save_score"],
     "scoring.score": ["ScoreResult", "score"],
-    "settings.commands": ["Configuration", "RankSettings", "ScoreSettings", "TuneSettings"],
+    "settings.commands": ["Configuration", "ForecastSettings", "RankSettings", "ScoreSettings", "TuneSettings"],
     "settings.groups": ["AdapterConfig", "DataConfig", "ModelConfig", "Recipe"],
     "study.grid": ["Cell", "read_grid"],
     "tasks.classification": ["Classification"],

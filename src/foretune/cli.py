@@ -8,13 +8,15 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 from cyclopts.config import Yaml
 
 from foretune.commands.demo import demo
+from foretune.commands.forecast import forecast
 from foretune.commands.paper import paper
 from foretune.commands.rank import rank
 from foretune.commands.score import score
@@ -23,8 +25,7 @@ from foretune.commands.tune import tune
 from foretune.errors import ConfigError, ForetuneError, border, reason, shown
 from foretune.faults import fault_of_outside
 from foretune.report.store import read_yaml
-from foretune.settings.commands import RankSettings, ScoreSettings, TuneSettings
-from foretune.settings.groups import AdapterConfig, Recipe
+from foretune.settings.groups import AdapterConfig
 
 # Names that Hugging Face's scripts give the same things; `-` and `_` are alike everywhere.
 ALIASES = {
@@ -55,11 +56,9 @@ ALIASES = {
 }
 
 LONGEST_MESSAGE = 1000  # characters; what is longer hides what matters
-_SETTINGS = {
-    "score": (AdapterConfig, ScoreSettings, Recipe),
-    "tune": (AdapterConfig, TuneSettings),
-    "rank": (RankSettings,),
-}
+_REPLAYED = ("score", "forecast", "tune", "rank")  # commands with --config; each reads the files of all
+_BESIDE = frozenset({"adapter-config", "calibration", "forecast"})  # a run folder holds these, wherever it lies
+_FORMER = frozenset({"curve"})  # flags of earlier versions, in their config.yaml
 
 app = App(
     name="foretune",
@@ -71,6 +70,7 @@ app = App(
 
 
 app.command(score)
+app.command(forecast)
 app.command(demo)
 app.command(tune)
 app.command(rank)
@@ -107,19 +107,23 @@ def _canonical_name(name: str) -> str:
 class _ConfigFile(Yaml):
     """YAML with the same spellings as the command line; what concerns another command only is passed over."""
 
+    command: str = ""
     foreign: frozenset[str] = frozenset()
-    without_curve: frozenset[str] = frozenset()  # passed over too, unless the file asks for a curve
 
     def _load_config(self, path: Path) -> dict[str, Any]:
         content = read_yaml(path, kind=ConfigError)
         if not isinstance(content, dict):
             raise ConfigError(f"--config {str(path)!r} must hold a mapping of flags to values")
         named = _named_flags(content)
-        for name in {"adapter-config", "calibration"} & named.keys():  # a run folder holds this file, wherever it lies
+        for name in (_BESIDE & named.keys()) - self.foreign:
             beside = path.parent / str(named[name])
             named[name] = str(beside if beside.exists() else named[name])
-        passed = self.foreign if named.get("curve") else self.foreign | self.without_curve
-        return {name: value for name, value in named.items() if name not in passed}
+        for name in {"model", "dataset"} & named.keys():  # a ranking takes several
+            value = named[name]
+            if self.command != "rank" and isinstance(value, list) and len(value) == 1:
+                named[name] = value[0]
+        # under the command's name: cyclopts drops what is called like a command beside it, such as tune's forecast
+        return {self.command: {name: value for name, value in named.items() if name not in self.foreign}}
 
 
 def _named_flags(content: Mapping[Any, Any]) -> dict[str, Any]:
@@ -154,28 +158,48 @@ def _use_config(tokens: Sequence[str]) -> None:
         with border(ConfigError, f"cannot read --config {shown(path)}"):
             if not Path(path).is_file():
                 raise ConfigError(f"--config {shown(path)} does not exist: name a YAML file of flags")
-    files = [_ConfigFile(Path(path), use_commands_as_keys=False) for path in paths[-1:]]
+    app.config = ()
+    if not paths or tokens[0] not in _REPLAYED:
+        return
+    file = _ConfigFile(Path(paths[-1]))
+    file.command = tokens[0]
     passed = _foreign(tokens[0])
     if any(token.partition("=")[0] == "--adapter-config" for token in tokens):  # it wins over the file's adapter
         passed |= {_canonical_name(field.name) for field in fields(AdapterConfig)}
-    for file in files:
-        file.foreign = passed
-        if tokens[0] == "score" and "--curve" not in tokens:  # a fine-tune's file describes a run, a score need not
-            file.without_curve = frozenset(_canonical_name(field.name) for field in fields(Recipe)) | {"calibration"}
-    app.config = tuple(files)
+    file.foreign = passed
+    app.config = (file,)
+
+
+@cache
+def flags_of(command: str) -> frozenset[str]:
+    """List the flags of a command.
+
+    Args:
+        command: Its name.
+
+    Returns:
+        Names without dashes.
+    """
+    arguments = app[command].assemble_argument_collection()
+    names = {name for argument in arguments for name in argument.names if name not in argument.negatives}
+    return frozenset(name.removeprefix("--") for name in names if name.startswith("--"))
 
 
 def _foreign(command: str) -> frozenset[str]:
-    """Settings that only other commands have: score, tune and rank read each other's run files."""
-    names = {
-        name: {_canonical_name(field.name) for kind in kinds for field in fields(kind)}
-        for name, kinds in _SETTINGS.items()
-    }
-    for name in ("score", "tune"):
-        names[name].add("adapter-config")
-    names["score"] |= {"curve", "calibration"}
-    names["rank"] |= {"calibration", "choose"}
-    return frozenset(set().union(*names.values()) - names.get(command, names["score"]))
+    """Settings that only other commands have: they read each other's run files."""
+    everything = frozenset[str]().union(*map(flags_of, _REPLAYED)) | _FORMER
+    return everything - flags_of(command)
+
+
+def _unknown(command: str, error: UnknownOptionError) -> str:
+    """Say of a flag that a command lacks which command takes it."""
+    name = (error.token.keyword or "").removeprefix("--") if error.token is not None else ""
+    takers = ["forecast"] if name in _FORMER else [one for one in _REPLAYED if name in flags_of(one)]
+    if not takers or command not in _REPLAYED:
+        return str(error)
+    if name in _FORMER:
+        return f"foretune {command} has no --{name} any more: foretune forecast forecasts a run and its curve"
+    return f"foretune {command} has no --{name}: foretune {' and '.join(takers)} {'take' if takers[1:] else 'takes'} it"
 
 
 def run(tokens: Sequence[str]) -> int:
@@ -197,6 +221,9 @@ def run(tokens: Sequence[str]) -> int:
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted: nothing was saved")
         return 130
+    except UnknownOptionError as error:
+        _say(f"error: {_unknown(parsed[0], error)}")
+        return 2
     except (ForetuneError, CycloptsError) as error:
         wrapped = isinstance(error, CycloptsError) and isinstance(error.__cause__, ForetuneError)  # of a --config file
         _say(f"error: {error.__cause__ if wrapped else error}")

@@ -308,6 +308,6 @@ def test_the_demo_runs_the_command_that_it_prints(tmp_path, monkeypatch, capsys)
     assert seen[0] == seen[1]
     config, output, options = seen[0]
     assert (config.settings.samples, config.adapter.layers) == (8, (0, 2, 5))
-    assert options == {"curve": None, "as_json": True}
+    assert options == {"as_json": True}
     assert output == tmp_path / "run"
     assert (tmp_path / "run-data" / "train.csv").exists()

@@ -101,7 +101,7 @@ def test_a_class_that_is_too_rare_is_said_to_be(tmp_path, held_out, count, capsy
         columns = {"text": [row["text"] for row in rows], "label": [names.str2int(row["label"]) for row in rows]}
         datasets.Dataset.from_dict(columns, features).to_parquet(str(folder / "train.parquet"))
         (folder / "train.csv").unlink()
-    for command in (["rank"], ["score", "--curve", "--target-modules", "query"]):
+    for command in (["rank"], ["forecast", "--target-modules", "query"]):
         tokens = [*command, "--model", cases.save(tmp_path / "model"), "--dataset", str(folder)]
         assert run([*tokens, "--samples", "20", "--eval-samples", "4"]) == 2
         message = capsys.readouterr().err

@@ -361,20 +361,19 @@ def test_rank_shows_the_order_and_the_reason_alone(place, tmp_path, capsys):
 def test_a_curve_is_withheld_with_its_reason(place, tmp_path, capsys):
     model, dataset, _ = place
     out = tmp_path / "out"
-    tokens = ["score", "--model", model, "--dataset", dataset, *FEW, "--target-modules", "query"]
-    assert run([*tokens, "--curve", *RUN_FLAGS, "--output", str(out)]) == 0
+    tokens = ["forecast", "--model", model, "--dataset", dataset, *FEW[:4], "--target-modules", "query"]
+    assert run([*tokens, *RUN_FLAGS, "--output", str(out)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "No level is forecast" in printed
     assert "Forecast of the run, 90% intervals" not in printed
-    curve = json.loads((out / "result.json").read_text(encoding="utf-8"))["curve"]
+    curve = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert curve["points"] is None
     assert curve["end"] is None
     assert curve["reach"]["withheld"]
     assert "no run of this model" in curve["note"]
     assert not (out / "curve.csv").exists()
-    said = json.loads((out / "result.json").read_text(encoding="utf-8"))["notes"]
-    assert any("no run of this model" in note for note in said)
-    assert any("do not read it as the level" in note for note in said)
+    assert any("no run of this model" in note for note in curve["notes"])
+    assert any("foretune rank" in note for note in curve["notes"])  # the order is left to it
     assert (
         run(["tune", "--config", str(out / "config.yaml"), "--forecast", str(out), "--output", str(tmp_path / "t")])
         == 2
@@ -388,7 +387,7 @@ def test_a_widened_forecast_says_by_how_much(place, tmp_path, capsys):
     content = json.loads(calibration.read_text(encoding="utf-8"))
     content["domain"]["steps"] = [1.0, 4.0]  # the run has 8 of them
     calibration.write_text(json.dumps(content), encoding="utf-8")
-    tokens = ["--model", model, "--dataset", dataset, *FEW, *RUN_FLAGS, "--calibration", str(calibration)]
+    tokens = ["--model", model, "--dataset", dataset, *FEW[:4], *RUN_FLAGS, "--calibration", str(calibration)]
     assert run(["rank", *tokens, "--finalists", "2", "--json"]) == 0
     held = json.loads(capsys.readouterr().out)["rankings"][0]
     for row in held["rows"]:
@@ -397,7 +396,7 @@ def test_a_widened_forecast_says_by_how_much(place, tmp_path, capsys):
         assert row["forecast"]["accuracy"]["low"] < row["forecast"]["accuracy"]["high"]
     assert any("2 times as wide" in note and "8 steps" in note for note in held["notes"])
     scored = tmp_path / "scored"
-    assert run(["score", *tokens, "--target-modules", "query", "--curve", "--output", str(scored)]) == 0
+    assert run(["forecast", *tokens, "--target-modules", "query", "--output", str(scored)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "2 times as wide" in printed
     assert "Forecast of the run, 90% intervals" in printed

@@ -402,15 +402,23 @@ def test_modules_are_excluded_by_name(tmp_path, capsys):
     assert "excluded module 'querry' matches nothing: the model has dense, key, query, value" in capsys.readouterr().err
 
 
-def test_a_score_says_what_it_left_out_and_what_goes_one_by_one(tmp_path, capsys):
+@pytest.mark.parametrize("command", ["score", "forecast"])
+def test_a_score_says_what_it_left_out_and_what_goes_one_by_one(command, tmp_path, capsys):
     data = cases.write_reviews(tmp_path / "reviews", 24, 8)
     for name, note in (
         ("big_bird", "note: bert.pooler: no output depends on it: left out"),
         ("opt", "note: fc1, fc2: texts go one at a time"),
     ):
         model = families.save(tmp_path / name, name)
-        flags = ["--target-modules", "all-linear", "--r", "2", "--curve", *FEW]
-        assert run(["score", "--model", model, "--dataset", data, *flags]) == 0
+        flags = [
+            "--target-modules",
+            "all-linear",
+            "--r",
+            "2",
+            *FEW[:4],
+            *(FEW[6:] if command == "forecast" else FEW[4:6]),
+        ]
+        assert run([command, "--model", model, "--dataset", data, *flags]) == 0
         assert note in capsys.readouterr().err
 
 

@@ -337,12 +337,14 @@ def test_a_full_disk_after_the_work_is_one_line(commands, tmp_path, capsys, monk
     assert everything(tmp_path) == []
 
 
-@pytest.mark.parametrize("flags", [["--eval-samples", "0"], ["--samples", "2", "--seed", "3"]])
-def test_a_score_with_a_curve_finds_out_before_the_work(commands, tmp_path, capsys, monkeypatch, flags):
-    monkeypatch.setattr("foretune.scoring.score.run", lambda *_, **__: pytest.fail("the work has begun"))
-    tokens = [*commands["score"], "--curve", *flags, "--output", str(tmp_path / "out")]
-    for flag in ("--eval-samples", "--samples"):
-        if flag in flags:
+@pytest.mark.parametrize("flags", [["--eval-samples", "0"], ["--samples", "2"], ["--samples", "4", "--seed", "3"]])
+def test_a_forecast_finds_out_before_the_work(commands, tmp_path, capsys, monkeypatch, flags):
+    monkeypatch.setattr(
+        "foretune.forecasting.forecast.run_forecast", lambda *_, **__: pytest.fail("the work has begun")
+    )
+    tokens = ["forecast", *commands["score"][1:], *flags, "--output", str(tmp_path / "out")]
+    for flag in ("--eval-samples", "--samples", "--draws"):  # those of the score, and draws a forecast has none
+        if flag in flags or flag == "--draws":
             at = tokens.index(flag)
             del tokens[at : at + 2]
     assert run(tokens) == 2

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from foretune.errors import ConfigError, ModelError
 from foretune.settings.commands import ScoreSettings, TuneSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
+from foretune.study import keys
+from foretune.study.cell import cell_folder, stored_key
 from foretune.study.grid import expand, read_grid
-from foretune.study.keys import _data, _weights, cell_key
+from foretune.study.keys import _data, _weights, cell_key, former_key
 from odd_values import PLAIN
 
 import cases
@@ -171,6 +173,68 @@ def test_a_key_is_content_not_place(real, tmp_path):
         train=dataclasses.replace(real.train, report_to=("tensorboard",)),
     )
     assert cell_key(moved) == key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithOneMore(ScoreSettings):
+    """Settings of a score as a later version may have them."""
+
+    new_setting: float = 0.5
+
+
+def test_a_new_setting_with_a_default_leaves_every_key_as_it_is(real):
+    later = dataclasses.replace(real, score=WithOneMore(**vars(real.score)))
+    assert (cell_key(later), former_key(later)) == (cell_key(real), former_key(real))
+    used = dataclasses.replace(real, score=WithOneMore(**vars(real.score), new_setting=0.25))
+    assert cell_key(used) != cell_key(real)
+    assert former_key(used) is None  # no cell of then has it
+
+
+# Made by the version that hashed every setting, of weights "w" and data "d".
+FORMER_KEYS = [
+    "052e59d9d1ad306824c2",
+    "7a708ab2bc9c94c9310d",
+    "cf23a271c320f9d53cc4",
+    "d65ea925726006a9b7f9",
+    "9fbc2dbff722713bfab9",
+    "283488be1a4ef8e1cdad",
+    "e17d3ccaff6419b068a5",
+    "c98ed3c69d1508f4513e",
+    "508eea1ab188e52d7e53",
+]
+
+
+def test_keys_of_stored_cells_are_still_known(monkeypatch):
+    monkeypatch.setattr(keys, "_weights", lambda _: "w")
+    monkeypatch.setattr(keys, "_data", lambda _: "d")
+    cells = expand({**GRID, "seeds": [0]})[:8]
+    other = {"alpha": 16.0, "rslora": True, "init": "pissa"}
+    cells = (*cells, dataclasses.replace(cells[0], adapter=replace(cells[0].adapter, **other)))
+    assert [former_key(cell) for cell in cells] == FORMER_KEYS
+
+
+def test_a_cell_stored_under_its_former_key_counts_as_finished(real, tmp_path):
+    store = tmp_path / "study"
+    former = former_key(real)
+    assert stored_key(real, store) == cell_key(real) != former
+    (store / "outlooks").mkdir(parents=True)
+    outlook = store / "outlooks" / f"{former}.json"
+    outlook.touch()
+    assert stored_key(real, store) == former
+    outlook.unlink()
+    for name in (former, f"{former}.part"):
+        folder = cell_folder(store, name)
+        folder.mkdir(parents=True)
+        assert stored_key(real, store) == former
+        folder.rmdir()
+    assert stored_key(real, store) == cell_key(real)
+
+
+def test_the_base_of_keys_is_every_setting_with_its_default(real):
+    """A new setting need not be here; a default that changes must not be changed here."""
+    for group, names in keys.BASE.items():
+        of_today = {field.name: field.default for field in fields(getattr(real, group))}
+        assert names.items() <= of_today.items()
 
 
 def test_one_key_for_8_and_8_point_0(real):

@@ -24,7 +24,7 @@ def grid(tmp_path, monkeypatch):
     path = tmp_path / "grid.yaml"
     content = {"models": ["m"], "datasets": ["[/a]d"], "placements": [{}], "seeds": [0, 1]}
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    monkeypatch.setattr(runs, "cell_key", lambda cell: f"{cell.train.seed}{KEY[1:]}")
+    monkeypatch.setattr(runs, "stored_key", lambda cell, _: f"{cell.train.seed}{KEY[1:]}")
     worked = []
 
     def fake(cell, key, part, on_news):

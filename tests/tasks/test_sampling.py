@@ -12,11 +12,12 @@ from foretune.errors import DataError
 from foretune.evaluation.comparisons import permuted_task
 from foretune.evaluation.simulations import SimulationSettings, simulate_cells
 from foretune.forecasting.curve import forecast_run
+from foretune.forecasting.forecast import prepare_forecast
 from foretune.models.identity import fingerprint
 from foretune.models.placement import lora_config
 from foretune.problem import prepare
 from foretune.ranking.rank import rank
-from foretune.settings.commands import RankSettings, TuneSettings
+from foretune.settings.commands import ForecastSettings, RankSettings, TuneSettings
 from foretune.settings.groups import Recipe
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
@@ -168,7 +169,9 @@ def run_of(classifier, task, seed, eval_samples=None):
 
 
 @pytest.mark.parametrize(("n_rows", "seed", "eval_samples"), [(40, 0, 512), (60, 3, 5), (1_000, 1, 20)])
-def test_every_command_forecasts_the_run_that_a_fine_tune_does(saved, tmp_path, n_rows, seed, eval_samples):
+def test_every_command_forecasts_the_run_that_a_fine_tune_does(
+    saved, tmp_path, monkeypatch, n_rows, seed, eval_samples
+):
     """Without an evaluation split: the same rows train, none that is evaluated on is known, the steps are as many."""
     dataset = table(tmp_path / "reviews", n_rows)
     task = ft.load_task(ft.DataConfig(dataset))
@@ -188,7 +191,21 @@ def test_every_command_forecasts_the_run_that_a_fine_tune_does(saved, tmp_path, 
             ranks=(2,),
             finalists=1,
         )
+        plans = []
+
+        def prepared(*args, **options):
+            plans.append(prepare(*args, **options))
+            return plans[-1]
+
+        monkeypatch.setattr("foretune.ranking.rank.prepare", prepared)
         found = rank(classifier.model, classifier.tokenizer, task, settings=wanted)
+        monkeypatch.undo()
+        known = ForecastSettings(**vars(TRAINING), eval_samples=eval_samples, max_length=32, seed=seed)
+        plans.append(prepare_forecast(classifier, task, plans[0].placed.active_peft_config, known))
+        for plan in plans:  # of the ranking and of the forecast
+            assert np.array_equal(plan.sample.training, tuned.train.indices)
+            assert np.array_equal(plan.sample.eval_indices, tuned.evaluation.indices)
+            assert sorted(plan.sample.train_indices) == sorted(tuned.train.indices)
         assert found.train_rows == len(tuned.train.labels)
         assert found.samples == len(tuned.train.labels)  # at most 512: all that train, and no other
         assert found.steps == steps

@@ -27,9 +27,9 @@ def tune(
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
-    """Fine-tune one LoRA configuration for real: the one that `foretune score` scores with the same flags.
+    """Fine-tune one LoRA configuration for real: the run that `foretune forecast` forecasts with the same flags.
 
-    Example: foretune tune --config scored/config.yaml --epochs 5 --learning-rate 5e-3 --output tuned
+    Example: foretune tune --config forecast/config.yaml --epochs 5 --learning-rate 5e-3 --output tuned
 
     The defaults are those of the paper. A run that was cut off goes on from its last epoch when the same command
     is given again. Several GPUs: accelerate launch -m foretune tune …
@@ -40,9 +40,9 @@ def tune(
         adapter: Adapter.
         adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         settings: How to train.
-        forecast: Folder of a score with --curve, whose forecast loss.png shows beside the run.
+        forecast: Folder of a forecast, or its curve.csv, that loss.png shows beside the run.
         output: Folder for result.json, history.csv, steps.csv, config.yaml, loss.png and the adapter.
-        config: YAML file with any of these flags by name, or the config.yaml of a score; the command line wins.
+        config: YAML file with any of these flags by name, or the config.yaml of another command; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
     described = one_adapter(adapter, adapter_config)

@@ -16,10 +16,9 @@ from foretune.report.curves import Step, running_mean, steps_to_reach
 from foretune.report.store import Writer, read_json
 from foretune.report.tables import Table
 from foretune.report.texts import from_spreadsheet, printable
-from foretune.study.cell import CELLS, SIMULATIONS, cell_folder
+from foretune.study.cell import CELLS, SIMULATIONS, cell_folder, stored_key
 from foretune.study.damage import Value, check_losses, numbers, read_rows, same, undamaged
 from foretune.study.grid import Cell
-from foretune.study.keys import cell_key
 from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, read_stored, step_of, with_present_names
 
 AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
@@ -108,7 +107,7 @@ def read_records(folder: Path, cells: Sequence[Cell] | None = None) -> tuple[Rec
             paths = sorted((folder / CELLS).iterdir())
             named = [(path, None) for path in paths if path.suffix == "" and path.name[0] != "."]
         else:
-            named = [(cell_folder(folder, cell_key(cell)), cell) for cell in cells]
+            named = [(cell_folder(folder, stored_key(cell, folder)), cell) for cell in cells]
         records = _whole_records([(path, cell) for path, cell in named if path.is_dir()])
     elif (folder / CELLS_CSV).is_file():
         records = _from_csv(folder)

@@ -30,9 +30,8 @@ from foretune.problem import Plan, prepare
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.settings.commands import ScoreSettings
 from foretune.settings.groups import AdapterConfig
-from foretune.study.cell import SIMULATIONS
+from foretune.study.cell import SIMULATIONS, stored_key
 from foretune.study.grid import Cell
-from foretune.study.keys import cell_key
 from foretune.tasks.load import Task, load_task
 from foretune.tasks.sampling import n_training
 
@@ -89,7 +88,7 @@ def simulate_cells(
     for cell in cells:
         adapter = cell.adapter
         groups[cell.model, cell.data, cell.train, adapter.alpha, adapter.rslora, adapter.init].append(
-            (cell_key(cell), cell)
+            (stored_key(cell, store), cell)
         )
     waiting = [keyed for keyed in groups.values() if not all(_is_made(store, key, settings) for key, _ in keyed)]
     make_folder(store / SIMULATIONS)

@@ -58,32 +58,16 @@ class Curve:
         }
 
 
-@dataclass(frozen=True)
-class RunCurve:
-    """The forecast course of a run, with what replays it.
-
-    Attributes:
-        training: How the run trains.
-        curve: Its course.
-        calibration: Calibration that was given; None where it is the one that comes with foretune.
-    """
-
-    training: Recipe
-    curve: Curve
-    calibration: Calibration | None
-
-
 def forecast_run(
-    plan: Plan, training: Recipe, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
+    plan: Plan, settings: Recipe, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
 ) -> Curve:
-    """Forecast the course of the run that trains a score's adapter.
+    """Forecast the course of the run that trains an adapter.
 
-    The samples go through the model once more: the simulated run needs the gradients under a probe head, and those of
-    every class.
+    The samples go through the model under a probe head, with the gradients of every class.
 
     Args:
-        plan: What was scored, with evaluation rows.
-        training: How the run trains.
+        plan: The placed adapter and the known rows, with rows to predict.
+        settings: How the run trains.
         calibration: Calibration of the forecasts.
         on_step: Called with the steps done and the steps in all.
 
@@ -92,7 +76,7 @@ def forecast_run(
     """
     objective = plan.task.objective
     reduction = objective.simulated()
-    recipe = recipe_of(training, plan.train_rows, seed=plan.settings.seed)
+    recipe = recipe_of(settings, plan.train_rows, seed=plan.settings.seed)
     kind = kind_of(plan, recipe)
     domain = calibration.domain
     if domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:

@@ -285,6 +285,6 @@ def read_curve(path: Path) -> tuple[CurvePoint, ...]:
             )
     except (OSError, KeyError, ValueError, TypeError, StopIteration) as error:
         raise ConfigError(
-            f"cannot read the forecast curve {str(path)!r}: {reason(error)}; make it with foretune score --curve "
+            f"cannot read the forecast curve {str(path)!r}: {reason(error)}; make it with foretune forecast "
             "--output (where the level is withheld there is none)"
         ) from error

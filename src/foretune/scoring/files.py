@@ -9,32 +9,24 @@ import yaml
 from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from foretune.forecasting.calibration import CALIBRATION
-from foretune.forecasting.curve import RunCurve, write_curve
 from foretune.models.adapter_file import save_adapter
-from foretune.report.curve_figure import Caption, curve_figure
-from foretune.report.curves import CURVE
 from foretune.report.store import to_json, write_json, write_run
 from foretune.scoring.figure import spectrum_figure
 from foretune.scoring.report import notes
 from foretune.scoring.score import ScoreResult
-from foretune.settings.commands import ADAPTER_FILE, Configuration, ScoreSettings, part
-from foretune.settings.groups import Recipe
+from foretune.settings.commands import ADAPTER_FILE, Configuration, ScoreSettings
 
 
-def score_content(result: ScoreResult, curve: RunCurve | None = None) -> dict[str, Any]:
+def score_content(result: ScoreResult) -> dict[str, Any]:
     """Lay a score out as in `result.json`, with what its numbers do not show.
 
     Args:
         result: The score.
-        curve: The run that was forecast and its course, if one was.
 
     Returns:
         JSON-ready values.
     """
     content = result.to_dict()
-    if curve is not None:
-        content["curve"] = curve.curve.to_dict()
     return content | {"notes": notes(content)}
 
 
@@ -43,7 +35,6 @@ def save_score(
     folder: Path,
     config: Configuration[ScoreSettings] | None = None,
     adapter: LoraConfig | None = None,
-    curve: RunCurve | None = None,
 ) -> None:
     """Write a run folder, whole or not at all.
 
@@ -52,9 +43,8 @@ def save_score(
         folder: New or empty folder.
         config: Settings that replay the run; None leaves `config.yaml` out (a score from Python objects).
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
-        curve: The run that was forecast and its course, if one was.
     """
-    content = score_content(result, curve)
+    content = score_content(result)
     writers = {
         "kernel.safetensors": lambda path: _save_kernel(result, path),
         "spectrum.png": lambda path: spectrum_figure(result, path),
@@ -62,20 +52,9 @@ def save_score(
     }
     if config is not None:
         flags = config.to_dict()
-        flags |= {} if curve is None else {"curve": True, **part(curve.training, Recipe)}
-        if curve is not None and curve.calibration is not None:
-            flags["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
-            given = curve.calibration.to_dict()
-            writers[CALIBRATION] = lambda path: write_json(path, given)
         writers["config.yaml"] = lambda path: _save_config(flags, content["versions"]["foretune"], path)
     if adapter is not None:
         writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
-    if curve is not None and curve.curve.points:
-        course = curve.curve
-        writers[CURVE] = lambda path: write_curve(course, path)
-        unit, metric = result.plan.task.objective.loss_unit, course.forecast.metric.label
-        caption = Caption(f"forecast for {content['dataset']}", unit, metric)
-        writers["curve.png"] = lambda path: curve_figure(course.points, caption, path)
     write_run(folder, writers)
 
 

@@ -94,8 +94,6 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     table.add_section()
     _bound_rows(result, row)
     console.print(table)
-    if "curve" in result and (result["curve"]["end"] or result["curve"]["simulated"]):
-        console.print(_curve(result["curve"], _metric(result)))
     for note in result["notes"]:
         console.print(Text(f"• {note}"), style="yellow")
     seconds = result["seconds"]
@@ -104,39 +102,6 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         f"spectrum {seconds['spectrum']:.2f}, kernel regression {seconds['kernel_regression']:.1f}",
         style="dim",
     )
-
-
-def _curve(curve: dict[str, Any], metric: Metric) -> Table:
-    """The run that was forecast: its end with intervals, and its course; the simulated one if it is not calibrated."""
-    end = curve["end"]
-    points = curve["simulated"] if end is None else curve["points"]
-    title = "Simulated run, not calibrated: no forecast" if end is None else "Forecast of the run, 90% intervals"
-    table = Table(show_edge=False, pad_edge=False, title=title, title_justify="left")
-    for name in ("after step", f"eval {metric.label}", "eval loss", "train loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-
-    def add(point: dict[str, Any]) -> None:
-        train = "–" if point["train_loss"] is None else f"{point['train_loss']:.4f}"
-        table.add_row(
-            str(point["step"]), metric.written(point[f"eval_{metric.name}"]), f"{point['eval_loss']:.4f}", train
-        )
-
-    for point in points[: -1 : max(1, len(points) // 5)]:
-        add(point)
-    table.add_section()
-    if end is None:
-        add(points[-1])
-        return table
-
-    def interval(name: str) -> str:
-        value, low, high = (end[name][part] for part in ("value", "low", "high"))
-        if name == metric.name:
-            return f"{metric.written(value)} [{metric.written(low)}, {metric.written(high)}]"
-        return f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-    train = "withheld" if end["train_loss"] is None else interval("train_loss")
-    table.add_row(str(points[-1]["step"]), interval(metric.name), interval("eval_loss"), train)
-    return table
 
 
 def _title(result: dict[str, Any]) -> Text:
@@ -234,10 +199,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         said.append(
             f"Kernel regression on {result['n']} samples is no simulation of the training on "
             f"{result['details']['data']['train_rows']} rows: compare configurations by it, do not read it as the "
-            "level that will be reached." + ("" if "curve" in result else " --curve simulates the run.")
+            "level that will be reached. foretune forecast simulates the run."
         )
-    if result.get("curve", {}).get("note"):
-        said.append(f"Run: {result['curve']['note']}")
     data = result["details"]["data"]
     counts = data.get("sample_class_counts", data.get("sample_label_counts", ()))
     missing = [name for name, count in zip(data["label_names"], counts, strict=False) if count == 0]

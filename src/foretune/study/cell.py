@@ -18,6 +18,7 @@ from foretune.scoring.files import save_score
 from foretune.scoring.score import run as run_score
 from foretune.settings.commands import Configuration
 from foretune.study.grid import Cell
+from foretune.study.keys import cell_key, former_key
 from foretune.tasks.load import load_task
 from foretune.training.fit import Hooks
 from foretune.training.folder import CONFIG, claim, close_folder, open_folder, write_history
@@ -42,6 +43,24 @@ def cell_folder(store: Path, key: str) -> Path:
         Folder; it exists once the cell is finished, and then never changes.
     """
     return store / CELLS / key
+
+
+def stored_key(cell: Cell, store: Path) -> str:
+    """Say under which key a store keeps a cell.
+
+    Args:
+        cell: Cell.
+        store: Folder of the study; need not exist.
+
+    Returns:
+        The former key where the store has the cell or its simulation from then, finished or begun; else today's.
+    """
+    key, former = cell_key(cell), former_key(cell)
+    if former is None or cell_folder(store, key).is_dir():
+        return key
+    final = cell_folder(store, former)
+    places = (final, final.with_name(former + _PART), store / SIMULATIONS / f"{former}.json")
+    return former if any(place.exists() for place in places) else key
 
 
 def run_cell(cell: Cell, key: str, store: Path, *, on_status: OnStatus | None = None) -> None:

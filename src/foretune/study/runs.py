@@ -10,10 +10,9 @@ from foretune.errors import ConfigError, StoreError
 from foretune.report.store import RESULT, check_writable, read_json
 from foretune.report.tables import Table
 from foretune.settings.commands import EngineName
-from foretune.study.cell import cell_folder, set_aside
+from foretune.study.cell import cell_folder, set_aside, stored_key
 from foretune.study.engines import Job, choose_engine
 from foretune.study.grid import Cell
-from foretune.study.keys import cell_key
 from foretune.study.progress import Progress
 from foretune.study.stored import read_stored
 
@@ -79,7 +78,7 @@ def run_cells(
     check_writable(store)
     store = store.absolute()  # workers may have another working directory
     with log.status("looking at data and weights"):
-        by_key = {cell_key(cell): _absolute(cell) for cell in cells}
+        by_key = {stored_key(cell, store): _absolute(cell) for cell in cells}
     for key in by_key:
         damage = _damage(store, key)
         if damage is not None:
@@ -138,7 +137,7 @@ def list_cells(cells: Sequence[Cell], store: Path) -> Table:
     """
     rows = []
     for cell in cells:
-        key = cell_key(cell)
+        key = stored_key(cell, store)
         state = "finished" if cell_folder(store, key).is_dir() else "to do"
         state = state if _damage(store, key) is None else "damaged"
         rows.append((key, *map(str, cell.names.values()), state))

@@ -35,7 +35,8 @@ from foretune.training.tune import TuneResult
 
 CONFIG = "config.yaml"
 HISTORY, STEPS = "history.csv", "steps.csv"
-FORECAST = "forecast.csv"  # copy of a score's curve
+DRAWN = "forecast"  # the flag that a figure is drawn by, which the run itself does not hang on
+FORECAST = "forecast.csv"  # copy of a forecast's curve
 FIGURE, ADAPTER, NEW_ADAPTER = "loss.png", "adapter", ".adapter"
 TRACKED = "runs"  # TensorBoard's
 BEGUN = (CONFIG, ADAPTER_FILE, FORECAST)  # what a run begins with
@@ -44,7 +45,7 @@ FILES = (*BEGUN, HISTORY, STEPS, FIGURE, RESULT)
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A curve that a score forecast.
+    """A forecast curve.
 
     Attributes:
         text: The file.
@@ -90,7 +91,7 @@ def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None
     if not isinstance(held, dict):
         raise StoreError(f"{named} holds a {CONFIG} of something else: name another")
     for name in flags.keys() | held.keys():
-        if held.get(name) != flags.get(name):
+        if name != DRAWN and held.get(name) != flags.get(name):
             there, here = (reason(ValueError(repr(values.get(name)))) for values in (held, flags))
             raise StoreError(
                 f"{named} holds an unfinished run with {name} = {there} instead of {here}: name another folder, or "
@@ -140,7 +141,7 @@ def open_folder(
         folder: Folder, claimed.
         flags: Settings of the run.
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
-        forecast: The curve that a score forecast, kept beside them; None leaves what is there.
+        forecast: The forecast curve, kept beside them; None leaves what is there.
 
     Raises:
         StoreError: If the disk refuses.
@@ -151,7 +152,8 @@ def open_folder(
         sweep(folder, finished=False)
     if not config.exists():
         header = f"# foretune {versions()['foretune']}. Replay: foretune tune --config {CONFIG} --output NEW_FOLDER\n"
-        write_text(config, header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
+        given = flags if forecast is None else {**flags, DRAWN: FORECAST}  # beside it, wherever that lies
+        write_text(config, header + yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
     if adapter is not None and not (folder / ADAPTER_FILE).exists():
         write_whole(folder / ADAPTER_FILE, lambda path: save_adapter(adapter, path))
     if forecast is not None:
@@ -168,7 +170,7 @@ def begun(
         folder: Folder, claimed.
         flags: Settings of the run.
         adapter: The adapter that was read from a file; None if the settings describe it.
-        forecast: The curve that a score forecast.
+        forecast: The forecast curve.
 
     Yields:
         Nothing.
@@ -190,11 +192,11 @@ def begun(
 
 
 def read_forecast(folder: Path, curve: Path | None) -> Forecast | None:
-    """Read the curve that a score forecast.
+    """Read a forecast curve.
 
     Args:
         folder: Folder of the run, which may keep it from before.
-        curve: `curve.csv`, or the folder of the score; None for what the run keeps.
+        curve: `curve.csv`, or the folder of the forecast; None for what the run keeps.
 
     Returns:
         The curve, None if there is none.
@@ -205,7 +207,7 @@ def read_forecast(folder: Path, curve: Path | None) -> Forecast | None:
     if curve is None and not (folder / FORECAST).is_file():
         return None
     source = folder / FORECAST if curve is None else curve.expanduser()
-    remedy = "make it with foretune score --curve --output"
+    remedy = "make it with foretune forecast --output"
     with border(ConfigError, f"cannot read the forecast curve {str(source)!r}", remedy=remedy):
         if source.is_dir():
             source /= CURVE

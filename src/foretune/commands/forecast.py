@@ -1,0 +1,112 @@
+"""`foretune forecast`."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from foretune.commands.loading import load, read_adapter
+from foretune.settings.commands import Configuration, ForecastSettings, one_adapter
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe, Sample
+
+
+def forecast(
+    *,
+    model: Annotated[ModelConfig, Parameter(name="*", group=Group("Model"))],
+    data: Annotated[DataConfig, Parameter(name="*", group=Group("Data"))],
+    adapter: Annotated[AdapterConfig | None, Parameter(name="*", group=Group("Adapter"))] = None,
+    adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
+    sample: Annotated[Sample | None, Parameter(name="*", group=Group("Sample"))] = None,
+    recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
+    calibration: Annotated[Path | None, Parameter(group="Run")] = None,
+    output: Annotated[Path | None, Parameter(group="Run")] = None,
+    config: Annotated[Path | None, Parameter(group="Run")] = None,
+    json: Annotated[bool, Parameter(group="Run")] = False,
+) -> None:
+    """Forecast the run of `foretune tune` with the same flags: its end with 90% intervals, and the course there.
+
+    Example: foretune forecast --model ./MiniLM --dataset ./sst2 --target-modules query value --epochs 5 --output run
+
+    Then: foretune tune --config run/config.yaml --forecast run --output tuned
+
+    Args:
+        model: Model.
+        data: Data set.
+        adapter: Adapter.
+        adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
+        sample: What is known of the data.
+        recipe: The run that is forecast.
+        calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
+        output: New folder for result.json, curve.csv, curve.png and config.yaml.
+        config: YAML file with any of these flags by name; the command line wins.
+        json: Print result.json to stdout instead of the table.
+    """
+    settings = ForecastSettings(**vars(sample or Sample()), **vars(recipe or Recipe()))
+    run_config = Configuration(model, data, one_adapter(adapter, adapter_config), settings)
+    forecast_command(run_config, output, calibration, as_json=json)
+
+
+def forecast_command(
+    config: Configuration[ForecastSettings], output: Path | None, calibration: Path | None = None, *, as_json: bool
+) -> None:
+    """Load, plan, simulate, save and print one forecast.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        calibration: Calibration of the forecast, or None for the one that comes with foretune.
+        as_json: Whether to print JSON instead of the table.
+    """
+    from foretune.report.folders import hold
+    from foretune.report.store import check_free
+
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(hold(output))
+            check_free(output)
+        _forecast(config, output, calibration, as_json=as_json)
+
+
+def _forecast(
+    config: Configuration[ForecastSettings], output: Path | None, calibration: Path | None, *, as_json: bool
+) -> None:
+    """Forecast, save to a free folder that no other run writes to, and print."""
+    from foretune.report.store import to_json
+    from foretune.report.terminal import console, print_json, progress
+
+    log = console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.forecasting.calibration import read_calibration
+        from foretune.forecasting.files import save_forecast
+        from foretune.forecasting.forecast import prepare_forecast, run_forecast
+        from foretune.forecasting.report import print_forecast, print_forecast_plan
+        from foretune.problem import describe
+
+        calibrated = read_calibration(calibration)
+        given = read_adapter(config)
+        loaded = load(config, given, seed=config.settings.seed)
+        plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
+    seconds_load = time.perf_counter() - start
+    print_forecast_plan(log, describe(plan), loaded.words)
+    with progress(log, "steps of the simulated run", None) as update:
+        result = run_forecast(
+            plan,
+            config.settings,
+            calibrated,
+            seconds_load=seconds_load,
+            on_step=lambda done, total: update(completed=done, total=total),
+        )
+    if output is not None:
+        own = None if calibration is None else calibrated
+        save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
+        log.print(f"saved to {output}")
+    else:
+        log.print("nothing saved: name a folder with --output", style="dim")
+    content = result.to_dict()
+    if as_json:
+        print_json(to_json(content))
+    else:
+        print_forecast(console(), content)

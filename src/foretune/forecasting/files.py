@@ -1,0 +1,55 @@
+"""The files of a forecast's run folder: result.json, curve.csv, curve.png, config.yaml."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import LoraConfig
+
+from foretune.forecasting.calibration import CALIBRATION, Calibration
+from foretune.forecasting.curve import write_curve
+from foretune.forecasting.forecast import ForecastResult
+from foretune.models.adapter_file import save_adapter
+from foretune.report.curve_figure import Caption, curve_figure
+from foretune.report.curves import CURVE
+from foretune.report.provenance import versions
+from foretune.report.store import plain_text, write_json, write_run
+from foretune.settings.commands import ADAPTER_FILE
+
+
+def save_forecast(
+    result: ForecastResult,
+    folder: Path,
+    flags: Mapping[str, Any] | None = None,
+    *,
+    adapter: LoraConfig | None = None,
+    calibration: Calibration | None = None,
+) -> None:
+    """Write a run folder, whole or not at all.
+
+    Args:
+        result: The forecast.
+        folder: New or empty folder.
+        flags: Settings that replay it; None leaves `config.yaml` out (a forecast from Python objects).
+        adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
+        calibration: The calibration that was given, written beside them; None if it is foretune's.
+    """
+    content, course = result.to_dict(), result.curve
+    writers: dict[str, Callable[[Path], None]] = {"result.json": lambda path: write_json(path, content)}
+    if course.points:
+        unit, metric = result.plan.task.objective.loss_unit, course.forecast.metric.label
+        caption = Caption(f"forecast for {content['dataset']}", unit, metric)
+        writers[CURVE] = lambda path: write_curve(course, path)
+        writers["curve.png"] = lambda path: curve_figure(course.points, caption, path)
+    if flags is not None:
+        given = {**flags, **({} if calibration is None else {"calibration": CALIBRATION})}  # beside config.yaml
+        header = f"# foretune {versions()['foretune']}. Replay: foretune forecast --config config.yaml --output NEW\n"
+        text = header + yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+        writers["config.yaml"] = lambda path: plain_text(path, text)
+    if adapter is not None:
+        writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
+    if calibration is not None:
+        own = calibration.to_dict()
+        writers[CALIBRATION] = lambda path: write_json(path, own)
+    write_run(folder, writers)

@@ -1,0 +1,193 @@
+"""The forecast of one configuration's run: the end that it will reach, and the way there, before it is made."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig
+
+from foretune.forecasting.calibration import Calibration, shipped_calibration
+from foretune.forecasting.curve import Curve, forecast_run
+from foretune.forecasting.linearise import check_survey
+from foretune.forecasting.recipe import recipe_of
+from foretune.models.classifier import Classifier, own_classifier
+from foretune.problem import Plan, describe, prepare
+from foretune.report.provenance import versions
+from foretune.report.store import finite
+from foretune.settings.commands import ForecastSettings, ScoreSettings
+from foretune.tasks.load import Task
+from foretune.tasks.sampling import n_training
+
+SCHEMA = 1
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ForecastResult:
+    """What is said of one run.
+
+    Attributes:
+        plan: The placed model and the rows: those that train, those of them that are known, those to predict.
+        settings: The run, and what is known of the data.
+        curve: Its course and its end.
+        calibration: What the forecast was calibrated with.
+        seconds: Of `load`, `forecast` and `total`.
+    """
+
+    plan: Plan
+    settings: ForecastSettings
+    curve: Curve
+    calibration: Calibration
+    seconds: Mapping[str, float]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the run."""
+        return recipe_of(self.settings, self.plan.train_rows, seed=self.settings.seed).steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay the forecast out as in `result.json` (docs/result.md).
+
+        Returns:
+            JSON-ready values; points and end are None where the level is withheld.
+        """
+        plan, facts = self.plan, describe(self.plan)
+        config = plan.placed.active_peft_config
+        targets, sites = config.target_modules, plan.adapted.sites
+        content = {
+            "schema": SCHEMA,
+            "model": plan.classifier.source,
+            "dataset": plan.task.source,
+            "placement": {
+                "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
+                "layers": sorted({site.layer for site in sites if site.layer is not None}),
+                "r": config.r,
+                "alpha": config.lora_alpha,
+                "rslora": bool(config.use_rslora),
+                "init": str(config.init_lora_weights),
+                "modules": [site.name for site in sites],
+                "trainable_parameters": sum(site.n_parameters for site in sites),
+                "head_parameters": facts["head"]["parameters"],
+            },
+            "samples": plan.settings.samples,
+            "train_rows": plan.train_rows,
+            "eval_rows": facts["n_eval"],
+            plan.task.objective.noun: plan.task.objective.n_outputs,
+            "steps": self.steps,
+            **self.curve.to_dict(),
+            "notes": notes(self.curve),
+            "calibration": {"source": self.calibration.source, "outputs": list(self.calibration.outputs)},
+            "details": facts,
+            "seconds": dict(self.seconds),
+            "versions": versions(),
+            "settings": dataclasses.asdict(self.settings),
+        }
+        laid_out: dict[str, Any] = finite(content)
+        return laid_out
+
+
+def notes(curve: Curve) -> list[str]:
+    """Say what to keep in mind when reading a forecast.
+
+    Args:
+        curve: The forecast.
+
+    Returns:
+        Sentences.
+    """
+    verdict = curve.forecast.reach.verdict
+    if not verdict:
+        return []
+    if curve.end is None:
+        return [verdict, "Which of several adapters is better, foretune rank says by the simulated runs."]
+    return [verdict]
+
+
+def prepare_forecast(
+    classifier: Classifier,
+    task: Task,
+    config: LoraConfig | None,
+    settings: ForecastSettings,
+    *,
+    inplace: bool = False,
+) -> Plan:
+    """Place the adapters, draw the known rows and tokenise them: all that can go wrong before the work starts.
+
+    Args:
+        classifier: Model and tokenizer.
+        task: Data.
+        config: peft's configuration; None if the model is a peft model already.
+        settings: Settings.
+        inplace: Whether the adapters may go into the classifier's own model instead of a copy.
+
+    Returns:
+        The plan.
+    """
+    known = ScoreSettings(
+        samples=min(settings.samples, n_training(task)),
+        eval_samples=settings.eval_samples,
+        draws=1,
+        max_length=settings.max_length,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    plan = prepare(classifier, task, config, known, inplace=inplace)
+    check_survey(plan)
+    return plan
+
+
+def run_forecast(
+    plan: Plan,
+    settings: ForecastSettings,
+    calibration: Calibration,
+    *,
+    seconds_load: float = 0.0,
+    on_step: OnStep | None = None,
+) -> ForecastResult:
+    """Carry out a plan: one pass over the samples, and the simulated run.
+
+    Args:
+        plan: From `prepare_forecast`.
+        settings: Settings that it was made with.
+        calibration: Calibration of the forecast.
+        seconds_load: Time that loading took, for the record.
+        on_step: Called with the steps done and the steps in all.
+
+    Returns:
+        The result.
+    """
+    start = time.perf_counter()
+    curve = forecast_run(plan, settings, calibration, on_step=on_step)
+    spent = time.perf_counter() - start
+    seconds = {"load": seconds_load, "forecast": spent, "total": seconds_load + spent}
+    return ForecastResult(plan, settings, curve, calibration, seconds)
+
+
+def forecast(
+    model: Any,
+    tokenizer: Any,
+    config: LoraConfig | None,
+    task: Task,
+    *,
+    settings: ForecastSettings | None = None,
+    calibration: Calibration | None = None,
+) -> ForecastResult:
+    """Forecast the run that fine-tunes a LoRA configuration of the user's own model; the model is left as it is.
+
+    Args:
+        model: transformers sequence classifier in eval mode, or a peft model with its adapter.
+        tokenizer: Its tokenizer.
+        config: peft's configuration; None if the model is a peft model already.
+        task: Data, from `load_task` or `task_from_datasets`.
+        settings: The run and what is known of the data; None takes the defaults.
+        calibration: Calibration of the forecast; None takes the one that comes with foretune.
+
+    Returns:
+        The forecast: `result.curve.end` by outcome with 90% intervals, `result.curve.points` on the way.
+    """
+    wanted = settings or ForecastSettings()
+    classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
+    plan = prepare_forecast(classifier, task, config, wanted)
+    return run_forecast(plan, wanted, calibration or shipped_calibration())

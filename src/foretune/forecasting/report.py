@@ -1,0 +1,101 @@
+"""What a person reads on the terminal of a forecast."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from foretune.models.sites import kinds_in_words
+from foretune.report.terminal import print_facts
+from foretune.tasks.metrics import Metric
+
+ROWS = 5  # of the course in the table
+
+
+def print_forecast_plan(console: Console, facts: Mapping[str, Any], placement: str) -> None:
+    """Say what was understood before the work starts.
+
+    Args:
+        console: Where to.
+        facts: From `problem.describe`.
+        placement: The adapter in words.
+    """
+    data, adapter = facts["data"], facts["adapter"]
+    rows = [
+        ("model", facts["model"]),
+        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
+        ("device", f"{facts['device']}, {facts['threads']} threads"),
+        ("data", facts["dataset"]),
+        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
+        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']}"),
+        ("samples", f"{facts['n']} known, {facts['n_eval']} to predict"),
+        ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
+        ("adapter", f"{placement}; {adapter['sites']} modules, {adapter['parameters']:,} parameters"),
+        *(("head", note) for note in facts["head"]["notes"]),
+    ]
+    print_facts(console, rows)
+    for name, words in (("left_out", "no output depends on it: left out"), ("one_at_a_time", "texts go one at a time")):
+        if adapter[name]:
+            note = f"note: {kinds_in_words(adapter[name])}: {words}"
+            console.print(note, style="yellow", markup=False, highlight=False)
+
+
+def print_forecast(console: Console, result: Mapping[str, Any]) -> None:
+    """Print the course of a run and its end with intervals, or why they are withheld.
+
+    Args:
+        console: Where to.
+        result: As in `result.json`.
+    """
+    steps, rows = result["steps"], result["train_rows"]
+    said = f"{result['model']} on {result['dataset']}\n{steps} steps on {rows} rows, from {result['samples']} of them"
+    console.print(Text(said, style="bold"), soft_wrap=True)
+    if result["end"] or result["simulated"]:
+        console.print(_table(result))
+    for note in result["notes"]:
+        console.print(Text(f"• {note}"), style="yellow")
+    seconds = result["seconds"]
+    console.print(
+        f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, forecast {seconds['forecast']:.1f}", style="dim"
+    )
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    """The course and its end with intervals; the simulated course where there is no calibration of this kind."""
+    end, metric = result["end"], Metric(**result["details"]["objective"]["metrics"][0])
+    points = result["simulated"] if end is None else result["points"]
+    title = "Simulated run, not calibrated: no forecast" if end is None else "Forecast of the run, 90% intervals"
+    table = Table(show_edge=False, pad_edge=False, title=title, title_justify="left")
+    for name in ("after step", f"eval {metric.label}", "eval loss", "train loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    def add(point: Mapping[str, Any]) -> None:
+        train = "–" if point["train_loss"] is None else f"{point['train_loss']:.4f}"
+        value = metric.written(point[f"eval_{metric.name}"])
+        table.add_row(str(point["step"]), value, f"{point['eval_loss']:.4f}", train)
+
+    for point in points[: -1 : max(1, len(points) // ROWS)]:
+        add(point)
+    table.add_section()
+    if end is None:
+        add(points[-1])
+        return table
+    value = end[metric.name]
+    words = f"{metric.written(value['value'])} [{metric.written(value['low'])}, {metric.written(value['high'])}]"
+    train = "withheld" if end["train_loss"] is None else interval_of_loss(end["train_loss"])
+    table.add_row(str(points[-1]["step"]), words, interval_of_loss(end["eval_loss"]), train)
+    return table
+
+
+def interval_of_loss(value: Mapping[str, float]) -> str:
+    """Write a loss with its interval.
+
+    Args:
+        value: `value`, `low` and `high`.
+
+    Returns:
+        All three, to three digits.
+    """
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
