@@ -116,7 +116,7 @@ def test_the_calibration_that_comes_with_foretune_has_seen_classes():
     del content["domain"]["kind"]  # as files were written before
     assert calibration_from(content) == shipped
     content["domain"]["kind"] = "regression"
-    with pytest.raises(ConfigError, match="calibration of accuracy.*needs train_loss, eval_loss, spearman"):
+    with pytest.raises(ConfigError, match=r"calibration of accuracy.*needs train_loss, eval_loss, spearman"):
         calibration_from(content)
 
 
