@@ -20,7 +20,8 @@ from foretune.study.cell import CELLS, OUTLOOKS, cell_folder
 from foretune.study.damage import Value, check_course, numbers, read_rows, same, undamaged
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key
-from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, read_stored, step_of
+from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, kind_of, measured, read_stored, step_of
+from foretune.tasks.metrics import Kind
 
 AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
 SECONDS = ("load", "kernel", "spectrum", "forecast", "fine_tune", "evaluate", "survey", "simulate", "baselines")
@@ -44,6 +45,7 @@ class Record:
         seconds: Time of each stage.
         steps: Training loss over steps.
         family: Name that versions of one data set share.
+        kind: Kind of its task.
     """
 
     key: str
@@ -58,6 +60,7 @@ class Record:
     seconds: Mapping[str, Value]
     steps: tuple[Step, ...]
     family: str = ""
+    kind: Kind = "classification"
 
     def __post_init__(self) -> None:
         """Make a data set that is alone a family of its own."""
@@ -151,16 +154,19 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
     stored = read_stored(path)
     simulated, seconds = _read_outlook(path, stored.facts["train_rows"])
     early = early_quantities(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
+    if stored.kind != "classification":
+        early["early_20_accuracy"] = None  # it is another metric, which is compared with none of its name
     quantities = {**stored.quantities, **simulated, **early}
     return Record(
         **(stored.names if cell is None else cell.names),  # type: ignore[arg-type]
         key=stored.key,
         quantities={name: quantities.get(name) for name in HELD},
-        outcomes={**stored.outcomes, **_areas(stored.steps, stored.epochs)},
+        outcomes={**dict.fromkeys(MEASURED), **stored.outcomes, **_areas(stored.steps, stored.epochs)},
         facts=stored.facts,
         seconds={name: stored.seconds.get(name, seconds.get(name)) for name in SECONDS},
         steps=stored.steps,
         family=stored.family if cell is None else cell.family,
+        kind=stored.kind,
     )
 
 
@@ -240,24 +246,31 @@ def target_losses(records: Sequence[Record]) -> dict[tuple[str, str], float]:
 def write_records(records: Sequence[Record], folder: Path) -> None:
     """Write `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
 
+    A metric that a cell's kind of task does not have is left blank; columns of kinds that no cell is of are left out.
+
     Args:
         records: Cells.
         folder: Existing folder.
     """
-    header = ["key", *NAMES, "family", *HELD, *MEASURED, *AREAS, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
+    kinds = {"classification", *(record.kind for record in records)}
+    present = [name for name in MEASURED if any(name in measured(kind) for kind in kinds)]
+    outcomes, several = (*present, *AREAS), len(kinds) > 1
+    names_of = ["key", *NAMES, "family", *(["task"] if several else [])]
+    header = [*names_of, *HELD, *outcomes, *FACTS, *(f"seconds_{name}" for name in SECONDS)]
 
     def cells(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
             for record in records:
-                words = (record.key, record.model, record.dataset, record.placement, record.family)
-                key, *names, family = map(for_spreadsheet, words)
+                texts = (record.key, record.model, record.dataset, record.placement, record.family)
+                key, *names, family = map(for_spreadsheet, texts)
                 values = [record.quantities.get(name) for name in HELD]
-                values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
+                values += [record.outcomes.get(name) for name in outcomes]
                 values += [record.facts[name] for name in FACTS]
                 values += [record.seconds.get(name) for name in SECONDS]
-                writer.writerow([key, *names, record.r, record.seed, family, *(_written(value) for value in values)])
+                words = [key, *names, record.r, record.seed, family, *([record.kind] if several else [])]
+                writer.writerow([*words, *(_written(value) for value in values)])
 
     def curves(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -287,7 +300,7 @@ def _from_csv(folder: Path) -> list[Record]:
             for key, step in read_rows(folder / CURVES_CSV, _curve_row, ("key", "step", "loss")):
                 curves[key].append(step)
     with undamaged(f"table {str(folder / CELLS_CSV)!r}", again):
-        needed = ("key", *NAMES, *MEASURED, *FACTS)
+        needed = ("key", *NAMES, *measured("classification"), *FACTS)
         records = list(read_rows(folder / CELLS_CSV, lambda row: _from_row(row, curves), needed))
         keys = [record.key for record in records]
         same(len(set(keys)), len(keys), "number of different keys")
@@ -316,4 +329,5 @@ def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> R
         seconds=values(SECONDS, "seconds_"),
         steps=tuple(curves.get(words["key"], ())),
         family=printable(from_spreadsheet(row.get("family", ""))),
+        kind=kind_of(row.get("task")),
     )

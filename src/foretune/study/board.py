@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foretune.study.grid import Cell
+from foretune.tasks.metrics import main_metric
 
 SHOWN = 12
 
@@ -60,11 +61,12 @@ class Board:
         if record is None:
             row += ["failed", "", "", f"{seconds:.0f} s"]
         else:
-            forecast = record["quantities"]["forecast_eval_accuracy"]
+            metric = main_metric(record["task"])
+            forecast = record["quantities"][f"forecast_eval_{metric.name}"]
             row += [
                 f"{record['quantities']['condition_number']:.4g}",
-                "–" if forecast is None else f"{forecast:.1%}",
-                f"{record['outcomes']['accuracy']:.1%}",
+                metric.written(forecast),
+                f"{metric.label} {metric.written(record['outcomes'][metric.name])}",
                 f"{seconds:.0f} s",
             ]
         self._rows.append(row)
@@ -89,7 +91,7 @@ class Board:
 
     def _draw(self) -> Group:
         table = Table(show_edge=False, pad_edge=False)
-        for name in ("model", "data set", "placement", "r", "seed", "κ", "forecast", "accuracy", "time"):
+        for name in ("model", "data set", "placement", "r", "seed", "κ", "forecast", "outcome", "time"):
             table.add_column(name, no_wrap=True)
         for row in self._rows[-SHOWN:]:
             table.add_row(*row)

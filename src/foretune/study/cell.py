@@ -18,7 +18,9 @@ from foretune.scoring.files import save_score
 from foretune.scoring.score import run as run_score
 from foretune.settings.groups import ScoreConfig, TuneConfig
 from foretune.study.grid import Cell
+from foretune.study.stored import LOSSES, kind_of
 from foretune.tasks.load import load_task
+from foretune.tasks.metrics import METRICS, Kind, main_metric
 from foretune.training.fit import Hooks
 from foretune.training.folder import CONFIG, claim, close_folder, open_folder, write_history
 from foretune.training.plan import prepare_tune
@@ -176,6 +178,7 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
     Returns:
         JSON-ready values: names, settings, facts, quantities at initialisation, outcomes, seconds, versions.
     """
+    metric = main_metric(_kind(tune)).name
     kernel, forecast, final = score["kernel"], score["kernel_regression"], tune["final"]
     head = score["head_kernel"]
     head_forecast = {} if head is None else head["kernel_regression"]
@@ -186,6 +189,7 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
         "key": key,
         "names": cell.names,
         "family": cell.family,
+        "task": _kind(tune),
         "settings": {
             group: dataclasses.asdict(getattr(cell, group)) for group in ("model", "data", "adapter", "score", "train")
         },
@@ -193,8 +197,7 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
             "train_rows": tune["details"]["data"]["train_rows"],
             "eval_rows": tune["details"]["data"]["eval_rows"],
             "classes": len(tune["details"]["data"]["label_names"]),
-            "majority_accuracy": max(tune["details"]["data"]["eval_class_counts"])
-            / tune["details"]["data"]["eval_rows"],
+            "majority_accuracy": _majority(tune["details"]["data"]),
             "adapter_parameters": tune["placement"]["trainable_parameters"],
             "head_parameters": tune["placement"]["head_parameters"],
             "steps": tune["steps"],
@@ -213,20 +216,16 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
             "empirical_risk": score["bounds"]["empirical_risk"],
             "forecast_train_loss": forecast["train_loss"],
             "forecast_eval_loss": forecast["eval_loss"],
-            "forecast_eval_accuracy": forecast["eval_accuracy"],
+            f"forecast_eval_{metric}": forecast[f"eval_{metric}"],
             "loo_mse": forecast["loo_mse"],
-            "loo_accuracy": forecast["loo_accuracy"],
+            f"loo_{metric}": forecast[f"loo_{metric}"],
             "head_eval_loss": head_forecast.get("eval_loss"),
-            "head_eval_accuracy": head_forecast.get("eval_accuracy"),
+            f"head_eval_{metric}": head_forecast.get(f"eval_{metric}"),
             "adapter_parameters": tune["placement"]["trainable_parameters"],
         },
         "outcomes": {
-            "train_loss": final["train_loss"],
-            "train_loss_eval_mode": final["train_loss_eval_mode"],
-            "eval_loss": final["eval_loss"],
-            "accuracy": final["eval_accuracy"],
-            "matthews": final["eval_matthews"],
-            "macro_f1": final["eval_macro_f1"],
+            **{name: final[name] for name in LOSSES},
+            **{metric.name: final[f"eval_{metric.name}"] for metric in METRICS[_kind(tune)]},
         },
         "seconds": {
             "load": tune["seconds"]["load"],
@@ -240,3 +239,14 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
     }
     held: dict[str, Any] = finite(content)
     return held
+
+
+def _kind(tune: Mapping[str, Any]) -> Kind:
+    """Kind of the task; a fine-tune that an earlier version finished does not say it."""
+    return kind_of(tune["details"]["data"].get("task"))
+
+
+def _majority(data: Mapping[str, Any]) -> float | None:
+    """Share of the most frequent class of the evaluation rows; None where there are no classes."""
+    counts = data.get("eval_class_counts")
+    return None if counts is None else max(counts) / data["eval_rows"]
