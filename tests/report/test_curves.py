@@ -94,3 +94,48 @@ def test_the_running_mean_is_over_whole_records(lengths, losses, window):
             window_records = range(first, last + 1)
             slow = sum(losses[i] * lengths[i] for i in window_records) / sum(lengths[i] for i in window_records)
             assert math.isclose(mean, slow, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def of_numbers(step, seconds, spearman):
+    names = {"loss": 0.7, "spearman": spearman, "pearson": 0.2, "r2": -0.1, "runtime": 1.0}
+    entries = {f"eval_eval_{name}": value for name, value in names.items()}
+    return entries | {"step": step, "seconds": seconds, "eval_eval_samples_per_second": 9.0}
+
+
+def history_of_numbers(*spearman):
+    log = [of_numbers(0, 1.0, 0.9)]
+    for epoch, value in enumerate(spearman, start=1):
+        log += [window(epoch, 0.5, 3.0 * epoch), of_numbers(epoch, 3.0 * epoch + 1.0, value)]
+    return read_log(log, ("spearman", "pearson", "r2"))
+
+
+def test_metrics_of_any_kind_of_task_go_by_their_names():
+    history = history_of_numbers(0.25)
+    assert history.epochs[1].metrics == {"spearman": 0.25, "pearson": 0.2, "r2": -0.1}
+    names = (
+        "epoch step train_loss train_loss_eval_mode train_spearman eval_loss eval_spearman eval_pearson eval_r2 seconds"
+    )
+    assert " ".join(history.epochs[1].to_dict()) == names
+    assert list(history.epochs[1].to_dict().values())[:7] == [1, 1, 0.5, None, None, 0.7, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [((0.1, 0.3, 0.3), 2), ((math.nan, -0.3, -0.2), 3), ((0.1, math.nan), 1), ((math.nan, math.nan), None)],
+)
+def test_the_best_epoch_is_that_of_the_largest_main_metric_where_it_is_defined(values, best):
+    found = history_of_numbers(*values).best  # epoch 0, before training, does not count
+    assert (found and found.epoch) == best
+
+
+def test_a_figure_of_a_run_names_its_loss_and_its_metric(monkeypatch, tmp_path):
+    from foretune.report import curve_figure
+
+    drawn = []
+    monkeypatch.setattr(curve_figure, "save_drawing", lambda figure, path: drawn.append(figure))
+    caption = curve_figure.Caption("scores", "squared error", "Spearman correlation")
+    curve_figure.loss_figure(history_of_numbers(0.25, 0.75), caption, tmp_path / "loss.png")
+    losses, metric = drawn[0].axes
+    assert (losses.get_ylabel(), metric.get_ylabel()) == ("loss (squared error)", "Spearman correlation")
+    (line,) = metric.lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0, 1, 2], [0.9, 0.25, 0.75])

@@ -28,7 +28,7 @@ KINDS = ["regression", "multi-label"]
 WRITE = {"regression": cases.write_scores, "multi-label": cases.write_tags}
 LABELS = {"regression": "Spearman correlation", "multi-label": "micro F1"}
 ADAPTER = AdapterConfig(("query", "value"), layers=(0,))
-SETTINGS = TuneSettings(epochs=2, learning_rate=2e-2, train_batch_size=8)
+SETTINGS = TuneSettings(epochs=2, learning_rate=3e-3, train_batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def plan_of(model, dataset, kind, settings=SETTINGS, dtype="float32"):
 @pytest.fixture(scope="module")
 def tuned(model, dataset, kind, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tuned"
-    flags = ["--target-modules", "query", "value", "--layers", "0", "--epochs", "2", "--learning-rate", "2e-2"]
+    flags = ["--target-modules", "query", "value", "--layers", "0", "--epochs", "2", "--learning-rate", "3e-3"]
     tokens = ["tune", "--model", model, "--dataset", dataset, "--task", kind, *flags, "--train-batch-size", "8"]
     assert run([*tokens, "--output", str(folder)]) == 0
     return folder

@@ -19,7 +19,18 @@ from foretune.report.texts import from_spreadsheet, printable
 from foretune.study.cell import CELLS, SIMULATIONS, cell_folder, stored_key
 from foretune.study.damage import Value, check_losses, numbers, read_rows, same, undamaged
 from foretune.study.grid import Cell
-from foretune.study.stored import DIGITS, FACTS, MEASURED, NAMES, read_stored, step_of, with_present_names
+from foretune.study.stored import (
+    DIGITS,
+    FACTS,
+    MEASURED,
+    NAMES,
+    kind_of,
+    measured,
+    read_stored,
+    step_of,
+    with_present_names,
+)
+from foretune.tasks.metrics import Kind
 
 AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
 SECONDS = (
@@ -53,6 +64,7 @@ class Record:
         seconds: Time of each stage.
         steps: Training loss over steps.
         family: Name that versions of one data set share.
+        kind: Kind of its task.
     """
 
     key: str
@@ -67,6 +79,7 @@ class Record:
     seconds: Mapping[str, Value]
     steps: tuple[Step, ...]
     family: str = ""
+    kind: Kind = "classification"
 
     def __post_init__(self) -> None:
         """Make a data set that is alone a family of its own."""
@@ -161,16 +174,19 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
     simulated, seconds = _read_simulation(path, stored.facts["train_rows"])
     log = RunLog(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
     from_log = {entry.name: entry.from_log(log) for entry in PREDICTORS if entry.from_log is not None}
+    if stored.kind != "classification":
+        from_log["early_20_accuracy"] = None  # it is another metric, which is compared with none of its name
     quantities = {**stored.quantities, **simulated, **from_log}
     return Record(
         **(stored.names if cell is None else cell.names),  # type: ignore[arg-type]
         key=stored.key,
         quantities={name: quantities.get(name) for name in QUANTITIES},
-        outcomes={**stored.outcomes, **_areas(stored.steps, stored.epochs)},
+        outcomes={**dict.fromkeys(MEASURED), **stored.outcomes, **_areas(stored.steps, stored.epochs)},
         facts=stored.facts,
         seconds={name: stored.seconds.get(name, seconds.get(name)) for name in SECONDS},
         steps=stored.steps,
         family=stored.family if cell is None else cell.family,
+        kind=stored.kind,
     )
 
 
@@ -246,6 +262,8 @@ def target_losses(records: Sequence[Record]) -> dict[tuple[str, str], float]:
 def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
     """Lay out `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
 
+    A metric that a cell's kind of task does not have is left blank; columns of kinds that no cell is of are left out.
+
     Args:
         records: Cells.
 
@@ -256,16 +274,19 @@ def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
 
 
 def _cells_table(records: Sequence[Record]) -> Table:
-    seconds = [f"seconds_{name}" for name in SECONDS]
-    header = ("key", *NAMES, "family", *QUANTITIES, *MEASURED, *AREAS, *FACTS, *seconds)
+    kinds = {"classification", *(record.kind for record in records)}
+    present = [name for name in MEASURED if any(name in measured(kind) for kind in kinds)]
+    outcomes, several = (*present, *AREAS), len(kinds) > 1
+    words = ("key", *NAMES, "family", *(["task"] if several else []))
+    header = (*words, *QUANTITIES, *outcomes, *FACTS, *(f"seconds_{name}" for name in SECONDS))
     rows = []
     for record in records:
         values = [record.quantities.get(name) for name in QUANTITIES]
-        values += [record.outcomes.get(name) for name in (*MEASURED, *AREAS)]
+        values += [record.outcomes.get(name) for name in outcomes]
         values += [record.facts[name] for name in FACTS]
         values += [record.seconds.get(name) for name in SECONDS]
         names = (record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed))
-        rows.append((*names, record.family, *map(_written, values)))
+        rows.append((*names, record.family, *([record.kind] if several else []), *map(_written, values)))
     return Table("Cells.", header, tuple(rows))
 
 
@@ -288,7 +309,7 @@ def _from_csv(folder: Path) -> list[Record]:
             for key, step in read_rows(folder / CURVES_CSV, _curve_row, ("key", "step", "loss")):
                 curves[key].append(step)
     with undamaged(f"table {str(folder / CELLS_CSV)!r}", again):
-        needed = ("key", *NAMES, *MEASURED, *FACTS)
+        needed = ("key", *NAMES, *measured("classification"), *FACTS)
         records = list(read_rows(folder / CELLS_CSV, lambda row: _from_row(row, curves), needed))
         keys = [record.key for record in records]
         same(len(set(keys)), len(keys), "number of different keys")
@@ -319,4 +340,5 @@ def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> R
         seconds=values(SECONDS, "seconds_"),
         steps=tuple(curves.get(words["key"], ())),
         family=printable(from_spreadsheet(row.get("family", ""))),
+        kind=kind_of(row.get("task")),
     )

@@ -19,7 +19,9 @@ from foretune.scoring.score import run as run_score
 from foretune.settings.commands import Configuration
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key, former_key
+from foretune.study.stored import LOSSES, kind_of
 from foretune.tasks.load import load_task
+from foretune.tasks.metrics import METRICS, Kind, main_metric
 from foretune.training.fit import Hooks
 from foretune.training.folder import CONFIG, claim, close_folder, open_folder, write_history
 from foretune.training.plan import prepare_tune
@@ -201,10 +203,17 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
         "key": key,
         "names": cell.names,
         "family": cell.family,
+        "task": _kind(tune),
         "settings": {group: dataclasses.asdict(getattr(cell, group)) for group in groups},
         "facts": _facts(tune),
-        "quantities": {**_quantities(score), "adapter_parameters": tune["placement"]["trainable_parameters"]},
-        "outcomes": _outcomes(tune["final"]),
+        "quantities": {
+            **_quantities(score, main_metric(_kind(tune)).name),
+            "adapter_parameters": tune["placement"]["trainable_parameters"],
+        },
+        "outcomes": {
+            **{name: tune["final"][name] for name in LOSSES},
+            **{metric.name: tune["final"][f"eval_{metric.name}"] for metric in METRICS[_kind(tune)]},
+        },
         "seconds": {
             "load": tune["seconds"]["load"],
             "kernel": score["seconds"]["kernel"],
@@ -219,6 +228,17 @@ def cell_record(cell: Cell, key: str, score: Mapping[str, Any], tune: Mapping[st
     return record
 
 
+def _kind(tune: Mapping[str, Any]) -> Kind:
+    """Kind of the task; a fine-tune that an earlier version finished does not say it."""
+    return kind_of(tune["details"]["data"].get("task"))
+
+
+def _majority(data: Mapping[str, Any]) -> float | None:
+    """Share of the most frequent class of the evaluation rows; None where there are no classes."""
+    counts = data.get("eval_class_counts")
+    return None if counts is None else max(counts) / data["eval_rows"]
+
+
 def _kernel_regression(result: Mapping[str, Any]) -> Any:
     """What a score says of kernel regression; a score that an earlier version finished calls it a forecast."""
     return result["kernel_regression" if "kernel_regression" in result else "forecast"]
@@ -230,7 +250,7 @@ def _facts(tune: Mapping[str, Any]) -> dict[str, Any]:
         "train_rows": data["train_rows"],
         "eval_rows": data["eval_rows"],
         "classes": len(data["label_names"]),
-        "majority_accuracy": max(data["eval_class_counts"]) / data["eval_rows"],
+        "majority_accuracy": _majority(data),
         "adapter_parameters": tune["placement"]["trainable_parameters"],
         "head_parameters": tune["placement"]["head_parameters"],
         "steps": tune["steps"],
@@ -239,7 +259,7 @@ def _facts(tune: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _quantities(score: Mapping[str, Any]) -> dict[str, Any]:
+def _quantities(score: Mapping[str, Any], metric: str) -> dict[str, Any]:
     kernel, regression = score["kernel"], _kernel_regression(score)
     head = {} if score["head_kernel"] is None else _kernel_regression(score["head_kernel"])
     spread = score["spread"]["draws_of_a"]
@@ -256,20 +276,9 @@ def _quantities(score: Mapping[str, Any]) -> dict[str, Any]:
         "empirical_risk": score["bounds"]["empirical_risk"],
         "kernel_regression_train_loss": regression["train_loss"],
         "kernel_regression_eval_loss": regression["eval_loss"],
-        "kernel_regression_eval_accuracy": regression["eval_accuracy"],
+        f"kernel_regression_eval_{metric}": regression[f"eval_{metric}"],
         "loo_mse": regression["loo_mse"],
-        "loo_accuracy": regression["loo_accuracy"],
+        f"loo_{metric}": regression[f"loo_{metric}"],
         "head_eval_loss": head.get("eval_loss"),
-        "head_eval_accuracy": head.get("eval_accuracy"),
-    }
-
-
-def _outcomes(final: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "train_loss": final["train_loss"],
-        "train_loss_eval_mode": final["train_loss_eval_mode"],
-        "eval_loss": final["eval_loss"],
-        "accuracy": final["eval_accuracy"],
-        "matthews": final["eval_matthews"],
-        "macro_f1": final["eval_macro_f1"],
+        f"head_eval_{metric}": head.get(f"eval_{metric}"),
     }

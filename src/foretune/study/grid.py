@@ -180,6 +180,8 @@ def _entry(
             raise ConfigError("study: a placement has no r of its own: list the ranks under 'ranks'")
         if isinstance(settings.get("target_modules"), str):
             settings["target_modules"] = [settings["target_modules"]]
+    if isinstance(settings.get("label_column"), str):
+        settings["label_column"] = [settings["label_column"]]
     config = _read(kind, settings, what)
     return config, _word(held, "name", what) or printable(_name(config)), own
 

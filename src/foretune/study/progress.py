@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from foretune.study.grid import Cell
+from foretune.study.stored import kind_of
+from foretune.tasks.metrics import main_metric
 
 SHOWN = 12
-HEADER = ("model", "data set", "placement", "r", "seed", "κ", "kernel regression", "accuracy", "time")
+HEADER = ("model", "data set", "placement", "r", "seed", "κ", "kernel regression", "outcome", "time")
 
 
 class Progress:
@@ -61,11 +63,12 @@ class Progress:
         if record is None:
             row += ["failed", "", "", f"{seconds:.0f} s"]
         else:
-            predicted = record["quantities"]["kernel_regression_eval_accuracy"]
+            metric = main_metric(kind_of(record.get("task")))
+            predicted = record["quantities"][f"kernel_regression_eval_{metric.name}"]
             row += [
                 f"{record['quantities']['condition_number']:.4g}",
-                "–" if predicted is None else f"{predicted:.1%}",
-                f"{record['outcomes']['accuracy']:.1%}",
+                metric.written(predicted),
+                f"{metric.label} {metric.written(record['outcomes'][metric.name])}",
                 f"{seconds:.0f} s",
             ]
         self._rows.append(row)

@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from foretune.errors import shown
 from foretune.report.curves import Step
 from foretune.report.store import RESULT, read_json
 from foretune.study.damage import Value, check_losses, integer, numbers, read_rows, same, text, undamaged
+from foretune.tasks.metrics import METRICS, Kind, main_metric
 
 T = TypeVar("T")
 NAMES = ("model", "dataset", "placement", "r", "seed")
-MEASURED = ("train_loss", "train_loss_eval_mode", "eval_loss", "accuracy", "matthews", "macro_f1")
+LOSSES = ("train_loss", "train_loss_eval_mode", "eval_loss")
+# Losses and the metrics of every kind of task; a cell has those of its own.
+MEASURED = (*LOSSES, *dict.fromkeys(metric.name for metrics in METRICS.values() for metric in metrics))
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
 DIGITS = 6  # of a loss, so that a report from its CSV files is the same
 # What earlier versions called numbers that cells of theirs hold: kernel regression was a forecast too.
@@ -31,23 +36,55 @@ class StoredCell:
         key: Content key.
         names: Model, data set, placement, rank and seed.
         family: Name that versions of one data set share; empty where the grid gave none.
+        kind: Kind of its task.
         facts: Rows, classes, parameters, steps.
         outcomes: Numbers after training.
         quantities: Numbers at initialisation.
         seconds: Time of each stage.
         steps: Training loss over steps.
-        epochs: Step, loss and accuracy on the evaluation rows after each epoch.
+        epochs: Step, loss and main metric on the evaluation rows after each epoch.
     """
 
     key: str
     names: Mapping[str, str | int]
     family: str
+    kind: Kind
     facts: Mapping[str, Value]
     outcomes: Mapping[str, Value]
     quantities: Mapping[str, Value]
     seconds: Mapping[str, Value]
     steps: tuple[Step, ...]
     epochs: tuple[tuple[int, float, float], ...]
+
+
+def measured(kind: Kind) -> tuple[str, ...]:
+    """Name the outcomes of a cell.
+
+    Args:
+        kind: Kind of its task.
+
+    Returns:
+        Losses and metrics.
+    """
+    return (*LOSSES, *(metric.name for metric in METRICS[kind]))
+
+
+def kind_of(word: Any) -> Kind:
+    """Take the kind of a task; files of earlier versions have none, for there were classes alone.
+
+    Args:
+        word: What the file says, None or empty for nothing.
+
+    Returns:
+        The kind.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    kind = next((kind for kind in METRICS if kind == (word or "classification")), None)
+    if kind is None:
+        raise ValueError(f"task is {shown(word)}")
+    return kind
 
 
 def read_stored(path: Path) -> StoredCell:
@@ -66,17 +103,19 @@ def read_stored(path: Path) -> StoredCell:
     with undamaged(f"cell {path.name} of {str(store)!r}", "the same foretune study command computes it again"):
         result = read_json(path / RESULT)
         same(result["key"], path.name, "key")
-        facts = numbers(result["facts"], FACTS)
+        facts, kind = numbers(result["facts"], FACTS), kind_of(result.get("task"))
+        main = f"eval_{main_metric(kind).name}"
         stored = StoredCell(
             path.name,
             _names(result["names"]),
             text(result.get("family", ""), "family"),
+            kind,
             facts,
-            numbers(result["outcomes"], MEASURED),
+            numbers(result["outcomes"], measured(kind)),
             with_present_names(numbers(result["quantities"])),
             with_present_names(numbers(result["seconds"]), prefix="seconds_"),
             tuple(read_rows(path / "tune" / "steps.csv", step_of, ("step", "loss"))),
-            tuple(read_rows(path / "tune" / "history.csv", _epoch, ("step", "eval_loss", "eval_accuracy"))),
+            tuple(read_rows(path / "tune" / "history.csv", partial(_epoch, main), ("step", "eval_loss", main))),
         )
         total, diverged = facts["steps"], bool(facts["diverged"])
         check_losses([(step.step, step.loss) for step in stored.steps], total, diverged, "steps.csv")
@@ -123,6 +162,6 @@ def step_of(row: Mapping[str, str]) -> Step:
     )
 
 
-def _epoch(row: Mapping[str, str]) -> tuple[int, float, float]:
-    # step, loss and accuracy on the evaluation rows
-    return int(row["step"]), float(row["eval_loss"]), float(row["eval_accuracy"])
+def _epoch(main: str, row: Mapping[str, str]) -> tuple[int, float, float]:
+    # step, loss and main metric on the evaluation rows
+    return int(row["step"]), float(row["eval_loss"]), float(row[main])
