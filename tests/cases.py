@@ -241,3 +241,33 @@ def _write(folder, header: tuple[str, ...], row_of: Callable[[int], tuple], n_tr
         lines = [",".join(map(str, row)) for row in (header, *map(row_of, rows))]
         (folder / f"{name}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(folder)
+
+
+KINDS = [("classification", 2), ("classification", 3), ("regression", 1), ("regression", 3), ("multi-label", 3)]
+
+
+def task_of(kind: str, n_outputs: int, n_train: int = 40, n_eval: int = 20):
+    """Reviews with a class, numbers or flags that follow from their words."""
+    import datasets
+
+    import foretune as ft
+
+    def rows(numbers: range) -> datasets.Dataset:
+        texts = [review(i)[0] for i in numbers]
+        known = [
+            (review(i)[1] == "positive", text.split().count("very")) for i, text in zip(numbers, texts, strict=True)
+        ]
+        if kind == "classification":
+            columns = {"label": ["abc"[int(good) if n_outputs == 2 else very % 3] for good, very in known]}
+        elif kind == "regression":
+            columns = {
+                f"y{k}": [3.0 * good * (k == 0) + 0.5 * very - k for good, very in known] for k in range(n_outputs)
+            }
+        else:
+            flags = [(int(good), int(very > 2), int(very == 1)) for good, very in known]
+            columns = {f"y{k}": [row[k] for row in flags] for k in range(n_outputs)}
+        return datasets.Dataset.from_dict({"text": texts, **columns})
+
+    names = "label" if kind == "classification" else [f"y{k}" for k in range(n_outputs)]
+    splits = rows(range(n_train)), rows(range(n_train, n_train + n_eval))
+    return ft.task_from_datasets(*splits, text_column="text", label_column=names, task=kind)

@@ -138,7 +138,13 @@ def test_json_alone_on_stdout(model, dataset, capsys):
 def test_the_table_names_what_it_shows(model, dataset, capsys):
     assert run(["score", "--model", model, "--dataset", dataset, *FEW]) == 0
     out = capsys.readouterr().out
-    for word in ("forecast eval accuracy", "κ (σ = 0.0001)", "λ_max", "bounds, tight form", "empirical risk at σ"):
+    for word in (
+        "kernel regression: eval accuracy",
+        "κ (σ = 0.0001)",
+        "λ_max",
+        "bounds, tight form",
+        "empirical risk at σ",
+    ):
         assert word in out
 
 

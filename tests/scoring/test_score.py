@@ -189,7 +189,7 @@ def test_what_was_understood(model, task):
 
 
 def test_classes_and_outputs_must_agree(task):
-    with pytest.raises(ft.ForetuneError, match="3 outputs, the data set 2 classes"):
+    with pytest.raises(ft.ForetuneError, match="3 outputs, the data set needs 2"):
         score_of(cases.tiny("bert", 3), task)
 
 
