@@ -50,7 +50,7 @@ def coding_of(train: Split, columns: tuple[str, ...], config: DataConfig) -> Cod
     """
     kind = config.task
     if kind is None:
-        kind = _kind_of(train, columns, numbered=config.positive_from is not None)
+        kind = _kind_of(train, columns)
         if kind != "classification":
             _LOG.info("%s: %s", train.place(columns[0]), kind)
     if kind != "classification" and config.positive_from is not None:
@@ -69,16 +69,14 @@ def coding_of(train: Split, columns: tuple[str, ...], config: DataConfig) -> Cod
     return class_coding(train, columns[0], positive_from=config.positive_from)
 
 
-def _kind_of(train: Split, columns: tuple[str, ...], *, numbered: bool) -> Kind:
+def _kind_of(train: Split, columns: tuple[str, ...]) -> Kind:
     if len(columns) > 1:
         return _kind_of_several(train, columns)
     values = train.values(columns[0])
     stated = train.table.class_names(columns[0]) is not None
     if any(isinstance(value, list | tuple) for value in values):
         return _kind_of_lists(values, stated=stated)
-    if stated or numbered:
-        return "classification"
-    if all(map(may_be_number, values)) and any(map(is_fraction, values)):
+    if not stated and all(map(may_be_number, values)) and any(map(is_fraction, values)):
         return "regression"
     return "classification"
 
