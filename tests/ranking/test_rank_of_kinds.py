@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from foretune.ranking.blocks import blocks_of
 from foretune.settings.ranking import RankConfig, RankData, RankModels
 from rich.console import Console
 
@@ -17,6 +16,7 @@ from foretune.forecasting.linearise import survey
 from foretune.models.classifier import own_classifier
 from foretune.models.identity import fingerprint
 from foretune.problem import prepare
+from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.report import numbers_table, ranking_content, ranking_table
 from foretune.report.store import finite, to_json
 from foretune.scoring.files import score_content
@@ -119,7 +119,7 @@ def test_candidates_of_any_kind_are_ranked(kind, n_outputs):
 def test_the_quick_score_is_of_the_residual_of_the_probe(kind, n_outputs):
     plan = plan_of(kind, n_outputs, model_of(n_outputs))
     held = survey(replace(plan, reduction=plan.task.objective.simulated()))
-    blocks = blocks_of(held, (4,))
+    blocks = module_kernels(held, (4,))
     outputs = held.train.factors.logits.numpy().astype(float)
     targets = plan.task.train.labels[plan.sample.train_indices]
     if kind == "classification":

@@ -152,9 +152,8 @@ def _caption(rankings: Sequence[Ranking]) -> str:
     if any(row.forecast is None for ranking in rankings for row in ranking.rows):
         across = "Where levels are withheld, the order across models is that of the simulated runs, unchecked"
     else:
-        across = (
-            f"Forecast {rankings[0].objective.metric.label} and losses are comparable across models on one data set"
-        )
+        labels = " or ".join(dict.fromkeys(ranking.objective.metric.label for ranking in rankings))
+        across = f"Forecast {labels} and losses are comparable across models on one data set"
     return (
         f"{text}comparable within one model and data set only. {across}; across data sets they have other classes and "
         "base rates."
