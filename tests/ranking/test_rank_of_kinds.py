@@ -6,28 +6,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from foretune.settings.ranking import RankConfig, RankData, RankModels
 from rich.console import Console
 
 import foretune as ft
 from foretune.forecasting.calibration import shipped_calibration
 from foretune.forecasting.curve import forecast_run
+from foretune.forecasting.forecast import ForecastResult
 from foretune.forecasting.linearise import survey
+from foretune.forecasting.report import print_forecast
 from foretune.models.classifier import own_classifier
 from foretune.models.identity import fingerprint
 from foretune.problem import prepare
 from foretune.ranking.module_kernels import module_kernels
-from foretune.ranking.report import numbers_table, ranking_content, ranking_table
+from foretune.ranking.report import RankRun, numbers_table, ranking_content, ranking_table
 from foretune.report.store import finite, to_json
-from foretune.scoring.files import score_content
-from foretune.scoring.report import print_result
 from foretune.scoring.score import run as run_score
 
 import cases
 import domains
 
-RUN = ft.Training(epochs=2, learning_rate=2e-2, train_batch_size=8)
+RUN = ft.Recipe(epochs=2, learning_rate=2e-2, train_batch_size=8)
 OTHERS = cases.KINDS[2:]
+SECONDS = {"load": 0.0, "forecast": 1.0, "total": 1.0}
 
 
 def model_of(n_outputs):
@@ -78,8 +78,8 @@ def test_a_forecast_without_a_calibration_says_so_and_shows_the_simulated_run(ki
     assert f"the calibration has seen classification only, and this is {kind}" in content["note"]
     assert list(content["simulated"][0]) == ["step", "train_loss", "eval_loss", f"eval_{name}"]
     screen = Console(record=True, width=160)
-    result = run_score(plan)
-    print_result(screen, {**score_content(result), "curve": content})
+    settings = ft.ForecastSettings(samples=24, eval_samples=12, max_length=32, **vars(RUN))
+    print_forecast(screen, ForecastResult(plan, settings, curve, calibration_of(model), SECONDS).to_dict())
     text = screen.export_text()
     assert "Simulated run, not calibrated: no forecast" in text
     assert f"eval {plan.task.objective.metric.label}" in text
@@ -89,15 +89,13 @@ def test_a_forecast_without_a_calibration_says_so_and_shows_the_simulated_run(ki
 def test_candidates_of_any_kind_are_ranked(kind, n_outputs):
     model, task = model_of(n_outputs), cases.task_of(kind, n_outputs)
     settings = ft.RankSettings(
-        ft.Candidates(ranks=(2, 4), finalists=4),
-        ft.RankSample(samples=24, eval_samples=12, draws=1, max_length=32),
-        RUN,
+        ranks=(2, 4), finalists=4, samples=24, eval_samples=12, draws=1, max_length=32, **vars(RUN)
     )
     calibration = calibration_of(model)
     ranking = ft.rank(model, cases.tokenizer(), task, settings=settings, calibration=calibration)
     objective = task.objective
     order = [row.outlook.end.eval_metric for row in ranking.rows]
-    config = RankConfig(RankModels(("m",)), RankData(("d",)), *vars(settings).values())
+    config = RankRun((ft.ModelConfig("m"),), (ft.DataConfig("d"),), settings)
     content = json.loads(to_json(finite(ranking_content([ranking], config, calibration))))["rankings"][0]
     assert content["objective"]["kind"] == kind
     assert content[objective.noun] == n_outputs

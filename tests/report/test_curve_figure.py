@@ -5,14 +5,14 @@ import pytest
 
 import drawn
 import foretune.report.curve_figure as curve_figure_module
-from foretune.report.curve_figure import curve_figure, loss_figure
+from foretune.report.curve_figure import Caption, curve_figure, loss_figure
 from foretune.report.curves import CurvePoint, Epoch, History, Step, running_mean
 
 STEPS = tuple(Step(number, 1.0 / number, 0.1, None, 0.0) for number in range(1, 41))
 EPOCHS = (
-    Epoch(0, 0, None, None, None, 0.9, 0.5, 0.0, 0.4, 0.0),
-    Epoch(1, 20, 0.5, 0.45, 0.7, 0.6, 0.65, 0.2, 0.5, 1.0),
-    Epoch(2, 40, 0.3, 0.25, 0.8, 0.55, 0.75, 0.3, 0.6, 2.0),
+    Epoch(0, 0, None, None, None, 0.9, {"accuracy": 0.5}, 0.0),
+    Epoch(1, 20, 0.5, 0.45, 0.7, 0.6, {"accuracy": 0.65}, 1.0),
+    Epoch(2, 40, 0.3, 0.25, 0.8, 0.55, {"accuracy": 0.75}, 2.0),
 )
 FORECAST = (CurvePoint(0, None, 0.88, 0.52), CurvePoint(20, 0.5, 0.62, 0.6), CurvePoint(40, 0.35, 0.5, 0.7))
 
@@ -32,7 +32,12 @@ def check_forecast(losses, accuracy):
 
 
 def test_the_figure_of_a_run_shows_its_history(figures, tmp_path):
-    loss_figure(History(STEPS, EPOCHS, 2.0, 1.0), "a run", tmp_path / "loss.png", forecast=FORECAST)
+    loss_figure(
+        History(STEPS, EPOCHS, 2.0, 1.0, ("accuracy",)),
+        Caption("a run", "nats", "accuracy"),
+        tmp_path / "loss.png",
+        forecast=FORECAST,
+    )
     losses, accuracy = figures[0].axes
     lines = drawn.lines(losses)
     assert lines["train, by step"][0] == pytest.approx(np.array([(s.step, s.loss) for s in STEPS]))
@@ -47,13 +52,17 @@ def test_the_figure_of_a_run_shows_its_history(figures, tmp_path):
 
 
 def test_the_figure_of_a_forecast_shows_it_alone(figures, tmp_path):
-    curve_figure(FORECAST, "a forecast", tmp_path / "curve.png")
+    curve_figure(FORECAST, Caption("a forecast", "nats", "accuracy"), tmp_path / "curve.png")
     losses, accuracy = figures[0].axes
     assert len(losses.lines) == 2
     check_forecast(losses, accuracy)
 
 
 def test_a_run_without_steps_is_drawn(figures, tmp_path):
-    loss_figure(History((), EPOCHS[:1], 0.0, 1.0), "nothing yet", tmp_path / "loss.png")
+    loss_figure(
+        History((), EPOCHS[:1], 0.0, 1.0, ("accuracy",)),
+        Caption("nothing yet", "nats", "accuracy"),
+        tmp_path / "loss.png",
+    )
     losses, _ = figures[0].axes
     assert list(drawn.lines(losses)) == ["evaluation"]

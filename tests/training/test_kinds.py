@@ -16,7 +16,8 @@ from foretune.cli import run
 from foretune.models.classifier import load_classifier
 from foretune.models.placement import lora_config
 from foretune.report.terminal import console
-from foretune.settings.groups import AdapterConfig, DataConfig, TuneSettings
+from foretune.settings.commands import TuneSettings
+from foretune.settings.groups import AdapterConfig, DataConfig
 from foretune.tasks.load import load_task
 from foretune.training.plan import prepare_tune
 from foretune.training.report import print_tune
