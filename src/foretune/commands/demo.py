@@ -151,9 +151,10 @@ def _side_by_side(forecast: Mapping[str, Any], tune: Mapping[str, Any]) -> "Tabl
 
     metric = Metric(**forecast["details"]["objective"]["metrics"][0])
     end, final, count = forecast["end"] or {}, tune["final"], forecast["placement"]["trainable_parameters"]
+    placed = f"{', '.join(MODULES)} of layers {', '.join(map(str, LAYERS))}"
     title = (
         f"MiniLM on BBC news: {forecast['train_rows']} texts train, {forecast['eval_rows']} evaluate,\n"
-        f"{', '.join(MODULES)} of layers {', '.join(map(str, LAYERS))} ({count:,} parameters), {forecast['steps']} steps"
+        f"{placed} ({count:,} parameters), {forecast['steps']} steps"
     )
     table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("after the last epoch")
