@@ -1,7 +1,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 
@@ -237,7 +236,6 @@ BAD_ROWS = [
     ("good film,positive\nbad film,positive\n", "single class, 'positive'"),
     ("good film,positive\n ,negative\n", "1 empty texts? in column 'text', first in row 1"),
     ("good film,1\nbad film,-1\na film,0\nthe film,2\n", "label -1 in row 1 .* no class"),
-    ("good film,0.5\nbad film,1\n", "label 0.5 in row 0 .* regression"),
     ("good film,positive\nbad film,negative\n", "12 samples asked for, but there are 2 rows"),
 ]
 
@@ -301,19 +299,3 @@ def test_an_interrupt_leaves_nothing(model, dataset, tmp_path, monkeypatch, caps
     assert run(tokens) == 130
     assert os.listdir(tmp_path) == []
     assert "interrupted" in capsys.readouterr().err
-
-
-def test_the_demo_runs_the_command_that_it_prints(tmp_path, monkeypatch, capsys):
-    import foretune.commands.score as command
-
-    seen = []
-    monkeypatch.setattr(command, "score_command", lambda *args, **options: seen.append((*args, options)))
-    assert run(["demo", "--samples", "8", "--output", str(tmp_path / "run"), "--json"]) == 0
-    printed = capsys.readouterr().err.removeprefix("$ foretune ").strip()
-    assert run(shlex.split(printed)) == 0
-    assert seen[0] == seen[1]
-    config, output, options = seen[0]
-    assert (config.settings.samples, config.adapter.layers) == (8, (0, 2, 5))
-    assert options == {"as_json": True}
-    assert output == tmp_path / "run"
-    assert (tmp_path / "run-data" / "train.csv").exists()

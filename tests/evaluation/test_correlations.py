@@ -25,12 +25,12 @@ from foretune.report.curves import Step
 from foretune.report.figures import figure_writers
 from foretune.report.store import write_files
 from foretune.report.tables import Table, tex
-from foretune.study.stored import FACTS, MEASURED
+from foretune.study.stored import FACTS, measured
 
 
 def record(dataset="a", placement="p0", seed=0, accuracy=0.7, model="m", **quantities):
     values = dict.fromkeys(QUANTITIES, 1.0) | quantities
-    outcomes = dict.fromkeys(MEASURED, 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
+    outcomes = dict.fromkeys(measured("classification"), 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
     facts = dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100, "steps": 4}
     steps = tuple(Step(i + 1, 1.0 / (i + 1), math.nan, None, math.nan) for i in range(4))
     key = f"{model}-{dataset}-{placement}-{seed}"
@@ -178,8 +178,8 @@ def test_records_survive_their_csv(tmp_path):
     assert [record.key for record in again] == [record.key for record in records]
     for first, second in zip(records, again, strict=True):
         assert first.quantities == second.quantities
-        assert {k: v for k, v in first.outcomes.items() if k in MEASURED} == {
-            k: v for k, v in second.outcomes.items() if k in MEASURED
+        assert {k: v for k, v in first.outcomes.items() if k in measured("classification")} == {
+            k: v for k, v in second.outcomes.items() if k in measured("classification")
         }
         assert [step.loss for step in second.steps] == pytest.approx([step.loss for step in first.steps], rel=1e-4)
     (tmp_path / "cells.csv").write_text("key,model\n1,m\n", encoding="utf-8")

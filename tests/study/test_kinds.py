@@ -9,7 +9,8 @@ import yaml
 
 from foretune.cli import run
 from foretune.errors import ConfigError, StoreError
-from foretune.evaluation.records import CELLS_CSV, read_records
+from foretune.evaluation.records import CELLS_CSV, read_records, record_writers
+from foretune.report.store import write_files
 from foretune.study.cell import cell_folder
 from foretune.study.grid import expand, read_grid
 from foretune.study.keys import cell_key
@@ -88,10 +89,8 @@ def test_accuracy_is_correlated_within_classification_alone(study, tmp_path):
 
 
 def test_a_study_of_classes_alone_has_the_columns_of_earlier_versions(study, tmp_path):
-    from foretune.evaluation.records import write_records
-
     records = [record for record in read_records(study[1]) if record.kind == "classification"]
-    write_records(records, tmp_path)
+    write_files(tmp_path, record_writers(records))
     header = (tmp_path / CELLS_CSV).read_text(encoding="utf-8").splitlines()[0].split(",")
     assert "task" not in header
     assert header[header.index("eval_loss") + 1 :][:3] == ["accuracy", "matthews", "macro_f1"]
