@@ -104,7 +104,7 @@ def test_head_modules_that_run_twice():
         found = torch.cat([torch.einsum("ktq,tp->kqp", g, h).flatten(1), g.sum(1)], dim=1)
         assert close(found.numpy(), expected[row])
     assert torch.allclose(model.out(factors.inputs), factors.logits, rtol=1e-12, atol=1e-14)
-    inputs = head_inputs(adapted, {"out": model.out}, batches(sequences), n=6, n_classes=3)
+    inputs = head_inputs(adapted, {"out": model.out}, batches(sequences), n=6, n_outputs=3)
     assert torch.allclose(inputs, factors.inputs, rtol=1e-12, atol=1e-14)
 
 
@@ -113,7 +113,7 @@ def test_an_output_layer_whose_bias_counts_twice_is_refused():
     with pytest.raises(KernelError, match="hold the bias of the output layer 2 times"):
         token_factors(adapted, batches(sequences), FULL, n=6)
     with pytest.raises(KernelError, match="hold the bias of the output layer 2 times"):
-        head_inputs(adapted, {"out": adapted.model.out}, batches(sequences), n=6, n_classes=3)
+        head_inputs(adapted, {"out": adapted.model.out}, batches(sequences), n=6, n_outputs=3)
     features = tangent_features(adapted, batches(sequences), FULL, n=6)  # its gradient is known all the same
     of_head = gradients(adapted.model, sequences, adapted.model.dense, adapted.model.out)
     assert close(tangent_kernel(features).head, references.full_kernel(of_head))
@@ -238,7 +238,7 @@ def test_models_whose_texts_go_one_at_a_time_never_see_two(sink):
         {"out": model.out},
         [batch_of(ragged())],
         n=6,
-        n_classes=3,
+        n_outputs=3,
     )
     assert seen == [1] * 12
 
@@ -246,9 +246,9 @@ def test_models_whose_texts_go_one_at_a_time_never_see_two(sink):
 def test_head_inputs_need_every_position_once():
     adapted = adapted_of(twice())
     with pytest.raises(KernelError, match="exactly once"):
-        head_inputs(adapted, {"out": adapted.model.out}, [batch_of(ragged(), [0, 2])], n=6, n_classes=3)
+        head_inputs(adapted, {"out": adapted.model.out}, [batch_of(ragged(), [0, 2])], n=6, n_outputs=3)
     with pytest.raises(KernelError, match="no examples"):
-        head_inputs(adapted, {"out": adapted.model.out}, [], n=0, n_classes=3)
+        head_inputs(adapted, {"out": adapted.model.out}, [], n=0, n_outputs=3)
 
 
 def test_batches_are_told_apart_by_their_rows():

@@ -210,7 +210,7 @@ def test_every_command_forecasts_the_run_that_a_fine_tune_does(
         assert found.samples == len(tuned.train.labels)  # at most 512: all that train, and no other
         assert found.steps == steps
         right = np.bincount(tuned.evaluation.labels).max() / len(tuned.evaluation.labels)
-        assert found.majority == pytest.approx(right)
+        assert found.constant == pytest.approx(right)
     lora = lora_config(classifier.model, ft.AdapterConfig(("query",), None, 2))
     score = ft.ScoreSettings(samples=20, eval_samples=eval_samples, draws=1, max_length=32, seed=seed)
     plan = prepare(classifier, task, lora, score)
