@@ -40,7 +40,9 @@ def test_decomposition_multiplies_out_to_the_kernel():
     eigen = decompose(kernel)
     assert np.allclose(eigen.eigenvalues, [5.0, 2.0, 1.0, 0.1], rtol=1e-12)
     assert np.allclose(kernel @ eigen.eigenvectors, eigen.eigenvectors * eigen.eigenvalues, atol=1e-13)
-    assert np.allclose(eigen.kernel(), kernel, atol=1e-13)
+    multiplied_out = (eigen.eigenvectors * eigen.eigenvalues) @ eigen.eigenvectors.T
+    assert np.allclose(multiplied_out, kernel, atol=1e-13)
+    assert np.array_equal(eigen.kernel, (kernel + kernel.T) / 2.0)
 
 
 def test_eigenvalues_are_not_clipped():
@@ -224,18 +226,18 @@ def test_alignment_by_its_definition(name):
     rng = np.random.default_rng(3)
     n_classes = 2 if name == "margin" else 3
     labels = rng.integers(0, n_classes, 8)
-    targets = output_reduction(name, n_classes).targets(labels)
+    targets = output_reduction(name, n_classes).coordinates(np.eye(n_classes)[labels])
     features = rng.standard_normal((8, 5))
     kernel = features @ features.T
     expected = slow_alignment(kernel, targets @ targets.T, np.eye(8) - 1.0 / 8)
     assert alignment(kernel, targets) == pytest.approx(expected, rel=1e-12)
     assert summary(kernel, targets=targets).alignment == pytest.approx(expected, rel=1e-12)
-    assert summary(decompose(kernel), targets=targets).alignment == pytest.approx(expected, rel=1e-10)
+    assert summary(decompose(kernel), targets=targets).alignment == alignment(kernel, targets)
 
 
 def test_alignment_of_a_block_kernel_by_its_definition():
     rng = np.random.default_rng(4)
-    targets = output_reduction("full", 3).targets(np.array([0, 1, 2, 1, 0]))
+    targets = output_reduction("full", 3).coordinates(np.eye(3)[[0, 1, 2, 1, 0]])
     features = rng.standard_normal((10, 6))
     kernel = features @ features.T
     vector = targets.reshape(-1)
@@ -251,7 +253,7 @@ def test_alignment_of_the_target_kernel_is_one():
 
 
 def test_alignment_with_one_class_is_not_defined():
-    targets = output_reduction("trace", 3).targets(np.array([2, 2, 2]))
+    targets = output_reduction("trace", 3).coordinates(np.eye(3)[[2, 2, 2]])
     assert alignment(np.eye(3), targets) is None
 
 
