@@ -3,7 +3,7 @@
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -59,6 +59,36 @@ def forecast_command(
         calibration: Calibration of the forecast, or None for the one that comes with foretune.
         as_json: Whether to print JSON instead of the table.
     """
+    from foretune.report.store import to_json
+    from foretune.report.terminal import console, print_json
+
+    content = make_forecast(config, output, calibration)
+    if as_json:
+        print_json(to_json(content))
+        return
+    from foretune.forecasting.report import print_forecast
+
+    print_forecast(console(), content)
+
+
+def make_forecast(
+    config: Configuration[ForecastSettings],
+    output: Path | None,
+    calibration: Path | None = None,
+    *,
+    brief: bool = False,
+) -> dict[str, Any]:
+    """Load, plan, simulate and save one forecast; to stderr goes what was understood and how far it is.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        calibration: Calibration of the forecast, or None for the one that comes with foretune.
+        brief: Whether only the progress is shown.
+
+    Returns:
+        What `result.json` holds.
+    """
     from foretune.report.folders import hold
     from foretune.report.store import check_free
 
@@ -66,15 +96,14 @@ def forecast_command(
         if output is not None:
             stack.enter_context(hold(output))
             check_free(output)
-        _forecast(config, output, calibration, as_json=as_json)
+        return _forecast(config, output, calibration, brief=brief)
 
 
 def _forecast(
-    config: Configuration[ForecastSettings], output: Path | None, calibration: Path | None, *, as_json: bool
-) -> None:
-    """Forecast, save to a free folder that no other run writes to, and print."""
-    from foretune.report.store import to_json
-    from foretune.report.terminal import console, print_json, progress
+    config: Configuration[ForecastSettings], output: Path | None, calibration: Path | None, *, brief: bool
+) -> dict[str, Any]:
+    """Forecast, and save to a free folder that no other run writes to."""
+    from foretune.report.terminal import console, progress
 
     log = console(stderr=True)
     start = time.perf_counter()
@@ -82,7 +111,7 @@ def _forecast(
         from foretune.forecasting.calibration import read_calibration
         from foretune.forecasting.files import save_forecast
         from foretune.forecasting.forecast import prepare_forecast, run_forecast
-        from foretune.forecasting.report import print_forecast, print_forecast_plan
+        from foretune.forecasting.report import print_forecast_plan
         from foretune.problem import describe
 
         calibrated = read_calibration(calibration)
@@ -90,7 +119,8 @@ def _forecast(
         loaded = load(config, given, seed=config.settings.seed)
         plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    print_forecast_plan(log, describe(plan), loaded.words)
+    if not brief:
+        print_forecast_plan(log, describe(plan), loaded.words)
     with progress(log, "steps of the simulated run", None) as update:
         result = run_forecast(
             plan,
@@ -102,11 +132,6 @@ def _forecast(
     if output is not None:
         own = None if calibration is None else calibrated
         save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
-        log.print(f"saved to {output}")
-    else:
-        log.print("nothing saved: name a folder with --output", style="dim")
-    content = result.to_dict()
-    if as_json:
-        print_json(to_json(content))
-    else:
-        print_forecast(console(), content)
+    if not brief:
+        log.print("nothing saved: name a folder with --output" if output is None else f"saved to {output}", style="dim")
+    return result.to_dict()

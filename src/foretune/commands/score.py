@@ -3,7 +3,7 @@
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -27,7 +27,7 @@ def score(
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
-    """Score one LoRA configuration: spectrum of its tangent kernel, risk bounds and a first forecast.
+    """Score one LoRA configuration: spectrum of its tangent kernel, risk bounds and kernel regression.
 
     Example: foretune score --model ./MiniLM --dataset ./sst2 --target-modules query value --layers 0 5 --output run
 
@@ -56,6 +56,29 @@ def score_command(config: Configuration[ScoreSettings], output: Path | None, *, 
         output: Folder of the run, or None to save nothing.
         as_json: Whether to print JSON instead of the table.
     """
+    from foretune.report.store import to_json
+    from foretune.report.terminal import console, print_json
+
+    content = make_score(config, output)
+    if as_json:
+        print_json(to_json(content))
+        return
+    from foretune.scoring.report import print_result
+
+    print_result(console(), content)
+
+
+def make_score(config: Configuration[ScoreSettings], output: Path | None, *, brief: bool = False) -> dict[str, Any]:
+    """Load, plan, run and save one score; to stderr goes what was understood and how far it is.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        brief: Whether only the progress is shown.
+
+    Returns:
+        What `result.json` holds.
+    """
     from foretune.report.folders import hold
     from foretune.report.store import check_free
 
@@ -63,36 +86,31 @@ def score_command(config: Configuration[ScoreSettings], output: Path | None, *, 
         if output is not None:
             stack.enter_context(hold(output))
             check_free(output)
-        _score(config, output, as_json=as_json)
+        return _score(config, output, brief=brief)
 
 
-def _score(config: Configuration[ScoreSettings], output: Path | None, *, as_json: bool) -> None:
-    """Score, save to a free folder that no other run writes to, and print."""
-    from foretune.report.store import to_json
-    from foretune.report.terminal import console, print_json, progress
+def _score(config: Configuration[ScoreSettings], output: Path | None, *, brief: bool) -> dict[str, Any]:
+    """Score, and save to a free folder that no other run writes to."""
+    from foretune.report.terminal import console, progress
 
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.problem import describe, prepare
         from foretune.scoring.files import save_score, score_content
-        from foretune.scoring.report import print_plan, print_result
+        from foretune.scoring.report import print_plan
         from foretune.scoring.score import run_score
 
         given = read_adapter(config)
         loaded = load(config, given, seed=config.settings.seed)
         plan = prepare(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    print_plan(log, describe(plan), loaded.words)
+    if not brief:
+        print_plan(log, describe(plan), loaded.words)
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     if output is not None:
         save_score(result, output, config, given)
-        log.print(f"saved to {output}")
-    else:
-        log.print("nothing saved: name a folder with --output", style="dim")
-    content = score_content(result)
-    if as_json:
-        print_json(to_json(content))
-    else:
-        print_result(console(), content)
+    if not brief:
+        log.print("nothing saved: name a folder with --output" if output is None else f"saved to {output}", style="dim")
+    return score_content(result)

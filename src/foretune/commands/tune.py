@@ -4,7 +4,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 from rich.text import Text
@@ -60,6 +60,34 @@ def tune_command(
         output: Folder of the run, or None to save nothing.
         forecast: Forecast curve, or None.
         as_json: Whether to print JSON instead of the table.
+    """
+    from foretune.report.store import to_json
+    from foretune.report.terminal import console, print_json
+
+    content = make_tune(config, output, forecast=forecast)
+    if content is None:
+        return
+    if as_json:
+        print_json(to_json(content))
+        return
+    from foretune.training.report import print_tune
+
+    print_tune(console(), content)
+
+
+def make_tune(
+    config: Configuration[TuneSettings], output: Path | None, *, forecast: Path | None = None, brief: bool = False
+) -> dict[str, Any] | None:
+    """Load, plan, train and save one fine-tune; to stderr goes what was understood and how far it is.
+
+    Args:
+        config: All settings.
+        output: Folder of the run, or None to save nothing.
+        forecast: Forecast curve, or None.
+        brief: Whether only the progress is shown.
+
+    Returns:
+        What `result.json` holds; None in all processes of a run but the first.
 
     Raises:
         ConfigError: If a curve is to be drawn and nothing is saved.
@@ -73,28 +101,26 @@ def tune_command(
         with ExitStack() as stack:
             with disk("cannot make a temporary folder"):
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            _tune(config, folder, None, None, as_json=as_json)
-    elif is_first_process():  # it alone writes, and holds the folder for all processes of the run
+            return _tune(config, folder, None, None, brief=brief)
+    if is_first_process():  # it alone writes, and holds the folder for all processes of the run
         with hold(output) as folder:
-            _tune(config, folder, output, forecast, as_json=as_json)
-    else:
-        _tune(config, place_of(output), output, forecast, as_json=as_json)
+            return _tune(config, folder, output, forecast, brief=brief)
+    return _tune(config, place_of(output), output, forecast, brief=brief)
 
 
 def _tune(
-    config: Configuration[TuneSettings], folder: Path, output: Path | None, forecast: Path | None, *, as_json: bool
-) -> None:
+    config: Configuration[TuneSettings], folder: Path, output: Path | None, forecast: Path | None, *, brief: bool
+) -> dict[str, Any] | None:
     """Tune in a folder that no other run writes to, `output` if that is given."""
-    from foretune.report.terminal import console, is_first_process, print_json, progress
+    from foretune.report.terminal import console, is_first_process, progress
 
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
-        from foretune.report.store import to_json
         from foretune.training.fit import Hooks
         from foretune.training.folder import begun, claim, close_folder, read_forecast, write_history
         from foretune.training.plan import describe_tune, prepare_tune
-        from foretune.training.report import print_tune, print_tune_plan
+        from foretune.training.report import print_tune_plan
         from foretune.training.tune import run_tune
 
         flags = config.to_dict()
@@ -105,7 +131,8 @@ def _tune(
         loaded = load(config, given, seed=config.settings.seed)
         plan = prepare_tune(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
-    print_tune_plan(log, describe_tune(plan), loaded.words)
+    if not brief:
+        print_tune_plan(log, describe_tune(plan), loaded.words)
     if goes_on:
         log.print(f"going on with the run in {output}", style="yellow")
     with ExitStack() as stack:
@@ -127,14 +154,9 @@ def _tune(
             kept = "nothing was saved" if output is None else "the same command goes on from the last whole epoch"
             raise KeyboardInterrupt(f"interrupted: {kept}") from error
     if not result.is_main:
-        return
-    if output is None:
-        log.print("nothing saved: name a folder with --output", style="dim")
-    else:
+        return None
+    if output is not None:
         close_folder(result, folder, forecast=drawn)
-        log.print(f"saved to {output}")
-    content = result.to_dict()
-    if as_json:
-        print_json(to_json(content))
-    else:
-        print_tune(console(), content)
+    if not brief:
+        log.print("nothing saved: name a folder with --output" if output is None else f"saved to {output}", style="dim")
+    return result.to_dict()
