@@ -75,7 +75,7 @@ def test_inputs_of_the_output_layer_give_the_logits(name):
     batches = [batch_of(sequences, [4, 1]), batch_of(sequences, [0, 2, 3, 5])]
     factors = token_factors(adapted, batches, MARGIN, n=6)
     output, layer = list(adapted.head.items())[-1]
-    inputs = head_inputs(adapted, {output: layer}, batches, n=6, n_classes=2)
+    inputs = head_inputs(adapted, {output: layer}, batches, n=6, n_outputs=2)
     tolerance = 1e-10 if name not in families.SINGLE else 1e-4
     with torch.no_grad():
         for phi in (factors.inputs, inputs.to(factors.inputs.dtype)):
