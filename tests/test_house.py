@@ -43,7 +43,7 @@ WITHOUT = {
     "ntk.prediction": NO_TORCH,
     "tasks.outputs": NO_TORCH,
     "models.sites": NO_TORCH,
-    "forecasting.recipe": NO_TORCH,
+    "forecasting.schedule": NO_TORCH,
     "forecasting.reach": NO_TORCH,
     "forecasting.calibration": NO_TORCH,
     "ranking.candidates": NO_TORCH,

@@ -1,6 +1,6 @@
 """The plan of a score: the placed model, the drawn and tokenised samples, and what they cost."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,18 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from foretune.errors import ConfigError
-from foretune.models.adapted import AdaptedModel, Layout
-from foretune.models.classifier import Classifier, Encoded, encode
+from foretune.models.adapted import AdaptedModel, Batch, Layout
+from foretune.models.classifier import Classifier, Encoded, batches, encode
 from foretune.models.head_parts import trained_head
 from foretune.models.placement import is_base, place, read_adapters
 from foretune.ntk.layout import find_layout
 from foretune.settings.commands import ScoreSettings
+from foretune.settings.groups import Sample
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.outputs import OutputReduction
-from foretune.tasks.sampling import Split, split
+from foretune.tasks.sampling import Split, n_training, split
+
+OnBatch = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,26 @@ class Plan:
         probe = settings.samples if settings.head == "probe" else 0
         evaluated = 0 if self.evaluation is None else len(self.evaluation.features)
         return settings.repeats * (heads * (settings.samples + evaluated) + probe)
+
+
+def stream_batches(
+    plan: Plan, encoded: Encoded, *, rows: Sequence[int] | None = None, on_batch: OnBatch | None = None
+) -> Iterator[Batch]:
+    """Make the batches of a pass, and tell of each once it has been used.
+
+    Args:
+        plan: Tokenizer and batch size.
+        encoded: Tokens.
+        rows: Positions of the examples to take; None takes all.
+        on_batch: Called with the number of examples after each batch.
+
+    Yields:
+        Batches.
+    """
+    for batch in batches(encoded, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
+        yield batch
+        if on_batch is not None:
+            on_batch(len(batch.rows))
 
 
 def _evaluation_split(task: Task) -> TextSplit:
@@ -171,8 +194,8 @@ def prepare(
     )
     adapted = replace(adapted, layout=layout, head=_reached(adapted.head, layout))  # BigBird does not read its pooler
     if config is not None and config.target_modules == "all-linear":  # the user named none of them
-        held = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in layout.idle)
-        adapted = replace(adapted, adapters=held)
+        reached = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in layout.idle)
+        adapted = replace(adapted, adapters=reached)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
 
 
@@ -182,6 +205,33 @@ def _reached(head: Mapping[str, nn.Module], layout: Layout) -> Mapping[str, nn.M
 
 def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Split:
     return split(task, samples=settings.samples, eval_samples=settings.eval_samples, seed=settings.seed, repeat=repeat)
+
+
+def settings_of_pass(
+    task: Task, sample: Sample, *, reduction: str | None = None, draws: int = 1, sigma: float = 1e-4
+) -> ScoreSettings:
+    """Make the settings of the one pass over the samples from which runs are forecast.
+
+    Args:
+        task: Data; no more samples are taken than rows train.
+        sample: What is known of the data.
+        reduction: Output reduction; None takes that of a score.
+        draws: Draws of the random A.
+        sigma: Regularisation σ of the condition number.
+
+    Returns:
+        The settings.
+    """
+    return ScoreSettings(
+        samples=min(sample.samples, n_training(task)),
+        eval_samples=sample.eval_samples,
+        draws=draws,
+        reduction=reduction,
+        sigma=sigma,
+        max_length=sample.max_length,
+        batch_size=sample.batch_size,
+        seed=sample.seed,
+    )
 
 
 def expected_bytes(plan: Plan) -> dict[str, int]:
@@ -226,7 +276,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     """
     task, sites, settings = plan.task, plan.adapted.sites, plan.settings
     evaluation = plan.evaluation_split
-    of_rows = task.objective.describe(task.train.labels)
     of_sample = task.objective.describe(task.train.labels[plan.sample.train_indices])
     n_texts = sum(len(part.features) for part in plan.encoded)
     layout = plan.adapted.layout
@@ -259,7 +308,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "label_names": list(task.label_names),
             "train_rows": len(task.train.labels),
             "eval_rows": 0 if task.evaluation is None else len(task.evaluation.labels),
-            **of_rows,
+            **task.objective.describe(task.train.labels),
             **{f"sample_{name}": value for name, value in of_sample.items()},
             "fingerprint": task.fingerprint,
             "max_length": plan.train.max_length,

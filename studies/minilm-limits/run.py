@@ -14,14 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from foretune.forecasting.recipe import recipe_of
+from foretune.forecasting.runs import case_values, kind_of, outlooks, runs_of
+
 from foretune.evaluation.held_out import OUTPUTS, cases_of
 from foretune.evaluation.records import read_records
 from foretune.forecasting.calibration import OUTCOMES, apply_calibration, scale
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.forecasting.linearise import survey
 from foretune.forecasting.reach import reach, run_from, run_values
-from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.runs import case_values, kind_of, outlooks, runs_of
 from foretune.models.classifier import load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import prepare

@@ -5,8 +5,8 @@ import pytest
 
 import foretune as ft
 from foretune.evaluation.metric_inputs import MetricInputs, plop
-from foretune.forecasting.linearise import survey
-from foretune.forecasting.runs import Ending
+from foretune.forecasting.linearise import linearise
+from foretune.forecasting.simulated_runs import Ending
 from foretune.models.placement import lora_config
 from foretune.problem import prepare
 
@@ -27,7 +27,7 @@ def test_plop_does_not_depend_on_the_padding(name, task, tmp_path):
     for batch_size in (1, 20):
         settings = ft.ScoreSettings(samples=20, eval_samples=6, draws=1, reduction="margin", batch_size=batch_size)
         plan = prepare(given, task, config, settings)
-        linearised = survey(plan)
+        linearised = linearise(plan)
         starts = [linearised.start([site]) for site in range(len(linearised.sites))]
         scores.append(plop(MetricInputs(plan, linearised, starts, Ending(0.0, 0.0, 0.0), seed=0)))
     assert len(np.unique(plan.train.lengths)) > 3  # so there is padding

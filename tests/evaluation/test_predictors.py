@@ -13,7 +13,7 @@ import foretune
 from foretune.evaluation.predictors import CALIBRATED, OUTCOMES, PREDICTORS, QUANTITIES, Cost, predictor_named
 from foretune.evaluation.records import SECONDS
 from foretune.forecasting.outcomes import OUTCOMES as FORECAST_OUTCOMES
-from foretune.forecasting.runs import Ending, Outlook, case_values
+from foretune.forecasting.simulated_runs import Ending, SimulatedRun, case_values
 from foretune.tasks.metrics import ACCURACY
 
 import cases
@@ -33,7 +33,7 @@ def test_every_outcome_of_a_calibration_has_its_forecast():
 
 def test_every_number_that_a_calibration_needs_is_kept():
     course = SimpleNamespace(movement=0.1)
-    outlook = Outlook(course, Ending(0.5, 0.6, 0.7), 0.65, 0.6, samples=8, train_rows=16, metric=ACCURACY)
+    outlook = SimulatedRun(course, Ending(0.5, 0.6, 0.7), 0.65, 0.6, samples=8, train_rows=16, metric=ACCURACY)
     assert set(case_values(outlook)) == set(CALIBRATED) <= set(QUANTITIES)
 
 

@@ -14,8 +14,8 @@ from foretune.cli import run
 from foretune.evaluation.predictors import OF_SCORE, PREDICTORS, QUANTITIES
 from foretune.evaluation.records import read_records
 from foretune.evaluation.simulations import SimulationSettings, simulate_cells
-from foretune.forecasting.linearise import survey
-from foretune.forecasting.runs import outlooks
+from foretune.forecasting.linearise import linearise
+from foretune.forecasting.simulated_runs import simulate_runs
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
 
@@ -110,21 +110,21 @@ def test_comparisons_change_one_thing_each(grid, tmp_path, monkeypatch):
     """The controls are controls: which labels, which backbone and which head every pass and every simulation has."""
     passes, simulations = [], []
 
-    def spied_survey(plan, *, probe=True, autocast=None):
-        linearised = survey(plan, probe=probe, autocast=autocast)
+    def spied_linearise(plan, *, probe=True, autocast=None):
+        linearised = linearise(plan, probe=probe, autocast=autocast)
         weights = {name: p.detach().clone() for name, p in plan.placed.named_parameters() if "lora_" not in name}
         passes.append(Pass(plan.task, plan.sample, linearised, probe, weights))
         return linearised
 
-    def spied_outlooks(linearised, starts, recipe, **options):
-        simulated = outlooks(linearised, starts, recipe, **options)
+    def spied_simulate_runs(linearised, starts, recipe, **options):
+        simulated = simulate_runs(linearised, starts, recipe, **options)
         of = [entry.linearised is linearised for entry in passes].index(True)
         ends = [outlook.end for outlook in simulated]
         simulations.append(Simulation(of, options.get("train_a", True), recipe, ends))
         return simulated
 
-    monkeypatch.setattr("foretune.evaluation.simulations.survey", spied_survey)
-    monkeypatch.setattr("foretune.evaluation.simulations.outlooks", spied_outlooks)
+    monkeypatch.setattr("foretune.evaluation.simulations.linearise", spied_linearise)
+    monkeypatch.setattr("foretune.evaluation.simulations.simulate_runs", spied_simulate_runs)
     store, cells = tmp_path / "study", read_grid(grid)[:2]
     assert simulate_cells(cells, store, SimulationSettings(20, 10, True)) == 2
     plain, random_head, permuted, backbone = passes

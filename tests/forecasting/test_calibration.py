@@ -23,7 +23,7 @@ from foretune.forecasting.calibration import (
 from foretune.forecasting.calibration_fit import PENALTIES, Case, fit_calibration
 from foretune.forecasting.outcomes import OUTCOMES, scale, unscale
 from foretune.forecasting.reach import INSIDE
-from foretune.forecasting.runs import Ending, Outlook, case_values
+from foretune.forecasting.simulated_runs import Ending, SimulatedRun, case_values
 from foretune.tasks.metrics import main_metric
 
 OUTPUT = "margin"
@@ -101,8 +101,8 @@ def slow_ridge(x, y, weight, penalty):
 
 def slow_line(outcome, cases):
     on_scale = logit if outcome == "accuracy" else math.log
-    x = np.array([terms(outcome, case.outlook)[1] for case in cases])
-    y = np.array([on_scale(case.outcomes[outcome]) - terms(outcome, case.outlook)[0] for case in cases])
+    x = np.array([terms(outcome, case.simulated)[1] for case in cases])
+    y = np.array([on_scale(case.outcomes[outcome]) - terms(outcome, case.simulated)[0] for case in cases])
     names = [case.group for case in cases]
     weight = np.array([1 / names.count(name) for name in names])
     best = None
@@ -188,13 +188,13 @@ def test_a_perfect_simulation_is_left_alone():
     random = np.random.default_rng(1)
     cases = []
     for case in cases_of(random):
-        outcomes = {name: case.outlook[f"simulated_{name}"] for name in OUTCOMES}
+        outcomes = {name: case.simulated[f"simulated_{name}"] for name in OUTCOMES}
         cases.append(dataclasses.replace(case, outcomes=outcomes))
     found = fit_calibration(cases, [OUTPUT], "perfect")
     for line in found.lines.values():
         assert line.coefficients == pytest.approx([0.0] * len(TERMS), abs=1e-12)
         assert line.spread == pytest.approx(0.0, abs=1e-12)
-    forecast = apply_calibration(found, cases[0].outlook, OUTPUT)
+    forecast = apply_calibration(found, cases[0].simulated, OUTPUT)
     for name, interval in forecast.levels.items():
         assert vars(interval).values() == pytest.approx([cases[0].outcomes[name]] * 3)
 
@@ -224,7 +224,7 @@ def test_nine_in_ten_intervals_hold_the_truth():
 
 
 def test_the_interval_is_that_of_student(fitted, noisy):
-    values = noisy[0].outlook
+    values = noisy[0].simulated
     forecast = apply_calibration(fitted, values, OUTPUT).levels
     for outcome in OUTCOMES:
         line = fitted.lines[outcome]
@@ -237,9 +237,11 @@ def test_the_interval_is_that_of_student(fitted, noisy):
 
 
 def test_other_outputs_are_refused(fitted, noisy):
-    assert apply_calibration(fitted, noisy[0].outlook, "full") == apply_calibration(fitted, noisy[0].outlook, OUTPUT)
+    assert apply_calibration(fitted, noisy[0].simulated, "full") == apply_calibration(
+        fitted, noisy[0].simulated, OUTPUT
+    )
     with pytest.raises(ConfigError, match="made for output margin and full, not 'trace'"):
-        apply_calibration(fitted, noisy[0].outlook, "trace")
+        apply_calibration(fitted, noisy[0].simulated, "trace")
 
 
 def test_too_few_data_sets_are_refused(noisy):
@@ -326,8 +328,8 @@ def test_ties_are_within_the_error_of_a_difference():
 
 
 def test_values_of_an_outlook():
-    outlook = Outlook(
-        course=SimpleNamespace(movement=0.5),
+    simulated = SimulatedRun(
+        trajectory=SimpleNamespace(movement=0.5),
         end=Ending(0.1, 0.4, 0.8),
         probe_loss=0.6,
         probe_metric=0.75,
@@ -335,6 +337,6 @@ def test_values_of_an_outlook():
         train_rows=400,
         metric=main_metric("classification"),
     )
-    assert case_values(outlook) == VALUES
-    whole = case_values(dataclasses.replace(outlook, train_rows=100))
+    assert case_values(simulated) == VALUES
+    whole = case_values(dataclasses.replace(simulated, train_rows=100))
     assert whole["doublings"] == 0.0

@@ -13,8 +13,8 @@ from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.curve import Curve, bend, write_curve
 from foretune.forecasting.outcomes import outcomes_of, scale
 from foretune.forecasting.reach import INSIDE, Run, reach, run_from, run_values
-from foretune.forecasting.runs import Ending, Outlook
-from foretune.forecasting.simulate import Course
+from foretune.forecasting.simulate import Trajectory
+from foretune.forecasting.simulated_runs import Ending, SimulatedRun
 from foretune.report.curves import read_curve
 from foretune.tasks.metrics import main_metric
 
@@ -129,7 +129,8 @@ def _with_all(cases):
     """Values of both kinds, so that only the kind is amiss."""
     more = {"simulated_spearman": 0.5, "probe_spearman": 0.5}
     return [
-        dataclasses.replace(c, outlook={**c.outlook, **more}, outcomes={**c.outcomes, "spearman": 0.5}) for c in cases
+        dataclasses.replace(c, simulated={**c.simulated, **more}, outcomes={**c.outcomes, "spearman": 0.5})
+        for c in cases
     ]
 
 
@@ -148,16 +149,16 @@ def test_the_outputs_of_a_kind_are_counted_in_its_words():
 
 
 def test_a_course_of_numbers_is_bent_on_its_own_scale_and_read_again(tmp_path):
-    course = Course(
+    trajectory = Trajectory(
         (0, 1, 2), (9.0, 2.0), (0.0, 0.8), (9.0, 5.0, 3.0), (math.nan, 0.5, 0.7), (8.0, 4.0), 0.1, np.zeros(1)
     )
     metric = main_metric("regression")
-    outlook = Outlook(course, Ending(4.0, 3.0, 0.7), 5.0, 0.5, 10, 10, metric)
+    simulated = SimulatedRun(trajectory, Ending(4.0, 3.0, 0.7), 5.0, 0.5, 10, 10, metric)
     calibration = fit_calibration(cases_of("regression", 30.0), ["full"], "a study")
     values = values_of("regression", np.random.default_rng(2), 30.0)
     values |= {"simulated_train_loss": 4.0, "simulated_eval_loss": 3.0, "simulated_spearman": 0.7}
     forecast = apply_calibration(calibration, values, "full", run=of("regression"))
-    curve = bend(outlook, forecast)
+    curve = bend(simulated, forecast)
     end = forecast.levels
     assert curve.simulated == ()
     assert curve.points[-1].eval_metric == pytest.approx(end["spearman"].value)

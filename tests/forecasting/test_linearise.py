@@ -11,7 +11,7 @@ import torch
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import DataError
-from foretune.forecasting.linearise import survey
+from foretune.forecasting.linearise import linearise
 from foretune.models.placement import lora_config
 from foretune.ntk.probe import probe_folds
 from foretune.problem import prepare
@@ -30,7 +30,7 @@ def test_the_hidden_layer_of_the_head_is_found(name, activation, tmp_path):
     settings = ft.ScoreSettings(samples=12, eval_samples=6, draws=1, reduction="margin")
     plan = prepare(given, task, config, settings)
     before = {key: value.clone() for key, value in plan.placed.state_dict().items()}
-    held = survey(plan)
+    held = linearise(plan)
     after = plan.placed.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items())
     layer = held.head.layer
@@ -52,7 +52,7 @@ def test_each_example_is_seen_by_a_probe_fitted_without_it(tmp_path):
     config = lora_config(given.model, ft.AdapterConfig(("query",), None, 2))
     settings = ft.ScoreSettings(samples=20, eval_samples=6, draws=1, reduction="margin")
     plan = prepare(given, task, config, settings)
-    before = survey(plan).train
+    before = linearise(plan).train
     folds = probe_folds(20, seed=settings.seed)
     for index, fold in enumerate(folds):
         assert set(np.flatnonzero(before.fold.numpy() == index)) == set(fold)
@@ -60,7 +60,7 @@ def test_each_example_is_seen_by_a_probe_fitted_without_it(tmp_path):
     labels = task.train.labels.copy()
     labels[plan.sample.train_indices[changed]] ^= 1
     other = dataclasses.replace(task, train=dataclasses.replace(task.train, labels=labels))
-    after = survey(dataclasses.replace(plan, task=other)).train
+    after = linearise(dataclasses.replace(plan, task=other)).train
     assert after.labels[changed] != before.labels[changed]
     inside = set(folds[2])
     moved = (before.factors.logits != after.factors.logits).any(dim=1).numpy()
@@ -77,7 +77,7 @@ def test_gradients_are_those_under_the_head_of_the_fold(probe, tmp_path):
     given = ft.load_classifier(cases.save(tmp_path / "model"), label_names=task.label_names, seed=0)
     config = lora_config(given.model, ft.AdapterConfig(("query",), None, 2))
     plan = prepare(given, task, config, ft.ScoreSettings(samples=20, eval_samples=6, draws=1, reduction="margin"))
-    held = survey(plan, probe=probe)
+    held = linearise(plan, probe=probe)
     for sample in (held.train, held.evaluation):
         own = sample.factors.inputs.float() @ held.head.weight.T + held.head.bias
         assert torch.allclose(sample.factors.logits.float(), own, atol=1e-5) != probe

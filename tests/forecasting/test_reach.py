@@ -18,11 +18,11 @@ from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import apply_calibration, calibration_from, shipped_calibration, tied
 from foretune.forecasting.calibration_fit import Case, fit_calibration
-from foretune.forecasting.linearise import survey
+from foretune.forecasting.linearise import linearise
 from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.forecasting.reach import RUN, Run, domain_of, reach, run_from, run_values
-from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.runs import kind_of, runs_of
+from foretune.forecasting.schedule import Schedule
+from foretune.forecasting.simulated_runs import kind_of, runs_of
 from foretune.models.identity import fingerprint
 from foretune.models.placement import lora_config
 from foretune.problem import prepare
@@ -279,8 +279,8 @@ def test_a_plan_says_what_kind_of_run_it_makes(place):
     given = ft.load_classifier(model, label_names=task.label_names, seed=0)
     settings = ft.ScoreSettings(samples=20, eval_samples=10, draws=1, max_length=8)
     plan = prepare(given, task, lora_config(given.model, ft.AdapterConfig(("query",))), settings)
-    recipe = Recipe(train_rows=50, epochs=2, batch_size=8, learning_rate=1e-2)
-    kind = kind_of(plan, recipe)
+    schedule = Schedule(train_rows=50, epochs=2, batch_size=8, learning_rate=1e-2)
+    kind = kind_of(plan, schedule)
     longest = max(
         len(given.tokenizer(text)["input_ids"]) for text in np.array(task.train.texts)[plan.sample.train_indices]
     )
@@ -295,7 +295,7 @@ def test_a_plan_says_what_kind_of_run_it_makes(place):
         epochs=2,
         steps=14,
         batch_size=8,
-        learning_rate=float(recipe.rates().mean()),
+        learning_rate=float(schedule.rates().mean()),
         update_rate=None,
     )
     assert 4e-3 < kind.learning_rate < 6e-3
@@ -308,7 +308,7 @@ def test_the_rate_of_an_adapter_is_alpha_times_the_rate_whatever_its_rank(place,
     given = ft.load_classifier(model, label_names=task.label_names, seed=0)
     config = lora_config(given.model, ft.AdapterConfig(("query",), r=4, alpha=8, rslora=rslora))
     settings = ft.ScoreSettings(samples=20, eval_samples=10, draws=1, reduction="margin")
-    held = survey(prepare(given, task, config, settings))
+    held = linearise(prepare(given, task, config, settings))
     alone, *runs = runs_of(SEEN, [held.start([]), held.start([0], 2), held.start([0], 4)])
     assert alone == dataclasses.replace(SEEN, update_rate=alone.update_rate)
     assert [one.update_rate for one in runs] == pytest.approx([1e-3 * factor for factor in factors])

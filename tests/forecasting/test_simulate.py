@@ -9,11 +9,11 @@ from torch.nn.functional import cross_entropy
 from foretune.errors import KernelError
 from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
 from foretune.forecasting.linear_model import Head, Sample, Start, lift
-from foretune.forecasting.linearise import Survey, first_examples
+from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.forecasting.optimizer import clip_each, optimizer_of, set_rate
-from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.runs import n_steps, outlooks
+from foretune.forecasting.schedule import Schedule
 from foretune.forecasting.simulate import simulate
+from foretune.forecasting.simulated_runs import n_steps, simulate_runs
 from foretune.models.placement import place, read_adapters
 from foretune.models.sites import Site
 from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
@@ -26,7 +26,7 @@ from cases import batch_of, lora, ragged, tiny
 EXACT = torch.float64
 SHAPES = ((6, 5), (6, 4), (3, 7))  # inputs and outputs of the modules
 WIDTH = 5  # of the head
-RECIPE = Recipe(11, 4, 4, 0.05, warmup_ratio=0.1, seed=3)
+RECIPE = Schedule(11, 4, 4, 0.05, warmup_ratio=0.1, seed=3)
 
 
 def normal(*shape):
@@ -179,21 +179,21 @@ class Bilinear(torch.nn.Module):
         return total
 
 
-def slow(begin, own, train, evaluation, recipe, *, train_a=True):
-    """Course of one run by torch's own optimiser and clipping."""
+def slow(begin, own, train, evaluation, schedule, *, train_a=True):
+    """Trajectory of one run by torch's own optimiser and clipping."""
     model = Bilinear(begin, own, train_a=train_a)
-    optimizer = torch.optim.AdamW(model.groups(recipe.weight_decay), lr=recipe.learning_rate)
-    shares = recipe.rates() / recipe.learning_rate
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: shares[min(k, len(shares) - 1)])
+    optimizer = torch.optim.AdamW(model.groups(schedule.weight_decay), lr=schedule.learning_rate)
+    shares = schedule.rates() / schedule.learning_rate
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: shares[min(k, len(shares) - 1)])
     norms, losses = [], []
-    for batch in recipe.batches(train.factors.n):
+    for batch in schedule.batches(train.factors.n):
         optimizer.zero_grad()
         loss = slow_loss(train.objective, model(train, batch), train.targets[batch])
         loss.backward()
         trained = [p for p in model.parameters() if p.requires_grad]
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, schedule.max_grad_norm)))
         optimizer.step()
-        schedule.step()
+        scheduler.step()
         losses.append(loss.item())
     with torch.no_grad():
         f = model(evaluation, range(evaluation.factors.n))
@@ -211,13 +211,13 @@ def slow(begin, own, train, evaluation, recipe, *, train_a=True):
         }, norms
 
 
-def assert_same(course, expected, tolerance=1e-10):
-    assert course.batch_loss == pytest.approx(expected["batch_loss"], rel=tolerance)
-    assert course.train_loss[-1] == pytest.approx(expected["train_loss"], rel=tolerance)
-    assert course.eval_loss[-1] == pytest.approx(expected["eval_loss"], rel=tolerance)
-    assert course.eval_metric[-1] == pytest.approx(expected["eval_metric"], rel=tolerance)
-    assert course.movement == pytest.approx(expected["movement"], rel=tolerance)
-    assert np.allclose(course.eval_logits, expected["eval_logits"], rtol=1e-5, atol=1e-5)  # kept in float32
+def assert_same(trajectory, expected, tolerance=1e-10):
+    assert trajectory.batch_loss == pytest.approx(expected["batch_loss"], rel=tolerance)
+    assert trajectory.train_loss[-1] == pytest.approx(expected["train_loss"], rel=tolerance)
+    assert trajectory.eval_loss[-1] == pytest.approx(expected["eval_loss"], rel=tolerance)
+    assert trajectory.eval_metric[-1] == pytest.approx(expected["eval_metric"], rel=tolerance)
+    assert trajectory.movement == pytest.approx(expected["movement"], rel=tolerance)
+    assert np.allclose(trajectory.eval_logits, expected["eval_logits"], rtol=1e-5, atol=1e-5)  # kept in float32
 
 
 @pytest.mark.parametrize("hidden", [False, True, *SLOW_ACTIVATIONS])
@@ -227,17 +227,17 @@ def test_a_run_is_that_of_torch(n_classes, bias, hidden, weight_decay):
     train = sample(11, n_classes, hidden=bool(hidden))
     evaluation = sample(6, n_classes, hidden=bool(hidden), seed=1)
     own = head(n_classes, bias=bias, hidden=hidden)
-    recipe = dataclasses.replace(RECIPE, weight_decay=weight_decay, max_grad_norm=0.85)
+    schedule = dataclasses.replace(RECIPE, weight_decay=weight_decay, max_grad_norm=0.85)
     begin = start((0, 2), (3, 2))
     if hidden in SLOW_ACTIVATIONS:  # whose gradients have other sizes
-        _, free = slow(begin, own, train, evaluation, dataclasses.replace(recipe, max_grad_norm=1e9))
-        recipe = dataclasses.replace(recipe, max_grad_norm=float(np.median(free)))
-    (course,) = simulate([begin], own, train, evaluation, recipe, dtype=EXACT)
-    expected, norms = slow(begin, own, train, evaluation, recipe)
-    assert min(norms) < recipe.max_grad_norm < max(norms)  # some steps are clipped, others not
-    assert_same(course, expected)
-    assert course.steps == (0, recipe.steps)
-    assert course.train_loss[-1] < course.train_loss[0]
+        _, free = slow(begin, own, train, evaluation, dataclasses.replace(schedule, max_grad_norm=1e9))
+        schedule = dataclasses.replace(schedule, max_grad_norm=float(np.median(free)))
+    (trajectory,) = simulate([begin], own, train, evaluation, schedule, dtype=EXACT)
+    expected, norms = slow(begin, own, train, evaluation, schedule)
+    assert min(norms) < schedule.max_grad_norm < max(norms)  # some steps are clipped, others not
+    assert_same(trajectory, expected)
+    assert trajectory.steps == (0, schedule.steps)
+    assert trajectory.train_loss[-1] < trajectory.train_loss[0]
 
 
 @pytest.mark.parametrize("objective", [Regression, MultiLabel])
@@ -246,11 +246,11 @@ def test_a_run_is_that_of_torch(n_classes, bias, hidden, weight_decay):
 def test_a_run_minimises_the_loss_of_its_samples(objective, n_outputs, hidden):
     train = sample(11, n_outputs, hidden=bool(hidden), objective=objective)
     evaluation = sample(6, n_outputs, hidden=bool(hidden), seed=1, objective=objective)
-    own, recipe = head(n_outputs, hidden=hidden), dataclasses.replace(RECIPE, weight_decay=1.0)
+    own, schedule = head(n_outputs, hidden=hidden), dataclasses.replace(RECIPE, weight_decay=1.0)
     begins = [start((0, 2), (3, 2)), start((), ()), start((1, 2), (1, 3), seed=8)]
-    for begin, course in zip(begins, simulate(begins, own, train, evaluation, recipe, dtype=EXACT), strict=True):
-        assert_same(course, slow(begin, own, train, evaluation, recipe)[0])
-        assert course.train_loss[-1] < course.train_loss[0]
+    for begin, trajectory in zip(begins, simulate(begins, own, train, evaluation, schedule, dtype=EXACT), strict=True):
+        assert_same(trajectory, slow(begin, own, train, evaluation, schedule)[0])
+        assert trajectory.train_loss[-1] < trajectory.train_loss[0]
     with pytest.raises(KernelError, match="are no classes"):
         _ = train.labels
 
@@ -258,11 +258,11 @@ def test_a_run_minimises_the_loss_of_its_samples(objective, n_outputs, hidden):
 @pytest.mark.parametrize("weight_decay", [0.0, 1.0])
 def test_a_fixed_a_neither_trains_nor_decays(weight_decay):
     train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
-    recipe = dataclasses.replace(RECIPE, weight_decay=weight_decay)
+    schedule = dataclasses.replace(RECIPE, weight_decay=weight_decay)
     begin = start((0, 1, 2), (3, 3, 3))
-    (course,) = simulate([begin], own, train, evaluation, recipe, train_a=False, dtype=EXACT)
-    expected, _ = slow(begin, own, train, evaluation, recipe, train_a=False)
-    assert_same(course, expected)
+    (trajectory,) = simulate([begin], own, train, evaluation, schedule, train_a=False, dtype=EXACT)
+    expected, _ = slow(begin, own, train, evaluation, schedule, train_a=False)
+    assert_same(trajectory, expected)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -285,7 +285,7 @@ def test_the_activation_of_a_head_is_found_and_its_weights_left(activation):
 def test_runs_side_by_side_are_those_alone():
     """Other modules, smaller ranks beside larger ones, and a head that trains without adapter."""
     train, evaluation, own = sample(11, 3, hidden=True), sample(6, 3, hidden=True, seed=1), head(3, hidden=True)
-    recipe = dataclasses.replace(RECIPE, weight_decay=1.0)
+    schedule = dataclasses.replace(RECIPE, weight_decay=1.0)
     begins = [
         start((0, 2), (3, 3)),
         start((), ()),
@@ -293,33 +293,33 @@ def test_runs_side_by_side_are_those_alone():
         start((2,), (2,), seed=9),
         start((0, 1, 2), (2, 3, 1), seed=10),
     ]
-    together = simulate(begins, own, train, evaluation, recipe, points=3, dtype=EXACT)
-    for begin, course in zip(begins, together, strict=True):
-        (alone,) = simulate([begin], own, train, evaluation, recipe, points=3, dtype=EXACT)
+    together = simulate(begins, own, train, evaluation, schedule, points=3, dtype=EXACT)
+    for begin, trajectory in zip(begins, together, strict=True):
+        (alone,) = simulate([begin], own, train, evaluation, schedule, points=3, dtype=EXACT)
         for name in ("train_loss", "train_metric", "eval_loss", "eval_metric", "batch_loss", "movement"):
-            assert getattr(course, name) == pytest.approx(getattr(alone, name), rel=1e-10), name
-        assert course.steps == alone.steps
-        assert_same(course, slow(begin, own, train, evaluation, recipe)[0])
+            assert getattr(trajectory, name) == pytest.approx(getattr(alone, name), rel=1e-10), name
+        assert trajectory.steps == alone.steps
+        assert_same(trajectory, slow(begin, own, train, evaluation, schedule)[0])
     assert together[1].movement == 0.0
 
 
 def test_nothing_but_heads():
     train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
-    (course,) = simulate([start((), ())], own, train, evaluation, RECIPE, dtype=EXACT)
-    assert_same(course, slow(start((), ()), own, train, evaluation, RECIPE)[0])
+    (trajectory,) = simulate([start((), ())], own, train, evaluation, RECIPE, dtype=EXACT)
+    assert_same(trajectory, slow(start((), ()), own, train, evaluation, RECIPE)[0])
 
 
 def test_before_training_and_in_between():
     train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
     steps = []
-    (course,) = simulate(
+    (trajectory,) = simulate(
         [start((0,), (2,))], own, train, evaluation, RECIPE, points=5, dtype=EXACT, on_step=lambda: steps.append(1)
     )
-    assert len(steps) == len(course.batch_loss) == RECIPE.steps == 12
-    assert course.steps == (0, 2, 5, 7, 10, 12)
+    assert len(steps) == len(trajectory.batch_loss) == RECIPE.steps == 12
+    assert trajectory.steps == (0, 2, 5, 7, 10, 12)
     f = train.factors.inputs @ own.weight.T + own.bias
-    assert course.train_loss[0] == pytest.approx(float(cross_entropy(f, torch.as_tensor(train.labels))))
-    assert course.train_metric[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
+    assert trajectory.train_loss[0] == pytest.approx(float(cross_entropy(f, torch.as_tensor(train.labels))))
+    assert trajectory.train_metric[0] == pytest.approx(np.mean(f.argmax(1).numpy() == train.labels))
     # stopping a constant schedule early is the same run
     constant = dataclasses.replace(RECIPE, scheduler="constant")
     (long,) = simulate([start((0,), (2,))], own, train, evaluation, constant, points=2, dtype=EXACT)
@@ -330,9 +330,9 @@ def test_before_training_and_in_between():
 
 def test_float32_is_close_and_the_default():
     train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
-    (course,) = simulate([start((0, 1), (2, 2))], own, train, evaluation, RECIPE)
+    (trajectory,) = simulate([start((0, 1), (2, 2))], own, train, evaluation, RECIPE)
     (exact,) = simulate([start((0, 1), (2, 2))], own, train, evaluation, RECIPE, dtype=EXACT)
-    assert course.eval_loss == pytest.approx(exact.eval_loss, rel=1e-3)
+    assert trajectory.eval_loss == pytest.approx(exact.eval_loss, rel=1e-3)
 
 
 def test_no_step_leaves_anything_for_the_next():
@@ -357,8 +357,8 @@ def test_a_caller_without_gradients_gets_the_same_run():
     train, evaluation, own, begin = sample(11, 2), sample(6, 2, seed=1), head(2), start((0,), (2,))
     (expected,) = simulate([begin], own, train, evaluation, RECIPE)
     with torch.no_grad():
-        (course,) = simulate([begin], own, train, evaluation, RECIPE)
-    assert course.batch_loss == expected.batch_loss
+        (trajectory,) = simulate([begin], own, train, evaluation, RECIPE)
+    assert trajectory.batch_loss == expected.batch_loss
     assert begin.a[0].grad is None
     assert own.weight.grad is None
 
@@ -388,8 +388,8 @@ def test_a_step_is_that_of_adamw():
     """Written out: moments, their corrections, decay by the rate of the step; biases do not decay."""
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2, dtype=EXACT)
-    recipe = dataclasses.replace(RECIPE, weight_decay=0.5)
-    optimizer = optimizer_of(recipe, model)
+    schedule = dataclasses.replace(RECIPE, weight_decay=0.5)
+    optimizer = optimizer_of(schedule, model)
     held = [(model.weight, 0.5), (model.bias, 0.0)]
     values, first = [p.detach().clone() for p, _ in held], [torch.zeros_like(p) for p, _ in held]
     second = [torch.zeros_like(p) for p, _ in held]
@@ -469,39 +469,37 @@ def test_softmax_sees_the_differences_of_the_outputs_alone():
 
 def test_the_first_examples_alone():
     train, evaluation, own = sample(11, 2), sample(6, 2, seed=1), head(2)
-    recipe, begin = dataclasses.replace(RECIPE, train_rows=5), start((0, 1), (2, 2))
+    schedule, begin = dataclasses.replace(RECIPE, train_rows=5), start((0, 1), (2, 2))
     half = first_examples(train, 5)
-    (course,) = simulate([begin], own, half, evaluation, recipe, dtype=EXACT)
+    (trajectory,) = simulate([begin], own, half, evaluation, schedule, dtype=EXACT)
     assert half.factors.n == 5
-    assert_same(course, slow(begin, own, half, evaluation, recipe)[0])
+    assert_same(trajectory, slow(begin, own, half, evaluation, schedule)[0])
 
 
 def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
     """In groups that fit into memory."""
-    import foretune.forecasting.runs as module
+    import foretune.forecasting.simulated_runs as module
 
     train, evaluation, own = sample(8, 2), sample(6, 2, seed=1), head(2)
     rows = tuple(normal(3, d_in) for d_in, _ in SHAPES)
-    survey = Survey(train, evaluation, own, rows, 1, 0.0)
-    recipe = dataclasses.replace(RECIPE, train_rows=20)
-    starts = [survey.start([]), survey.start([0, 1]), survey.start([2], 2)]
+    linearised = Linearised(train, evaluation, own, rows, 1, 0.0)
+    schedule = dataclasses.replace(RECIPE, train_rows=20)
+    starts = [linearised.start([]), linearised.start([0, 1]), linearised.start([2], 2)]
     monkeypatch.setattr(module, "ENTRIES", 80)
     steps = []
-    found = outlooks(survey, starts, recipe, points=2, on_step=lambda: steps.append(1))
-    assert len(steps) == n_steps(starts, recipe) == 2 * recipe.steps
-    for begin, outlook in zip(starts, found, strict=True):
-        (course,) = simulate([begin], own, train, evaluation, recipe, points=2)
-        assert outlook.course.eval_loss == pytest.approx(course.eval_loss, rel=1e-4)
-        assert outlook.end.eval_loss == outlook.course.eval_loss[-1]
-        assert outlook.end.eval_metric == outlook.course.eval_metric[-1]
-        assert outlook.end.train_loss == pytest.approx(np.mean(outlook.course.batch_loss[-5:]))
-        assert (outlook.samples, outlook.train_rows) == (8, 20)
+    found = simulate_runs(linearised, starts, schedule, points=2, on_step=lambda: steps.append(1))
+    assert len(steps) == n_steps(starts, schedule) == 2 * schedule.steps
+    for begin, simulated in zip(starts, found, strict=True):
+        (trajectory,) = simulate([begin], own, train, evaluation, schedule, points=2)
+        assert simulated.trajectory.eval_loss == pytest.approx(trajectory.eval_loss, rel=1e-4)
+        assert simulated.end.eval_loss == simulated.trajectory.eval_loss[-1]
+        assert simulated.end.eval_metric == simulated.trajectory.eval_metric[-1]
+        assert simulated.end.train_loss == pytest.approx(np.mean(simulated.trajectory.batch_loss[-5:]))
+        assert (simulated.samples, simulated.train_rows) == (8, 20)
     logits = evaluation.factors.logits
     labels = torch.as_tensor(evaluation.labels)
     assert found[0].probe_loss == pytest.approx(float(cross_entropy(logits, labels)))
     assert found[0].probe_metric == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
-    fewer = outlooks(survey, starts, dataclasses.replace(recipe, train_rows=6))
-    assert fewer[0].train_rows == 8  # never fewer rows than the samples
 
 
 INITS = {"kaiming": {}, "rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}
@@ -515,8 +513,8 @@ def test_a_smaller_rank_starts_as_peft_starts_it(init):
     small = read_adapters(place(tiny("bert"), lora("bert", r=2, **INITS[init]), seed=0))
     rows = tuple(adapter.rows for adapter in large.adapters)
     train = dataclasses.replace(sample(4, 2), factors=dataclasses.replace(sample(4, 2).factors, sites=large.sites))
-    survey = Survey(train, sample(4, 2), head(2), rows, 1, 0.0)
-    whole, begin = survey.start([3, 0]), survey.start([3, 0], 2)
+    linearised = Linearised(train, sample(4, 2), head(2), rows, 1, 0.0)
+    whole, begin = linearised.start([3, 0]), linearised.start([3, 0], 2)
     assert whole.sites == begin.sites == (0, 3)
     assert [torch.equal(a, rows[site]) for a, site in zip(whole.a, (0, 3), strict=True)] == [True, True]
     assert whole.scaling == tuple(large.sites[site].scaling for site in (0, 3))
@@ -526,22 +524,22 @@ def test_a_smaller_rank_starts_as_peft_starts_it(init):
         assert torch.allclose(a, factor * rows[site][:2])
 
 
-def real_run(recipe, sequences, objective, targets, placed):
+def real_run(schedule, sequences, objective, targets, placed):
     """The whole network, trained as the Trainer trains it; dropout off."""
     trained = {n: p for n, p in placed.named_parameters() if p.requires_grad}
     groups = [
-        {"params": [p for n, p in trained.items() if "bias" not in n], "weight_decay": recipe.weight_decay},
+        {"params": [p for n, p in trained.items() if "bias" not in n], "weight_decay": schedule.weight_decay},
         {"params": [p for n, p in trained.items() if "bias" in n], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate)
     losses = []
-    for rate, rows in zip(recipe.rates(), recipe.batches(len(sequences)), strict=True):
+    for rate, rows in zip(schedule.rates(), schedule.batches(len(sequences)), strict=True):
         for group in optimizer.param_groups:
             group["lr"] = float(rate)
         optimizer.zero_grad()
         loss = slow_loss(objective, placed(**batch_of(sequences, rows.tolist()).inputs).logits, targets[rows])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(trained.values()), recipe.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(list(trained.values()), schedule.max_grad_norm)
         optimizer.step()
         losses.append(loss.item())
     return np.array(losses)
@@ -558,7 +556,7 @@ def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes, objecti
     targets = targets_of(objective, 12, n_classes)
 
     def errors(rate):
-        recipe = Recipe(12, 3, 5, rate, weight_decay=0.5)
+        schedule = Schedule(12, 3, 5, rate, weight_decay=0.5)
         placed = place(tiny(name, n_classes, spread=6.0), lora(name), seed=0)
         adapted = read_adapters(placed)
         reduction = of(objective, n_classes).simulated()
@@ -569,12 +567,12 @@ def test_a_real_run_to_first_order_in_the_learning_rate(name, n_classes, objecti
         lifts = lift(own.weight, reduction.directions)[None]
         held = Sample(factors, targets, lifts, torch.zeros(12, dtype=torch.long), of(objective, n_classes))
         rows = tuple(adapter.rows for adapter in adapted.adapters)
-        begin = Survey(held, held, own, rows, 1, 0.0).start(range(len(rows)))
-        (course,) = simulate([begin], own, held, held, recipe, dtype=EXACT)
-        (still,) = simulate([begin], own, held, held, dataclasses.replace(recipe, learning_rate=1e-12), dtype=EXACT)
-        found = real_run(recipe, sequences, of(objective, n_classes), targets, placed)
+        begin = Linearised(held, held, own, rows, 1, 0.0).start(range(len(rows)))
+        (trajectory,) = simulate([begin], own, held, held, schedule, dtype=EXACT)
+        (still,) = simulate([begin], own, held, held, dataclasses.replace(schedule, learning_rate=1e-12), dtype=EXACT)
+        found = real_run(schedule, sequences, of(objective, n_classes), targets, placed)
         moved = np.linalg.norm(found - np.array(still.batch_loss))
-        return np.linalg.norm(found - np.array(course.batch_loss)), moved
+        return np.linalg.norm(found - np.array(trajectory.batch_loss)), moved
 
     (first, moved), (second, moved_half) = errors(4e-4), errors(2e-4)
     assert second < first / 2  # of second order

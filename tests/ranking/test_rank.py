@@ -14,7 +14,7 @@ from peft import LoraConfig
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import KernelError
-from foretune.forecasting import linearise as survey
+from foretune.forecasting import linearise
 from foretune.forecasting.outcomes import OUTCOMES
 from foretune.models.sites import Site
 from foretune.problem import prepare
@@ -158,7 +158,7 @@ def test_fewer_rows_than_samples_are_all_taken(common, tmp_path):
 
 
 def test_a_pass_that_does_not_fit_into_memory_is_refused(common, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(survey, "_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(linearise, "_free_bytes", lambda _: 1000)
     out = tmp_path / "out"
     assert run([*common, "--output", str(out)]) == 2
     assert "GiB are free: lower --samples" in capsys.readouterr().err

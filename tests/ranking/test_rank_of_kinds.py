@@ -12,7 +12,7 @@ import foretune as ft
 from foretune.forecasting.calibration import shipped_calibration
 from foretune.forecasting.curve import forecast_run
 from foretune.forecasting.forecast import ForecastResult
-from foretune.forecasting.linearise import survey
+from foretune.forecasting.linearise import linearise
 from foretune.forecasting.report import print_forecast
 from foretune.models.classifier import own_classifier
 from foretune.models.identity import fingerprint
@@ -20,7 +20,7 @@ from foretune.problem import prepare
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.report import RankRun, numbers_table, ranking_content, ranking_table
 from foretune.report.store import finite, to_json
-from foretune.scoring.score import run as run_score
+from foretune.scoring.score import run_score
 
 import cases
 import domains
@@ -94,7 +94,7 @@ def test_candidates_of_any_kind_are_ranked(kind, n_outputs):
     calibration = calibration_of(model)
     ranking = ft.rank(model, cases.tokenizer(), task, settings=settings, calibration=calibration)
     objective = task.objective
-    order = [row.outlook.end.eval_metric for row in ranking.rows]
+    order = [row.simulated.end.eval_metric for row in ranking.rows]
     config = RankRun((ft.ModelConfig("m"),), (ft.DataConfig("d"),), settings)
     content = json.loads(to_json(finite(ranking_content([ranking], config, calibration))))["rankings"][0]
     assert content["objective"]["kind"] == kind
@@ -116,7 +116,7 @@ def test_candidates_of_any_kind_are_ranked(kind, n_outputs):
 @pytest.mark.parametrize(("kind", "n_outputs"), cases.KINDS[1:])
 def test_the_quick_score_is_of_the_residual_of_the_probe(kind, n_outputs):
     plan = plan_of(kind, n_outputs, model_of(n_outputs))
-    held = survey(replace(plan, reduction=plan.task.objective.simulated()))
+    held = linearise(replace(plan, reduction=plan.task.objective.simulated()))
     blocks = module_kernels(held, (4,))
     outputs = held.train.factors.logits.numpy().astype(float)
     targets = plan.task.train.labels[plan.sample.train_indices]

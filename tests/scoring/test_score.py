@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 import foretune as ft
 from foretune.problem import describe, prepare
 from foretune.scoring.passes import measure
-from foretune.scoring.score import run
+from foretune.scoring.score import run_score
 from foretune.tasks.classification import Classification
 from foretune.tasks.demo import bbc_news, model_folder
 
@@ -160,7 +160,7 @@ def test_repeats_draw_other_samples_and_keep_the_evaluation_rows(model, task):
     classifier = ft.Classifier("tiny", model, cases.tokenizer(), "given")
     plan = prepare(classifier, task, cases.lora("bert"), ft.ScoreSettings(**SETTINGS, repeats=3))
     counted = []
-    result = run(plan, on_batch=counted.append)
+    result = run_score(plan, on_batch=counted.append)
     assert sum(counted) == plan.n_passes == 3 * 16
     assert len(result.repeats) == 3
     one, two = measure(plan, repeat=0), measure(plan, repeat=1)

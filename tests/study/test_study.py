@@ -215,10 +215,10 @@ def test_a_full_disk_ends_the_study_and_keeps_what_is_there(grid, tmp_path, monk
     done = []
     finish = study_cell._run_stages
 
-    def full(cell, key, part, on_news):
+    def full(cell, key, part, on_progress):
         if done:
             raise OSError(errno.ENOSPC, "No space left on device")
-        finish(cell, key, part, on_news)
+        finish(cell, key, part, on_progress)
         done.append(key)
 
     monkeypatch.setattr(study_cell, "_run_stages", full)

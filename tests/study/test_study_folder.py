@@ -27,7 +27,7 @@ def grid(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "stored_key", lambda cell, _: f"{cell.train.seed}{KEY[1:]}")
     worked = []
 
-    def fake(cell, key, part, on_news):
+    def fake(cell, key, part, on_progress):
         worked.append(key)
         written = write_cell(part / "new", key, seed=cell.train.seed)
         for child in written.iterdir():

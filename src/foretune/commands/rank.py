@@ -105,10 +105,10 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
         for data in run.data:
             with progress(log, f"{Path(model.model).name} on {Path(data.dataset).name}", None) as update:
 
-                def news(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
+                def show(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
                     update(completed=done, total=total, note=what)
 
-                rankings.append(rank_one(model, data, run.settings, calibrated, on_news=news))
+                rankings.append(rank_one(model, data, run.settings, calibrated, on_progress=show))
     for ranking in rankings:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items())
         log.print(

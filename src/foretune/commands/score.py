@@ -99,7 +99,7 @@ def _score(config: Configuration[ScoreSettings], output: Path | None, *, brief: 
         from foretune.problem import describe, prepare
         from foretune.scoring.files import save_score, score_content
         from foretune.scoring.report import print_plan
-        from foretune.scoring.score import run as run_plan
+        from foretune.scoring.score import run_score
 
         given = read_adapter(config)
         loaded = load(config, given, seed=config.settings.seed)
@@ -108,7 +108,7 @@ def _score(config: Configuration[ScoreSettings], output: Path | None, *, brief: 
     if not brief:
         print_plan(log, describe(plan), loaded.words)
     with progress(log, "texts through the model", plan.n_passes) as update:
-        result = run_plan(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
+        result = run_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     if output is not None:
         save_score(result, output, config, given)
     if not brief:

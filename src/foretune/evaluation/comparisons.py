@@ -11,7 +11,7 @@ from torch import nn
 from foretune.arrays import Array
 from foretune.evaluation.lazy import asymmetric_scores, lazy_scores
 from foretune.forecasting.linear_model import Sample, Start
-from foretune.forecasting.linearise import Survey
+from foretune.forecasting.linearise import Linearised
 from foretune.ntk.factors import adapter_features
 from foretune.ntk.features import TangentFeatures
 from foretune.ntk.kernel import TangentKernel, tangent_kernel
@@ -20,7 +20,7 @@ from foretune.tasks.load import Task
 from foretune.tasks.sampling import split
 
 
-def kernel_accuracies(survey: Survey, starts: Sequence[Start]) -> list[dict[str, float]]:
+def kernel_accuracies(survey: Linearised, starts: Sequence[Start]) -> list[dict[str, float]]:
     """Predict accuracy by kernels alone, from the cross-fitted probe: descent, logistic, sign and asymmetric descent.
 
     Outputs of more than two classes share one kernel, the sum over them.
@@ -61,7 +61,7 @@ def _matrices(kernels: tuple[TangentKernel, TangentKernel], start: Start) -> tup
     return train, evaluation
 
 
-def _features(sample: Sample, survey: Survey) -> TangentFeatures:
+def _features(sample: Sample, survey: Linearised) -> TangentFeatures:
     factors = with_summed_outputs(sample.factors)
     return adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
 

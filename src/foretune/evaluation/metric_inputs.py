@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from foretune.arrays import Array
 from foretune.evaluation.weights import kappa_tune_scores, plop_scores
 from foretune.forecasting.linear_model import Start
-from foretune.forecasting.linearise import Survey
-from foretune.forecasting.runs import Ending
+from foretune.forecasting.linearise import Linearised
+from foretune.forecasting.simulated_runs import Ending
 from foretune.models.classifier import batches
 from foretune.problem import Plan
 from foretune.ranking.candidates import Candidate
@@ -36,7 +36,7 @@ class MetricInputs:
     """
 
     plan: Plan
-    survey: Survey
+    survey: Linearised
     placements: Sequence[Start]
     head_alone: Ending
     seed: int

@@ -20,10 +20,10 @@ from foretune.evaluation.comparisons import kernel_accuracies, permuted_task, re
 from foretune.evaluation.metric_inputs import MetricInputs
 from foretune.evaluation.predictors import PREDICTORS, SIMULATED_AREAS
 from foretune.forecasting.linear_model import Start
-from foretune.forecasting.linearise import Survey, survey
+from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.reach import run_values
-from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.runs import Outlook, case_values, kind_of, outlooks, runs_of
+from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, runs_of, simulate_runs
 from foretune.models.classifier import Classifier, load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import Plan, prepare
@@ -127,9 +127,9 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     seconds = {"survey": time.perf_counter() - clock}
     names = _module_names(group, classifier)
     starts = _starts(group, names, linearised)
-    recipe = recipe_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
+    recipe = schedule_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
     clock = time.perf_counter()
-    alone, *simulated = outlooks(linearised, [linearised.start([]), *starts], recipe, points=POINTS)
+    alone, *simulated = simulate_runs(linearised, [linearised.start([]), *starts], recipe, points=POINTS)
     seconds["simulate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     metrics = _metrics(MetricInputs(plan, linearised, starts, alone.end, group.first.train.seed))
@@ -165,7 +165,7 @@ def _load(group: _Group, *, redrawn: bool = False) -> Classifier:
     return classifier
 
 
-def _linearise(group: _Group, classifier: Classifier, *, probe: bool = True) -> tuple[Plan, Survey]:
+def _linearise(group: _Group, classifier: Classifier, *, probe: bool = True) -> tuple[Plan, Linearised]:
     first, task = group.first, group.task
     adapter = replace(
         first.adapter, target_modules=("all-linear",), layers=None, r=max(cell.adapter.r for cell in group.cells)
@@ -180,7 +180,7 @@ def _linearise(group: _Group, classifier: Classifier, *, probe: bool = True) -> 
         seed=first.train.seed,
     )
     plan = prepare(classifier, task, lora_config(classifier.model, adapter), score)
-    return plan, survey(plan, probe=probe, autocast=torch.bfloat16 if first.train.bf16 else None)
+    return plan, linearise(plan, probe=probe, autocast=torch.bfloat16 if first.train.bf16 else None)
 
 
 def _module_names(group: _Group, classifier: Classifier) -> list[tuple[str, ...]]:
@@ -192,7 +192,7 @@ def _module_names(group: _Group, classifier: Classifier) -> list[tuple[str, ...]
     return [names[replace(cell.adapter, r=1)] for cell in group.cells]
 
 
-def _starts(group: _Group, names: Sequence[Sequence[str]], linearised: Survey) -> list[Start]:
+def _starts(group: _Group, names: Sequence[Sequence[str]], linearised: Linearised) -> list[Start]:
     positions = {site.name: index for index, site in enumerate(linearised.sites)}
     starts = []
     for cell, modules in zip(group.cells, names, strict=True):
@@ -202,15 +202,15 @@ def _starts(group: _Group, names: Sequence[Sequence[str]], linearised: Survey) -
 
 
 def _comparisons(
-    group: _Group, classifier: Classifier, linearised: Survey, names: Sequence[Sequence[str]]
+    group: _Group, classifier: Classifier, linearised: Linearised, names: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """The same simulation with one thing changed at a time."""
     starts = _starts(group, names, linearised)
-    recipe = recipe_of(group.first.train, n_training(group.task), seed=group.first.train.seed)
-    lazy = outlooks(linearised, starts, recipe, train_a=False)
+    recipe = schedule_of(group.first.train, n_training(group.task), seed=group.first.train.seed)
+    lazy = simulate_runs(linearised, starts, recipe, train_a=False)
     kernels = kernel_accuracies(linearised, starts)
     _, at_random_head = _linearise(group, classifier, probe=False)
-    random_head = outlooks(at_random_head, _starts(group, names, at_random_head), recipe)
+    random_head = simulate_runs(at_random_head, _starts(group, names, at_random_head), recipe)
     del at_random_head
     permuted = _simulated(replace(group, task=permuted_task(group.task, group.first.train.seed)), classifier, names)
     random = _simulated(group, _load(group, redrawn=True), names)
@@ -227,21 +227,21 @@ def _comparisons(
     ]
 
 
-def _simulated(group: _Group, classifier: Classifier, names: Sequence[Sequence[str]]) -> tuple[Outlook, ...]:
+def _simulated(group: _Group, classifier: Classifier, names: Sequence[Sequence[str]]) -> tuple[SimulatedRun, ...]:
     plan, linearised = _linearise(group, classifier)
-    recipe = recipe_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
-    return outlooks(linearised, _starts(group, names, linearised), recipe)
+    recipe = schedule_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
+    return simulate_runs(linearised, _starts(group, names, linearised), recipe)
 
 
-def _areas(outlook: Outlook) -> dict[str, float]:
+def _areas(outlook: SimulatedRun) -> dict[str, float]:
     """Areas under the simulated curves, divided by the steps."""
-    run = outlook.course
+    run = outlook.trajectory
     areas = float(np.mean(run.batch_loss)), float(np.trapezoid(run.eval_loss, run.steps)) / run.steps[-1]
     return dict(zip(SIMULATED_AREAS, areas, strict=True))
 
 
-def _trajectory(outlook: Outlook) -> dict[str, Any]:
-    run = outlook.course
+def _trajectory(outlook: SimulatedRun) -> dict[str, Any]:
+    run = outlook.trajectory
     return {
         "steps": run.steps,
         "eval_loss": run.eval_loss,

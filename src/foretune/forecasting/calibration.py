@@ -257,7 +257,7 @@ def apply_calibration(
             )
         reached = reach(calibration.domain, run)
         fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
-    found: dict[str, Interval] = {}
+    levels: dict[str, Interval] = {}
     for outcome in outcomes_of(kind):
         line = calibration.lines[outcome]
         simulated, x = terms(outcome, values, kind)
@@ -267,9 +267,9 @@ def apply_calibration(
         half = 0.0 if reached.withheld else reached.widening * half_width(line, of_rows * fewer)
         if outcome == "train_loss" and reached.reasons:
             continue
-        found[outcome] = Interval(value, unscale(outcome, middle - half), unscale(outcome, middle + half))
-    order = (found[metric.name].value, found["eval_loss"].value)
-    return RunForecast(None if reached.withheld else found, order, reached, kind)
+        levels[outcome] = Interval(value, unscale(outcome, middle - half), unscale(outcome, middle + half))
+    order = (levels[metric.name].value, levels["eval_loss"].value)
+    return RunForecast(None if reached.withheld else levels, order, reached, kind)
 
 
 def _as_simulated(domain: Domain, values: Mapping[str, float], run: Run) -> RunForecast:
@@ -352,21 +352,21 @@ def calibration_from(content: Any) -> Calibration:
         raise ConfigError("this is no calibration")
     if content["schema"] != SCHEMA or content["terms"] != list(TERMS):
         raise ConfigError(f"calibration of schema {content['schema']!r}, not {SCHEMA}: fit it again")
-    held = {name: value for name, value in content.items() if name not in ("schema", "terms")}
+    fields = {name: value for name, value in content.items() if name not in ("schema", "terms")}
     try:
-        found = TypeAdapter(Calibration).validate_json(json.dumps(held), strict=True)
+        calibration = TypeAdapter(Calibration).validate_json(json.dumps(fields), strict=True)
     except (ValidationError, ValueError, TypeError) as error:
         what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(map(str, what["loc"]))
         raise ConfigError(f"this is no calibration: {where} {what['msg']}") from error
-    needed = outcomes_of(found.kind)
-    if set(found.lines) != set(needed):
-        raise ConfigError(f"calibration of {', '.join(sorted(found.lines))}: needs {', '.join(needed)}")
-    for name, line in found.lines.items():
+    needed = outcomes_of(calibration.kind)
+    if set(calibration.lines) != set(needed):
+        raise ConfigError(f"calibration of {', '.join(sorted(calibration.lines))}: needs {', '.join(needed)}")
+    for name, line in calibration.lines.items():
         numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within)
         whole = len(line.coefficients) == len(TERMS) and all(map(isfinite, numbers))
         if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within) < 0:
             raise ConfigError(f"calibration with {name} {line}: fit it again")
-    if found.domain is not None:
-        found.domain.check()
-    return found
+    if calibration.domain is not None:
+        calibration.domain.check()
+    return calibration

@@ -19,16 +19,16 @@ HELD = 0.85  # share of the left-out intervals that must hold for a size to coun
 
 @dataclass(frozen=True)
 class Case:
-    """A finished run with its outlook.
+    """A finished run, and what its simulation says.
 
     Attributes:
-        outlook: Simulated values by name, as in `case_values`.
+        simulated: Simulated values by name, as in `case_values`.
         outcomes: What the run gave, by the names of `outcomes_of`.
         group: Data set.
         run: What kind of run it was; None if that is not known.
     """
 
-    outlook: Mapping[str, float]
+    simulated: Mapping[str, float]
     outcomes: Mapping[str, float]
     group: str
     run: Run | None = None
@@ -74,27 +74,27 @@ class _Fit:
 def _most(fits: Iterable[_Fit], sizes: Sequence[float]) -> float:
     """Largest size of the runs, taken in steps of a doubling, up to which the left-out intervals held."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
-    held = np.array([np.abs(fit.errors) <= half_width(fit.line) for fit in fits])
+    holds = np.array([np.abs(fit.errors) <= half_width(fit.line) for fit in fits])
     known = np.array([np.isfinite(fit.errors) for fit in fits])
     most = min(sizes)
     for one in np.unique(step):
         there = step == one
-        if any((of_one & there).sum() < HELD * (of & there).sum() for of_one, of in zip(held, known, strict=True)):
+        if any((of_one & there).sum() < HELD * (of & there).sum() for of_one, of in zip(holds, known, strict=True)):
             break
         most = max(size for size, at in zip(sizes, there, strict=True) if at)
     return most
 
 
 def _fit_line(outcome: Outcome, cases: Sequence[Case], kind: Kind) -> _Fit:
-    held = [case for case in cases if isfinite(case.outcomes[outcome])]
-    groups = sorted({case.group for case in held})
+    measured = [case for case in cases if isfinite(case.outcomes[outcome])]
+    groups = sorted({case.group for case in measured})
     if len(groups) < LEAST_GROUPS:
         raise ConfigError(f"a calibration needs {outcome} of {LEAST_GROUPS} data sets or more, got {len(groups)}")
-    laid = [terms(outcome, case.outlook, kind) for case in held]
+    laid = [terms(outcome, case.simulated, kind) for case in measured]
     x = np.array([row for _, row in laid])
-    real = np.array([scale(outcome, case.outcomes[outcome], kind) for case in held])
+    real = np.array([scale(outcome, case.outcomes[outcome], kind) for case in measured])
     error = real - np.array([s for s, _ in laid])
-    group = np.array([groups.index(case.group) for case in held])
+    group = np.array([groups.index(case.group) for case in measured])
     weight = 1.0 / np.bincount(group, minlength=len(groups))[group]
 
     def left_out(penalty: float) -> Array:
@@ -119,7 +119,7 @@ def _fit_line(outcome: Outcome, cases: Sequence[Case], kind: Kind) -> _Fit:
         spread=size(missed[best]),
         within=size(around),
         groups=len(groups),
-        runs=len(held),
+        runs=len(measured),
     )
     errors = np.full(len(cases), np.nan)
     errors[[isfinite(case.outcomes[outcome]) for case in cases]] = missed[best]

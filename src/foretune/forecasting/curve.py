@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration
-from foretune.forecasting.linearise import survey
+from foretune.forecasting.linearise import linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.reach import reach
-from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
+from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
 from foretune.problem import Plan
 from foretune.report.curves import CurvePoint, curve_header
 from foretune.settings.groups import Recipe
@@ -76,15 +76,15 @@ def forecast_run(
     """
     objective = plan.task.objective
     reduction = objective.simulated()
-    recipe = recipe_of(settings, plan.train_rows, seed=plan.settings.seed)
-    kind = kind_of(plan, recipe)
+    schedule = schedule_of(settings, plan.train_rows, seed=plan.settings.seed)
+    kind = kind_of(plan, schedule)
     domain = calibration.domain
     if domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:
         # before the work: there is no order to simulate for
         return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
-    held = survey(replace(plan, reduction=reduction))
-    starts = [held.start(range(len(held.sites)))]
-    total, done = n_steps(starts, recipe), 0
+    linearised = linearise(replace(plan, reduction=reduction))
+    starts = [linearised.start(range(len(linearised.sites)))]
+    total, done = n_steps(starts, schedule), 0
 
     def step() -> None:
         nonlocal done
@@ -92,14 +92,14 @@ def forecast_run(
         if on_step is not None:
             on_step(done, total)
 
-    (outlook,) = outlooks(held, starts, recipe, points=POINTS, on_step=step)
+    (simulated,) = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
     (run,) = runs_of(kind, starts)
-    forecast = apply_calibration(calibration, case_values(outlook), reduction.name, run=run)
-    return bend(outlook, forecast)
+    forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run)
+    return bend(simulated, forecast)
 
 
-def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
-    """Bend a simulated course to the forecast at its end.
+def bend(simulated: SimulatedRun, forecast: RunForecast) -> Curve:
+    """Bend a simulated trajectory to the forecast at its end.
 
     The simulated curve is shifted, on the calibration's scale, by the calibrated less the simulated end times the
     share of the steps done: it begins where the model is before training, which is known, and ends at the forecast
@@ -107,24 +107,24 @@ def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
     there is no curve; of a kind of task that the calibration has not seen, the simulated one is given beside it.
 
     Args:
-        outlook: The simulated run, with points.
+        simulated: The simulated run, with points.
         forecast: Its forecast.
 
     Returns:
         The curve.
     """
-    end, metric = forecast.levels, outlook.metric
-    simulated = _simulated(outlook)
+    end, metric = forecast.levels, simulated.metric
+    points = _points(simulated)
     if end is None:
-        return Curve((), forecast, () if forecast.calibrated else simulated)
+        return Curve((), forecast, () if forecast.calibrated else points)
     of_training = end.get("train_loss")
     least, _ = LOSS_LIMITS[forecast.kind]
-    to_train = 0.0 if of_training is None else log(of_training.value / max(outlook.end.train_loss, least))
-    to_eval = log(end["eval_loss"].value / max(outlook.end.eval_loss, least))
-    to_metric = metric.to_scale(end[metric.name].value) - metric.to_scale(outlook.end.eval_metric)
+    to_train = 0.0 if of_training is None else log(of_training.value / max(simulated.end.train_loss, least))
+    to_eval = log(end["eval_loss"].value / max(simulated.end.eval_loss, least))
+    to_metric = metric.to_scale(end[metric.name].value) - metric.to_scale(simulated.end.eval_metric)
 
     def bent(point: CurvePoint) -> CurvePoint:
-        share = point.step / simulated[-1].step
+        share = point.step / points[-1].step
         known = None if of_training is None else point.train_loss
         return CurvePoint(
             point.step,
@@ -133,13 +133,13 @@ def bend(outlook: Outlook, forecast: RunForecast) -> Curve:
             metric.from_scale(metric.to_scale(point.eval_metric) + share * to_metric) if share else point.eval_metric,
         )
 
-    return Curve(tuple(map(bent, simulated)), forecast)
+    return Curve(tuple(map(bent, points)), forecast)
 
 
-def _simulated(outlook: Outlook) -> tuple[CurvePoint, ...]:
-    course, points, before = outlook.course, [], 0
-    for number, loss, metric in zip(course.steps, course.eval_loss, course.eval_metric, strict=True):
-        batches = course.batch_loss[before:number]
+def _points(simulated: SimulatedRun) -> tuple[CurvePoint, ...]:
+    trajectory, points, before = simulated.trajectory, [], 0
+    for number, loss, metric in zip(trajectory.steps, trajectory.eval_loss, trajectory.eval_metric, strict=True):
+        batches = trajectory.batch_loss[before:number]
         points.append(CurvePoint(number, float(np.mean(batches)) if batches else None, loss, metric))
         before = number
     return tuple(points)

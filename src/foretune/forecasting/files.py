@@ -35,13 +35,13 @@ def save_forecast(
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
         calibration: The calibration that was given, written beside them; None if it is foretune's.
     """
-    content, course = result.to_dict(), result.curve
+    content, curve = result.to_dict(), result.curve
     writers: dict[str, Callable[[Path], None]] = {"result.json": lambda path: write_json(path, content)}
-    if course.points:
-        unit, metric = result.plan.task.objective.loss_unit, course.forecast.metric.label
+    if curve.points:
+        unit, metric = result.plan.task.objective.loss_unit, curve.forecast.metric.label
         caption = Caption(f"forecast for {content['dataset']}", unit, metric)
-        writers[CURVE] = lambda path: write_curve(course, path)
-        writers["curve.png"] = lambda path: curve_figure(course.points, caption, path)
+        writers[CURVE] = lambda path: write_curve(curve, path)
+        writers["curve.png"] = lambda path: curve_figure(curve.points, caption, path)
     if flags is not None:
         given = {**flags, **({} if calibration is None else {"calibration": CALIBRATION})}  # beside config.yaml
         header = f"# foretune {versions()['foretune']}. Replay: foretune forecast --config config.yaml --output NEW\n"

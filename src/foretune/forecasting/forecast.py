@@ -10,15 +10,15 @@ from peft import LoraConfig
 
 from foretune.forecasting.calibration import Calibration, shipped_calibration
 from foretune.forecasting.curve import Curve, forecast_run
-from foretune.forecasting.linearise import check_survey
-from foretune.forecasting.recipe import recipe_of
+from foretune.forecasting.linearise import check_linearisable
+from foretune.forecasting.schedule import schedule_of
+from foretune.models.adapted import describe_placement
 from foretune.models.classifier import Classifier, own_classifier
-from foretune.problem import Plan, describe, prepare
+from foretune.problem import Plan, describe, prepare, settings_of_pass
 from foretune.report.provenance import versions
 from foretune.report.store import finite
-from foretune.settings.commands import ForecastSettings, ScoreSettings
+from foretune.settings.commands import ForecastSettings
 from foretune.tasks.load import Task
-from foretune.tasks.sampling import n_training
 
 SCHEMA = 1
 OnStep = Callable[[int, int], None]
@@ -45,7 +45,7 @@ class ForecastResult:
     @property
     def steps(self) -> int:
         """Optimiser steps of the run."""
-        return recipe_of(self.settings, self.plan.train_rows, seed=self.settings.seed).steps
+        return schedule_of(self.settings, self.plan.train_rows, seed=self.settings.seed).steps
 
     def to_dict(self) -> dict[str, Any]:
         """Lay the forecast out as in `result.json` (docs/result.md).
@@ -54,19 +54,13 @@ class ForecastResult:
             JSON-ready values; points and end are None where the level is withheld.
         """
         plan, facts = self.plan, describe(self.plan)
-        config = plan.placed.active_peft_config
-        targets, sites = config.target_modules, plan.adapted.sites
+        sites = plan.adapted.sites
         content = {
             "schema": SCHEMA,
             "model": plan.classifier.source,
             "dataset": plan.task.source,
             "placement": {
-                "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
-                "layers": sorted({site.layer for site in sites if site.layer is not None}),
-                "r": config.r,
-                "alpha": config.lora_alpha,
-                "rslora": bool(config.use_rslora),
-                "init": str(config.init_lora_weights),
+                **describe_placement(plan.placed.active_peft_config, sites),
                 "modules": [site.name for site in sites],
                 "trainable_parameters": sum(site.n_parameters for site in sites),
                 "head_parameters": facts["head"]["parameters"],
@@ -125,16 +119,8 @@ def prepare_forecast(
     Returns:
         The plan.
     """
-    known = ScoreSettings(
-        samples=min(settings.samples, n_training(task)),
-        eval_samples=settings.eval_samples,
-        draws=1,
-        max_length=settings.max_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    plan = prepare(classifier, task, config, known, inplace=inplace)
-    check_survey(plan)
+    plan = prepare(classifier, task, config, settings_of_pass(task, settings), inplace=inplace)
+    check_linearisable(plan)
     return plan
 
 

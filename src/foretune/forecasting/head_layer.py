@@ -49,29 +49,29 @@ def find_activation(run: Callable[[], None], hidden: nn.Linear, output: nn.Linea
     Returns:
         A name of `ACTIVATIONS`; None if it is none of them, or if the layer is not applied once to each example.
     """
-    seen: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {}
     handles = [
-        hidden.register_forward_hook(lambda _module, _inputs, result: seen.update(pre=result)),
-        output.register_forward_hook(lambda _module, inputs, _result: seen.update(phi=inputs[0])),
+        hidden.register_forward_hook(lambda _module, _inputs, result: recorded.update(pre=result)),
+        output.register_forward_hook(lambda _module, inputs, _result: recorded.update(phi=inputs[0])),
     ]
-    held = [parameter for parameter in (hidden.weight, hidden.bias) if parameter is not None]
-    before = [parameter.detach().clone() for parameter in held]
+    weights = [parameter for parameter in (hidden.weight, hidden.bias) if parameter is not None]
+    before = [parameter.detach().clone() for parameter in weights]
     try:
         with torch.no_grad():
             run()
-            spread = float(seen["pre"].float().std())
-            if not spread > 0.0 or seen["pre"].ndim != 2:
+            spread = float(recorded["pre"].float().std())
+            if not spread > 0.0 or recorded["pre"].ndim != 2:
                 return None
-            for parameter in held:
+            for parameter in weights:
                 parameter.mul_(WIDE / spread)
             run()
     finally:
         for handle in handles:
             handle.remove()
         with torch.no_grad():
-            for parameter, value in zip(held, before, strict=True):
+            for parameter, value in zip(weights, before, strict=True):
                 parameter.copy_(value)
-    pre, phi = seen["pre"].float(), seen["phi"].float()
+    pre, phi = recorded["pre"].float(), recorded["phi"].float()
     if pre.shape != phi.shape:
         return None
     for name, function in ACTIVATIONS.items():

@@ -29,15 +29,14 @@ from foretune.models.sites import Site
 from foretune.ntk.capture import run_logits
 from foretune.ntk.factors import TokenFactors, token_factors
 from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
-from foretune.problem import Plan
+from foretune.problem import OnBatch, Plan, stream_batches
 from foretune.tasks.objective import Targets
 
-Progress = Callable[[int], None]
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Survey:
+class Linearised:
     """What one pass over the samples gives.
 
     Attributes:
@@ -62,7 +61,7 @@ class Survey:
         return self.train.factors.sites
 
     def start(self, sites: Sequence[int], rank: int | None = None) -> Start:
-        """Take an adapter out of the survey.
+        """Take one adapter out of the linearised model.
 
         Args:
             sites: Positions of its modules.
@@ -71,22 +70,22 @@ class Survey:
         Returns:
             The adapter before training: the first rows of each A, rescaled as peft would draw them.
         """
-        held = tuple(sorted(sites))
+        positions = tuple(sorted(sites))
         a, scaling = [], []
-        for index in held:
+        for index in positions:
             site = self.sites[index]
-            own = site.rank if rank is None else rank
+            own_rank = site.rank if rank is None else rank
             # K grows by (r/r')^exponent: s = α/r or α/√r is 2 or 1 of it, the 1/r of gaussian entries of A is 2 more
             of_a = 2.0 if site.rank_exponent > 2.0 else 0.0
-            ratio = site.rank / own
-            a.append(self.rows[index][:own] * ratio ** (of_a / 2.0))
+            ratio = site.rank / own_rank
+            a.append(self.rows[index][:own_rank] * ratio ** (of_a / 2.0))
             scaling.append(site.scaling * ratio ** ((site.rank_exponent - of_a) / 2.0))
-        return Start(held, tuple(a), tuple(scaling))
+        return Start(positions, tuple(a), tuple(scaling))
 
 
-def survey(
-    plan: Plan, *, probe: bool = True, autocast: torch.dtype | None = None, on_batch: Progress | None = None
-) -> Survey:
+def linearise(
+    plan: Plan, *, probe: bool = True, autocast: torch.dtype | None = None, on_batch: OnBatch | None = None
+) -> Linearised:
     """Run the pass.
 
     Args:
@@ -99,7 +98,7 @@ def survey(
         What it gave.
     """
     start = time.perf_counter()
-    y_train = check_survey(plan, probe=probe)
+    y_train = check_linearisable(plan, probe=probe)
     if autocast is not None:
         mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
         plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
@@ -107,43 +106,47 @@ def survey(
     y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
     plan, modules = _with_head(plan)
     *below, (name, layer) = modules.items()
-    own = _own_head(plan, [module for _, module in below], layer)
+    head = _own_head(plan, [module for _, module in below], layer)
     n = len(y_train)
     if not probe:
-        train = token_factors(plan.adapted, _tracked(plan, plan.train, None, on_batch), plan.reduction, n=n)
+        train = token_factors(plan.adapted, stream_batches(plan, plan.train, on_batch=on_batch), plan.reduction, n=n)
         evaluation = _evaluation(plan, plan.evaluation, on_batch)
-        of_train = _sample(plan, train, y_train, [own.weight])
-        return _survey(plan, of_train, _sample(plan, evaluation, y_eval, [own.weight]), own, start)
+        of_train = _sample(plan, train, y_train, [head.weight])
+        return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [head.weight]), head, start)
     objective = plan.task.objective
     inputs = head_inputs(
-        plan.adapted, {name: layer}, _tracked(plan, plan.train, None, on_batch), n=n, n_outputs=objective.n_outputs
+        plan.adapted,
+        {name: layer},
+        stream_batches(plan, plan.train, on_batch=on_batch),
+        n=n,
+        n_outputs=objective.n_outputs,
     )
     folds = probe_folds(n, seed=plan.settings.seed)
     nobody = np.array([], dtype=np.int64)
     *heads, last = probe_weights(name, layer, inputs, objective, y_train, left_out=[*folds, nobody])
 
     def each_fold() -> Iterator[Batch]:
-        for head, fold in zip(heads, folds, strict=True):
-            with installed(modules, head):
-                yield from _tracked(plan, plan.train, fold.tolist(), on_batch)
+        for probe_head, fold in zip(heads, folds, strict=True):
+            with installed(modules, probe_head):
+                yield from stream_batches(plan, plan.train, rows=fold.tolist(), on_batch=on_batch)
 
     train = token_factors(plan.adapted, each_fold(), plan.reduction, n=n)
     with installed(modules, last):
         evaluation = _evaluation(plan, plan.evaluation, on_batch)
-    weights = [head.weights[name][0] for head in heads]
+    weights = [probe_head.weights[name][0] for probe_head in heads]
     fold = np.empty(n, dtype=np.int64)
-    for index, held in enumerate(folds):
-        fold[held] = index
+    for index, rows in enumerate(folds):
+        fold[rows] = index
     of_train = _sample(plan, train, y_train, weights, fold)
-    return _survey(plan, of_train, _sample(plan, evaluation, y_eval, [last.weights[name][0]]), own, start)
+    return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [last.weights[name][0]]), head, start)
 
 
-def check_survey(plan: Plan, *, probe: bool = True) -> Targets:
-    """Refuse what a survey cannot be made of, before any work.
+def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:
+    """Refuse what cannot be linearised, before any work.
 
     Args:
         plan: Plan of the pass; that of a score may have any reduction.
-        probe: As in `survey`.
+        probe: As in `linearise`.
 
     Returns:
         Targets of the training samples.
@@ -195,8 +198,8 @@ def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head
         (module,) = below
         activation = find_activation(run, module, output)
         if activation is not None:
-            own = weight.new_zeros(len(copies[0])) if module.bias is None else module.bias.detach().clone()
-            return Head(weight, bias, layer=HeadLayer(copies[0], own, activation))
+            hidden_bias = weight.new_zeros(len(copies[0])) if module.bias is None else module.bias.detach().clone()
+            return Head(weight, bias, layer=HeadLayer(copies[0], hidden_bias, activation))
     return Head(weight, bias, tuple(copies))
 
 
@@ -251,22 +254,15 @@ def _sample(
     return Sample(factors, wanted, lifts, torch.as_tensor(where, device=device), objective)
 
 
-def _survey(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Survey:
+def _linearised(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Linearised:
     rows = tuple(adapter.rows.detach() for adapter in plan.adapted.adapters)
-    return Survey(train, evaluation, head, rows, plan.adapted.draws, time.perf_counter() - start)
+    return Linearised(train, evaluation, head, rows, plan.adapted.draws, time.perf_counter() - start)
 
 
-def _evaluation(plan: Plan, encoded: Encoded | None, on_batch: Progress | None) -> TokenFactors:
+def _evaluation(plan: Plan, encoded: Encoded | None, on_batch: OnBatch | None) -> TokenFactors:
     assert encoded is not None  # refused at the start
-    stream = _tracked(plan, encoded, None, on_batch)
+    stream = stream_batches(plan, encoded, on_batch=on_batch)
     return token_factors(plan.adapted, stream, plan.reduction, n=len(encoded.features))
-
-
-def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch: Progress | None) -> Iterator[Batch]:
-    for batch in batches(encoded, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
-        yield batch
-        if on_batch is not None:
-            on_batch(len(batch.rows))
 
 
 def first_examples(sample: Sample, n: int) -> Sample:

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foretune.forecasting.recipe import Recipe
+from foretune.forecasting.schedule import Schedule
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's in the Trainer
 
 
-def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the recipe's optimizer: AdamW, fused as in the Trainer, which decays all parameters but biases.
+def optimizer_of(schedule: Schedule, model: nn.Module) -> torch.optim.Optimizer:
+    """Make the schedule's optimizer: AdamW, fused as in the Trainer, which decays all parameters but biases.
 
     Stacked runs stay apart under any rule that treats each number by itself, such as AdamW, Lion or SGD; one that
     mixes the numbers of a tensor, such as Muon, would have to be told of the first axis.
 
     Args:
-        recipe: Weight decay and peak learning rate.
+        schedule: Weight decay and peak learning rate.
         model: Parameters that require a gradient are trained; those named `bias` do not decay.
 
     Returns:
@@ -25,10 +25,10 @@ def optimizer_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """
     named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in named if name != "bias"], "weight_decay": recipe.weight_decay},
+        {"params": [p for name, p in named if name != "bias"], "weight_decay": schedule.weight_decay},
         {"params": [p for name, p in named if name == "bias"], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=BETAS, eps=EPSILON, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -79,9 +79,9 @@ def run_values(run: Run) -> dict[str, float | None]:
     Returns:
         Numbers by the names of `RUN`; `run_kind`, the position of the kind in `KINDS`, where it is no classification.
     """
-    held = vars(run) | {"model": int(run.model, 16), "hidden_head": int(run.hidden_head)}
-    kind = held.pop("kind")
-    numbers = {f"run_{name}": value for name, value in held.items()}
+    values = vars(run) | {"model": int(run.model, 16), "hidden_head": int(run.hidden_head)}
+    kind = values.pop("kind")
+    numbers = {f"run_{name}": value for name, value in values.items()}
     return numbers if kind == KINDS[0] else {**numbers, "run_kind": KINDS.index(kind)}
 
 
@@ -234,8 +234,8 @@ def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> 
         raise ConfigError("a calibration needs runs with an adapter to say what it has seen")
 
     def span(values: Iterable[float]) -> Span:
-        held = [float(value) for value in values]
-        return min(held), max(held)
+        numbers = [float(value) for value in values]
+        return min(numbers), max(numbers)
 
     def kept(values: Sequence[float], most: float) -> Span:
         return min(values), max(min(values), min(max(values), most))
@@ -257,9 +257,9 @@ def domain_of(runs: Sequence[Run], *, most_rows: float, most_classes: float) -> 
     )
 
 
-def _beyond(value: float, seen: Span, *, below: bool = True) -> float:
+def _beyond(value: float, covered: Span, *, below: bool = True) -> float:
     """Doublings from what was seen to a value; below it they count only if asked for."""
-    low, high = seen
+    low, high = covered
     if value <= 0.0:  # a run of one step, all of it warm-up, has no rate
         return inf if below else 0.0
     if value > high:
@@ -328,6 +328,6 @@ def reach(domain: Domain, run: Run) -> Reach:
     return Reach(total, tuple(reasons))
 
 
-def _range(seen: Span) -> str:
-    low, high = seen
+def _range(covered: Span) -> str:
+    low, high = covered
     return f"{low:,.3g}" if low == high else f"{low:,.4g} to {high:,.4g}"

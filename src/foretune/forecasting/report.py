@@ -24,18 +24,43 @@ def print_forecast_plan(console: Console, facts: Mapping[str, Any], placement: s
     """
     data, adapter = facts["data"], facts["adapter"]
     rows = [
-        ("model", facts["model"]),
-        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
-        ("device", f"{facts['device']}, {facts['threads']} threads"),
-        ("data", facts["dataset"]),
-        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
-        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']}"),
+        *model_and_data_rows(facts),
         ("samples", f"{facts['n']} known, {facts['n_eval']} to predict"),
         ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
         ("adapter", f"{placement}; {adapter['sites']} modules, {adapter['parameters']:,} parameters"),
         *(("head", note) for note in facts["head"]["notes"]),
     ]
     print_facts(console, rows)
+    print_layout_notes(console, adapter)
+
+
+def model_and_data_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say which model and data were read, as the first rows of what was understood.
+
+    Args:
+        facts: From `problem.describe`.
+
+    Returns:
+        Names, the same as above where empty, with their values.
+    """
+    data = facts["data"]
+    return [
+        ("model", facts["model"]),
+        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
+        ("device", f"{facts['device']}, {facts['threads']} threads"),
+        ("data", facts["dataset"]),
+        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
+        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']}"),
+    ]
+
+
+def print_layout_notes(console: Console, adapter: Mapping[str, Any]) -> None:
+    """Say which modules are left out or take their texts one at a time.
+
+    Args:
+        console: Where to.
+        adapter: `adapter` of the facts.
+    """
     for name, words in (("left_out", "no output depends on it: left out"), ("one_at_a_time", "texts go one at a time")):
         if adapter[name]:
             note = f"note: {kinds_in_words(adapter[name])}: {words}"

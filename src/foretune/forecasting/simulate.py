@@ -1,6 +1,6 @@
-"""The run itself on the linearised model: A, B and the head train over the steps of a recipe, many runs side by side.
+"""The run itself on the linearised model: A, B and the head train over the steps of a schedule, many at a time.
 
-One backward pass of the summed losses gives each run the gradient of its own; the recipe's optimizer steps all of them.
+One backward pass of the summed losses gives each run the gradient of its own; one optimizer steps all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from torch import Tensor
 from foretune.errors import KernelError
 from foretune.forecasting.linear_model import Head, LinearRuns, Sample, Start
 from foretune.forecasting.optimizer import clip_each, optimizer_of, set_rate
-from foretune.forecasting.recipe import Recipe
+from foretune.forecasting.schedule import Schedule
 
 CHUNK = 64  # examples that are evaluated at once
 
 
 @dataclass(frozen=True)
-class Course:
-    """Course of a simulated run, in the units of its objective; the first entry is before training.
+class Trajectory:
+    """Trajectory of a simulated run, in the units of its objective; the first entry is before training.
 
     Attributes:
         steps: Steps done at each evaluation.
@@ -49,32 +49,32 @@ def simulate(
     head: Head,
     train: Sample,
     evaluation: Sample,
-    recipe: Recipe,
+    schedule: Schedule,
     *,
     points: int = 1,
     train_a: bool = True,
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[], None] | None = None,
-) -> tuple[Course, ...]:
+) -> tuple[Trajectory, ...]:
     """Train every adapter, each with its own head, on the linearised model.
 
-    The loss is the mean of the objective's over the batch. B starts at 0, A and the head as given. Where the recipe has
-    more rows than the sample, the sample's rows come again instead of rows that are not known: such a run fits its rows
-    better than the real one.
+    The loss is the mean of the objective's over the batch. B starts at 0, A and the head as given. Where the schedule
+    has more rows than the sample, the sample's rows come again instead of rows that are not known: such a run fits its
+    rows better than the real one.
 
     Args:
         starts: Adapters; one without sites is a head that trains alone.
         head: The head that all start from; initial logits are V φ + b.
         train: Training examples.
         evaluation: Examples to predict.
-        recipe: Steps, rates and batches.
+        schedule: Steps, rates and batches.
         points: Evaluations spread over the steps, beside the one before training; the last is at the end.
         train_a: Whether A trains; fixed, the adapter is what its tangent kernel says.
         dtype: Type to compute in.
         on_step: Called after each step.
 
     Returns:
-        A course for each start.
+        A trajectory for each start.
 
     Raises:
         KernelError: If the samples, or the head and the factors, do not belong together.
@@ -82,16 +82,16 @@ def simulate(
     if not starts or train.factors.sites != evaluation.factors.sites or train.objective != evaluation.objective:
         raise KernelError("the two samples differ in sites or objective, or there is nothing to simulate")
     runs = LinearRuns(starts, head, train.factors, dtype, train_a=train_a)
-    optimizer = optimizer_of(recipe, runs)
+    optimizer = optimizer_of(schedule, runs)
     device = train.factors.logits.device
-    at = sorted({round(recipe.steps * point / points) for point in range(1, points + 1)})
+    at = sorted({round(schedule.steps * point / points) for point in range(1, points + 1)})
     fitted, measured = [_evaluate(runs, train)], [(0, _evaluate(runs, evaluation))]
     batch_losses = []
-    steps = zip(recipe.rates(), recipe.batches(train.factors.n), strict=True)
+    steps = zip(schedule.rates(), schedule.batches(train.factors.n), strict=True)
     for number, (rate, batch) in enumerate(steps, start=1):
         rows = torch.as_tensor(batch, device=device)
         batch_losses.append(_backward(runs, train, rows).cpu().numpy())
-        clip_each(runs.stacked, runs.count, recipe.max_grad_norm)
+        clip_each(runs.stacked, runs.count, schedule.max_grad_norm)
         set_rate(optimizer, float(rate))
         optimizer.step()
         optimizer.zero_grad()
@@ -100,7 +100,7 @@ def simulate(
         if on_step is not None:
             on_step()
     fitted.append(_evaluate(runs, train))
-    return _courses(runs, fitted, measured, np.array(batch_losses))
+    return _trajectories(runs, fitted, measured, np.array(batch_losses))
 
 
 @torch.enable_grad()
@@ -124,19 +124,19 @@ def _evaluate(runs: LinearRuns, sample: Sample) -> _Measured:
     return sample.objective.loss(f, sample.targets).mean(1), torch.tensor(metrics, dtype=torch.float64), f
 
 
-def _courses(
+def _trajectories(
     runs: LinearRuns,
     fitted: Sequence[_Measured],
     measured: Sequence[tuple[int, _Measured]],
     batch_losses: NDArray[np.float32],
-) -> tuple[Course, ...]:
+) -> tuple[Trajectory, ...]:
     def over_time(entries: Sequence[_Measured], what: int, run: int) -> tuple[float, ...]:
         return tuple(float(entry[what][run]) for entry in entries)
 
     movement = runs.movement()
     evaluated = [entry for _, entry in measured]
     return tuple(
-        Course(
+        Trajectory(
             steps=tuple(number for number, _ in measured),
             train_loss=over_time(fitted, 0, run),
             train_metric=over_time(fitted, 1, run),

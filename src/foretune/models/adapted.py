@@ -1,10 +1,12 @@
 """A classifier with the adapters that its kernel is taken of, as plain tensors, and batches of its examples."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxtyping import Float, Int
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from foretune.errors import KernelError
@@ -111,3 +113,24 @@ class Batch:
                 part = slice(int(kept.min()), int(kept.max()) + 1)
                 one = {name: t[:, part] if t.shape == (1, mask.shape[1]) else t for name, t in one.items()}
             yield Batch(self.rows[row : row + 1], one)
+
+
+def describe_placement(config: LoraConfig, sites: Sequence[Site]) -> dict[str, Any]:
+    """Say where adapters sit and what they are, as in every `result.json` under `placement`.
+
+    Args:
+        config: peft's configuration of the placed adapters.
+        sites: Their modules.
+
+    Returns:
+        Facts by name, JSON-ready.
+    """
+    targets = config.target_modules
+    return {
+        "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
+        "layers": sorted({site.layer for site in sites if site.layer is not None}),
+        "r": config.r,
+        "alpha": config.lora_alpha,
+        "rslora": bool(config.use_rslora),
+        "init": str(config.init_lora_weights),
+    }

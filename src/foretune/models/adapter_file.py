@@ -115,7 +115,7 @@ def _check_values(content: dict[str, Any], named: str) -> None:
                 f"{named} has {_short(name)[1:-1]}={_short(value)}: must be a number above 0 and below {_LARGEST:,}"
             )
     outside = [name for name in content.get("modules_to_save") or [] if "embed" in name]
-    if outside:  # the rest is held against the model when it is placed
+    if outside:  # the rest is compared with the model when it is placed
         raise ConfigError(
             f"{named} has modules_to_save={_short(outside)}: only the classifier's head may train as a whole"
         )

@@ -64,20 +64,20 @@ def head_layer(model: nn.Module, n_outputs: int) -> tuple[str, nn.Linear] | None
         Name and layer, the last linear layer of the head that has as many; None without one.
     """
     prefix = backbone_prefix(model)
-    found = [
+    layers = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == n_outputs and not f"{name}.".startswith(prefix)
     ]
-    return found[-1] if found else None
+    return layers[-1] if layers else None
 
 
-def check_backbone(model: nn.Module, found: CheckpointNames, source: str) -> tuple[str, ...]:
+def check_backbone(model: nn.Module, names: CheckpointNames, source: str) -> tuple[str, ...]:
     """Refuse a checkpoint that does not give the whole backbone, or more of it than the model takes.
 
     Args:
         model: The loaded classifier.
-        found: What was said of the load.
+        names: What was said of the load.
         source: Name of the model, quoted, for the message.
 
     Returns:
@@ -88,10 +88,10 @@ def check_backbone(model: nn.Module, found: CheckpointNames, source: str) -> tup
     """
     prefix = backbone_prefix(model)
     order = {name: place for place, name in enumerate(model.state_dict())}
-    other = {name: (theirs, ours) for name, theirs, ours in found.mismatched}
-    new = sorted({*found.missing, *other}, key=lambda name: (order.get(name, len(order)), name))
+    other = {name: (theirs, ours) for name, theirs, ours in names.mismatched}
+    new = sorted({*names.missing, *other}, key=lambda name: (order.get(name, len(order)), name))
     given = [name for name in order if name not in set(new)]
-    pooled = any(_is_pooler(name) for name in (*found.unexpected, *given, *other))
+    pooled = any(_is_pooler(name) for name in (*names.unexpected, *given, *other))
     wrong = [name for name in new if name.startswith(prefix) and (pooled or not _is_pooler(name))]
     if wrong:
         first = [
@@ -102,9 +102,9 @@ def check_backbone(model: nn.Module, found: CheckpointNames, source: str) -> tup
         what = "weight" if len(wrong) == 1 else "weights"
         raise ModelError(
             f"the checkpoint of model {source} does not give {len(wrong)} {what} of the architecture in config.json: "
-            f"{', '.join(first)}{many}; {_hint(wrong, other, found.unexpected, prefix)}"
+            f"{', '.join(first)}{many}; {_hint(wrong, other, names.unexpected, prefix)}"
         )
-    _check_layers(model, found.unexpected, prefix, source)
+    _check_layers(model, names.unexpected, prefix, source)
     return tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in new))
 
 
@@ -193,8 +193,8 @@ def own_names(given: ClassNames) -> tuple[str, ...] | None:
 
 
 def _in_order(pairs: Iterable[tuple[Any, Any]]) -> tuple[str, ...] | None:
-    found = {int(number): str(name) for number, name in pairs}
-    names = [found.get(number) for number in range(len(found))]
+    by_number = {int(number): str(name) for number, name in pairs}
+    names = [by_number.get(number) for number in range(len(by_number))]
     named = tuple(name for name in names if name is not None)
     generic = all(name == f"LABEL_{number}" for number, name in enumerate(named))
     return None if generic or len(named) < len(names) or len(set(named)) < len(named) else named

@@ -25,7 +25,7 @@ from foretune.models.alignment import (
     sharing_copy,
     try_out,
 )
-from foretune.models.loading import load_parts, quiet, shown
+from foretune.models.loading import load_parts, quiet, shown_source
 from foretune.settings.groups import Dtype, ModelConfig, TaskKind
 from foretune.tasks.kinds import objective_of
 from foretune.tasks.objective import Objective
@@ -142,10 +142,10 @@ def load_classifier(
     tokenizer = pad_tokenizer(loaded.tokenizer)
     check_padding(loaded.model, tokenizer)
     make_neutral(loaded.model, tokenizer, objective.problem_type)
-    with border(ModelError, f"cannot put model {shown(source)} on the device {str(target)!r}"):
+    with border(ModelError, f"cannot put model {shown_source(source)} on the device {str(target)!r}"):
         model = loaded.model.eval().to(target)
     check_finite(model)
-    try_out(model, tokenizer, f"model {shown(source)}")
+    try_out(model, tokenizer, f"model {shown_source(source)}")
     head_source = f"seed {seed}" if loaded.new else "checkpoint"
     return Classifier(source, model, tokenizer, head_source, loaded.new, loaded.notes)
 
@@ -322,10 +322,10 @@ def padded(features: Sequence[Mapping[str, Any]], classifier: Classifier) -> Map
     Returns:
         The model's inputs.
     """
-    held: Mapping[str, Tensor] = classifier.tokenizer.pad(
+    batch: Mapping[str, Tensor] = classifier.tokenizer.pad(
         [dict(feature) for feature in features], padding_side=padding_side(classifier.model), return_tensors="pt"
     )
-    return held
+    return batch
 
 
 def batches(
@@ -347,7 +347,7 @@ def batches(
     chosen = np.arange(len(encoded.features)) if rows is None else np.asarray(rows)
     order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
     for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        batch = padded([encoded.features[row] for row in part], classifier)
+        rows_of_batch = order[start : start + batch_size]
+        batch = padded([encoded.features[row] for row in rows_of_batch], classifier)
         inputs = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
-        yield Batch(torch.as_tensor(part), inputs)
+        yield Batch(torch.as_tensor(rows_of_batch), inputs)

@@ -35,8 +35,8 @@ def head_parts(model: nn.Module) -> tuple[str, ...]:
     prefix = getattr(model, "base_model_prefix", "")
     base = getattr(model, prefix, None) if prefix else None
     if not isinstance(base, nn.Module):  # not built as transformers builds classifiers: the names that peft knows
-        found = [name for name, _ in model.named_modules() if _named_as_head(name)]
-        return tuple(name for name in found if not any(name.startswith(f"{other}.") for other in found))
+        named = [name for name, _ in model.named_modules() if _named_as_head(name)]
+        return tuple(name for name in named if not any(name.startswith(f"{other}.") for other in named))
     own = next((name for name, _ in model.named_parameters(recurse=False)), None)
     if own is not None:
         raise PlacementError(f"parameter {own!r} lies on the classifier itself: peft cannot save it with an adapter")

@@ -73,7 +73,7 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def shown(source: str) -> str:
+def shown_source(source: str) -> str:
     """Quote the name of a model for a message.
 
     Args:
@@ -97,16 +97,16 @@ def locate(source: str) -> str:
     Raises:
         ModelError: If it is a file, a folder that is not there, or a folder without a model.
     """
-    with border(ModelError, f"cannot look for model {shown(source)}"):
+    with border(ModelError, f"cannot look for model {shown_source(source)}"):
         path = Path(source).expanduser()
         if path.is_dir() and source:
             _check_folder(path, source)
             return str(path)
         if path.exists() and source:
-            raise ModelError(f"model {shown(source)} is a file: give the folder that holds it with config.json")
+            raise ModelError(f"model {shown_source(source)} is a file: give the folder that holds it with config.json")
         if not source or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
             raise ModelError(
-                f"model folder {shown(source)} does not exist: give a folder with config.json, or a hub id"
+                f"model folder {shown_source(source)} does not exist: give a folder with config.json, or a hub id"
             )
     return source
 
@@ -116,26 +116,26 @@ def _check_folder(path: Path, source: str) -> None:
     if (path / ADAPTER).exists() or (path / CONFIG).exists():
         return
     inner = sorted(child for child in path.iterdir() if (child / ADAPTER).exists() or (child / CONFIG).exists())
-    hint = f": give {shown(str(inner[0]))}" if inner else ": give the folder that save_pretrained wrote"
-    raise ModelError(f"cannot load model {shown(source)}: the folder holds no config.json{hint}")
+    hint = f": give {shown_source(str(inner[0]))}" if inner else ": give the folder that save_pretrained wrote"
+    raise ModelError(f"cannot load model {shown_source(source)}: the folder holds no config.json{hint}")
 
 
 def _refuse_adapter(location: str, source: str) -> None:
     """What transformers would do is load the adapter's base, from wherever the adapter says, and adapt it."""
     try:
-        found = find_adapter_config_file(location)
+        adapter_config = find_adapter_config_file(location)
     except Exception:  # a hub that cannot be reached is reported by the load itself
         return
-    if found is None:
+    if adapter_config is None:
         return
     try:
-        content = json.loads(Path(found).read_text(encoding="utf-8"))
+        content = json.loads(Path(adapter_config).read_text(encoding="utf-8"))
         base = content.get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
-    named = f"give its base model {shown(base)}" if isinstance(base, str) and base else "give its base model"
+    named = f"give its base model {shown_source(base)}" if isinstance(base, str) and base else "give its base model"
     raise ModelError(
-        f"{shown(source)} is a saved adapter, not a model: {named} as the model, "
+        f"{shown_source(source)} is a saved adapter, not a model: {named} as the model, "
         "and this folder as --adapter-config for the adapter's placement"
     )
 
@@ -165,7 +165,7 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
 @contextmanager
 def _loading(source: str, what: str, remedy: str = "") -> Iterator[None]:
     """The border around transformers, with the remedy that fits the fault."""
-    begun = f"cannot load {what} {shown(source)}"
+    begun = f"cannot load {what} {shown_source(source)}"
     with border(ModelError, begun, remedy=remedy):
         try:
             yield
@@ -193,11 +193,11 @@ def _loading(source: str, what: str, remedy: str = "") -> Iterator[None]:
 def _check_numbers(content: Any, source: str) -> None:
     """Numbers that would fill the memory before anything else could look at them."""
     if not isinstance(content, dict):
-        raise ModelError(f"config.json of model {shown(source)} holds no mapping of names to values")
+        raise ModelError(f"config.json of model {shown_source(source)} holds no mapping of names to values")
     for name in ("num_labels", "max_position_embeddings", "n_positions"):
         value = content.get(name)
         if isinstance(value, int) and value > _ABSURD_SIZE * 100:
-            raise ModelError(f"config.json of model {shown(source)} says {name} = {value}: set it right")
+            raise ModelError(f"config.json of model {shown_source(source)} says {name} = {value}: set it right")
 
 
 def _check_config(config: Any, source: str, *, trust_remote_code: bool) -> None:
@@ -205,12 +205,12 @@ def _check_config(config: Any, source: str, *, trust_remote_code: bool) -> None:
     kernel = getattr(config, "_attn_implementation", None)
     if isinstance(kernel, str) and "/" in kernel and not trust_remote_code:
         raise ModelError(
-            f"config.json of model {shown(source)} asks for the attention kernel {shown(kernel)}, which is code from "
-            "the hub: remove attn_implementation, or give --trust-remote-code"
+            f"config.json of model {shown_source(source)} asks for the attention kernel {shown_source(kernel)}, which "
+            "is code from the hub: remove attn_implementation, or give --trust-remote-code"
         )
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and not 1 <= layers <= _ABSURD_LAYERS:
-        raise ModelError(f"config.json of model {shown(source)} says num_hidden_layers = {layers}: set it right")
+        raise ModelError(f"config.json of model {shown_source(source)} says num_hidden_layers = {layers}: set it right")
 
 
 def _check_weights(location: str, config: Any, source: str) -> None:
@@ -223,21 +223,22 @@ def _check_weights(location: str, config: Any, source: str) -> None:
         other = sorted(path.name for pattern in _UNSAFE for path in folder.glob(pattern))
         if other:
             raise ModelError(
-                f"cannot load model {shown(source)}: it has its weights in {other[0]!r}, and only safetensors are "
-                "read, for nothing is unpickled: convert it with model.save_pretrained(folder)"
+                f"cannot load model {shown_source(source)}: it has its weights in {other[0]!r}, and only safetensors "
+                "are read, for nothing is unpickled: convert it with model.save_pretrained(folder)"
             )
-        raise ModelError(f"cannot load model {shown(source)}: the folder holds no {WEIGHTS}")
-    found = {dimension for path in paths for dimension in _dimensions(path, source)}
+        raise ModelError(f"cannot load model {shown_source(source)}: the folder holds no {WEIGHTS}")
+    dimensions = {dimension for path in paths for dimension in _dimensions(path, source)}
     for name in _SIZES:
         size = getattr(config, name, None)
-        if isinstance(size, int) and size > _ABSURD_SIZE and size not in found:
+        if isinstance(size, int) and size > _ABSURD_SIZE and size not in dimensions:
             raise ModelError(
-                f"config.json of model {shown(source)} says {name} = {size}, and no weight has that size: set it right"
+                f"config.json of model {shown_source(source)} says {name} = {size}, and no weight has that size: "
+                "set it right"
             )
 
 
 def _dimensions(path: Path, source: str) -> set[int]:
-    begun = f"cannot read the weights {path.name!r} of model {shown(source)}"
+    begun = f"cannot read the weights {path.name!r} of model {shown_source(source)}"
     again = "fetch the safetensors again (git lfs pull)"
     with border(ModelError, begun, remedy=again):
         if not path.is_file():
@@ -302,13 +303,13 @@ def load_parts(
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
-    found = CheckpointNames(
+    checkpoint_names = CheckpointNames(
         tuple(info["missing_keys"]),
         tuple((name, tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"]),
         tuple(info["unexpected_keys"]),
     )
     with _loading(source, "model"):
-        new = check_backbone(model, found, shown(source))
+        new = check_backbone(model, checkpoint_names, shown_source(source))
         notes = follow_names(model, theirs, objective, new)
     return Loaded(model, _load_tokenizer(location, source, trust_remote_code=trust_remote_code), new, notes)
 
@@ -318,7 +319,7 @@ def _load_tokenizer(location: str, source: str, *, trust_remote_code: bool) -> A
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
         if _is_empty(tokenizer):
             raise ModelError(
-                f"model {shown(source)} has no tokenizer, or one with an empty vocabulary: {_TOKENIZER_REMEDY}"
+                f"model {shown_source(source)} has no tokenizer, or one with an empty vocabulary: {_TOKENIZER_REMEDY}"
             )
     return tokenizer
 

@@ -243,15 +243,15 @@ def _reset(layer: LoraLayer, adapter: str, init: Any, seed: int, name: str, *, d
 def _draw_rows(layer: LoraLayer, adapter: str, init: Any, name: str, draws: int, seed: int) -> Tensor:
     """Let peft draw A again and again; the adapter's own A stays the first and stays in place."""
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    own = a.detach().clone()
-    rows = [own]
+    own_a = a.detach().clone()
+    rows = [own_a]
     with torch.random.fork_rng(), torch.no_grad():
         try:
             for draw in range(1, draws):
                 _reset(layer, adapter, init, seed, name, draw=draw)
                 rows.append(a.detach().clone())
         finally:
-            a.copy_(own)
+            a.copy_(own_a)
             b.zero_()
     return torch.cat(rows)
 
@@ -364,9 +364,9 @@ def _switched_off(layers: Sequence[LoraLayer]) -> Iterator[None]:
             layer.enable_adapters(False)
         yield
     finally:
-        for layer, held in zip(layers, flags, strict=True):
+        for layer, of_layer in zip(layers, flags, strict=True):
             layer.enable_adapters(True)
-            for parameter, flag in held:
+            for parameter, flag in of_layer:
                 parameter.requires_grad_(flag)
 
 

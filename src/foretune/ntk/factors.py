@@ -99,7 +99,7 @@ def adapter_features(factors: TokenFactors, rows: Sequence[Float[Tensor, "_ _"]]
     blocks = []
     for site, tokens, a in zip(factors.sites, factors.modules, rows, strict=True):
         width = int((tokens.starts[1:] - tokens.starts[:-1]).max())
-        found = []
+        by_chunk = []
         for chunk in torch.arange(factors.n, device=tokens.starts.device).split(64):
             place, h, g = tokens.of(chunk, a.dtype)
             column = (
@@ -110,8 +110,8 @@ def adapter_features(factors: TokenFactors, rows: Sequence[Float[Tensor, "_ _"]]
             left[place, :, column] = h @ a.T * site.scaling
             right = a.new_zeros(len(g), len(chunk), width, g.shape[2])
             right[:, place, column] = g
-            found.append(left @ right)
-        blocks.append(torch.cat(found, dim=1))
+            by_chunk.append(left @ right)
+        blocks.append(torch.cat(by_chunk, dim=1))
     return TangentFeatures(
         factors.sites,
         factors.reduction,
@@ -197,10 +197,10 @@ class KeepTokens:
 def _positions(uses: Uses, n_outputs: int) -> Tensor:
     """Examples × positions that the outputs depend on: no padding in a model that masks it."""
     # a mask of the inputs would not tell: the sequence may be another, a decoder's or relative positions
-    found = (uses.g(0) != 0).any(-1)
+    reached = (uses.g(0) != 0).any(-1)
     for output in range(1, n_outputs):
-        found |= (uses.g(output) != 0).any(-1)
-    return torch.ones_like(found) if found.shape[1] == 1 else found
+        reached |= (uses.g(output) != 0).any(-1)
+    return torch.ones_like(reached) if reached.shape[1] == 1 else reached
 
 
 @dataclass(frozen=True)

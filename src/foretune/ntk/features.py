@@ -83,16 +83,16 @@ def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n:
         KernelError: If the positions are not 0 … n-1, once each.
     """
     joined: TangentFeatures | None = None
-    seen = [torch.empty(0, dtype=torch.long)]
+    places = [torch.empty(0, dtype=torch.long)]
     for rows, part in parts:
         if bool((rows < 0).any()) or bool((rows >= n).any()):
             raise KernelError(f"positions of a batch lie outside 0 … {n - 1}")
-        seen.append(rows.cpu())
+        places.append(rows.cpu())
         if joined is None:
             joined = _mapped(part, lambda tensor, axis: tensor.new_empty(_resized(tensor, axis, n)))
         joined, alike = in_one_form(joined, part)
         _copy(alike, joined, rows.to(alike.logits.device))
-    sample_order(torch.cat(seen), n)
+    sample_order(torch.cat(places), n)
     assert joined is not None
     return joined
 

@@ -47,25 +47,26 @@ def find_layout(
             or gradients depend on the batch.
     """
     check_eval_mode(adapted.model)
-    part = max(encoded, key=lambda part: int(part.lengths.max() - part.lengths.min()))
-    short, long = int(part.lengths.argmin()), int(part.lengths.argmax())
-    (one,) = batches(part, classifier, batch_size=1, rows=[short])
-    tokens = max(1, int(part.lengths[short]))
+    sample = max(encoded, key=lambda sample: int(sample.lengths.max() - sample.lengths.min()))
+    short, long = int(sample.lengths.argmin()), int(sample.lengths.argmax())
+    (one,) = batches(sample, classifier, batch_size=1, rows=[short])
+    tokens = max(1, int(sample.lengths[short]))
     with border(KernelError, f"{_name(classifier)} does not run on a text of {tokens} tokens"):
         alone = _look(adapted, one, np.ones((n_outputs, 1)))
     # of a table that all examples share, such as relative positions, a text reads twice its length at most
     positions = {
-        name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in held) / tokens for name, held in alone.shapes.items()
+        name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in of_site) / tokens
+        for name, of_site in alone.shapes.items()
     }
     # with texts of one length there is no padding to reach the outputs
-    other = long if long != short else next((row for row in range(len(part.features)) if row != short), None)
+    other = long if long != short else next((row for row in range(len(sample.features)) if row != short), None)
     if batch_size == 1 or other is None:
         return Layout((), alone.idle, positions)
     forward_only = np.empty((n_outputs, 0))
-    (both,) = batches(part, classifier, batch_size=2, rows=[short, other])
+    (both,) = batches(sample, classifier, batch_size=2, rows=[short, other])
     with border(KernelError, f"{_name(classifier)} does not run on two texts, one of {tokens} tokens"):
         together = _look(adapted, both, forward_only)
-    singly = tuple(name for name, held in alone.shapes.items() if not _first_axis(held, together.shapes[name]))
+    singly = tuple(name for name, of_site in alone.shapes.items() if not _first_axis(of_site, together.shapes[name]))
     layout = Layout(singly, alone.idle, positions)
     used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
     checked = replace(adapted, adapters=used, head={}, layout=layout)
@@ -79,11 +80,11 @@ def find_layout(
         gradients = [b[:, 0] for b in own.b], [b[:, place] for b in beside.b]
         return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
 
-    found = change()
-    if _leaks(found, change, adapted.model):
+    change_of_outputs = change()
+    if _leaks(change_of_outputs, change, adapted.model):
         raise KernelError(
             f"the outputs of {_name(classifier)} depend on the batch: those of a text alone and padded beside another, "
-            f"or their gradients, differ by {100 * found:.2g}%, and so would the kernel: use --batch-size 1"
+            f"or their gradients, differ by {100 * change_of_outputs:.2g}%, and so would the kernel: use --batch-size 1"
         )
     return layout
 
@@ -123,21 +124,21 @@ def _change(alone: Sequence[Tensor], together: Sequence[Tensor]) -> float:
     return float((other - one).norm()) / size if size > 0 else 0.0
 
 
-def _leaks(found: float, change: Callable[[], float], model: nn.Module) -> bool:
+def _leaks(change_of_outputs: float, change: Callable[[], float], model: nn.Module) -> bool:
     """Whether a change is more than rounding."""
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
     if any(torch.finfo(tensor.dtype).eps > 1e-6 for tensor in tensors):
-        return found > HALF
-    if found <= ROUNDING or found > CERTAIN:
-        return found > CERTAIN
+        return change_of_outputs > HALF
+    if change_of_outputs <= ROUNDING or change_of_outputs > CERTAIN:
+        return change_of_outputs > CERTAIN
     if sum(tensor.numel() for tensor in tensors) > LARGEST:
-        return found > CERTAIN / 3.0
+        return change_of_outputs > CERTAIN / 3.0
     try:
         with _in_float64(tensors):
             exact = change()
     except (RuntimeError, KernelError):  # kernels of experts, say, know no float64
-        return found > CERTAIN / 3.0
-    return exact > found / 3.0  # rounding would all but vanish
+        return change_of_outputs > CERTAIN / 3.0
+    return exact > change_of_outputs / 3.0  # rounding would all but vanish
 
 
 @contextmanager

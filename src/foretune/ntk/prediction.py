@@ -1,4 +1,8 @@
-"""Kernel regression on the samples, read as what the model would answer: a first prediction of a fine-tune."""
+"""Kernel regression on the samples, read as what the model would answer: a first prediction of a fine-tune.
+
+It is regression on n samples with squared loss, not a simulation of the training: no learning rate, number of
+steps, optimiser or other training row enters. The level of the losses is not calibrated against training.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +13,7 @@ import numpy as np
 
 from foretune.arrays import Array
 from foretune.errors import DataError
-from foretune.ntk.regression import fit_regression, predict
+from foretune.ntk.regression import KernelRegression, fit_regression, predict
 from foretune.ntk.spectrum import Eigen
 from foretune.tasks.objective import Objective, Targets
 from foretune.tasks.outputs import OutputReduction
@@ -124,9 +128,6 @@ def predict_by_regression(
     outputs that the loss takes (classes, labels), the scores that it gives are read as logits after one temperature,
     fitted on the leave-one-out scores.
 
-    It is regression on n samples with squared loss, not a simulation of the training: no learning rate, number of
-    steps, optimiser or other training row enters. The level of the losses is not calibrated against training.
-
     Args:
         eigen: Decomposition of the N × N kernel of the training samples.
         reduction: Output reduction that the kernel was taken with.
@@ -155,19 +156,12 @@ def predict_by_regression(
         n_eval = len(evaluation.targets)
         if n_eval == 0:
             raise DataError("no examples to evaluate: leave the evaluation out")
-        initial = reduction.coordinates(evaluation.f0)
-        predicted = predict(fit, evaluation.k_eval_train, initial)
-        scores["eval"] = reduction.scores(predicted)
         wanted["eval"] = objective.answers(reduction, evaluation.targets)
-        wrong = reduction.coordinates(objective.encode(evaluation.targets)) - predicted
-        eval_mse = float(np.sum(wrong**2)) / n_eval
-        baselines = _baselines(objective, reduction, answers, wanted["eval"], reduction.scores(initial))
-    losses = {part: objective.mean_loss(temperature * scores[part], wanted[part]) for part in scores}
-    metrics = dict.fromkeys(f"eval_{metric.name}" for metric in objective.metrics) | {
-        f"{part}_{name}": _defined(value)
-        for part in scores
-        for name, value in objective.measure(scores[part], wanted[part]).items()
-    }
+        scores["eval"], eval_mse = _evaluate(fit, reduction, objective, evaluation)
+        initial = reduction.scores(reduction.coordinates(evaluation.f0))
+        baselines = _baselines(objective, reduction, answers, wanted["eval"], initial)
+    losses = {rows: objective.mean_loss(temperature * scores[rows], wanted[rows]) for rows in scores}
+    metrics = _metrics(objective, scores, wanted)
     main = metrics[f"eval_{objective.metric.name}"]
     return KernelPrediction(
         method="kernel_regression",
@@ -186,6 +180,26 @@ def predict_by_regression(
         baselines=baselines,
         metric=objective.metric.name,
     )
+
+
+def _evaluate(
+    fit: KernelRegression, reduction: OutputReduction, objective: Objective, evaluation: Evaluation
+) -> tuple[Array, float]:
+    """Scores of the evaluation rows, and the mean squared error of what is regressed on."""
+    predicted = predict(fit, evaluation.k_eval_train, reduction.coordinates(evaluation.f0))
+    wrong = reduction.coordinates(objective.encode(evaluation.targets)) - predicted
+    return reduction.scores(predicted), float(np.sum(wrong**2)) / len(evaluation.targets)
+
+
+def _metrics(
+    objective: Objective, scores: Mapping[str, Array], wanted: Mapping[str, Targets]
+) -> dict[str, float | None]:
+    """Metrics of the training rows, of them left out and, where there are any, of the evaluation rows; else None."""
+    return dict.fromkeys(f"eval_{metric.name}" for metric in objective.metrics) | {
+        f"{rows}_{name}": _defined(value)
+        for rows in scores
+        for name, value in objective.measure(scores[rows], wanted[rows]).items()
+    }
 
 
 def _defined(value: float) -> float | None:

@@ -77,7 +77,7 @@ def probe_folds(n: int, *, seed: int, folds: int = 5) -> tuple[NDArray[np.int64]
         Positions of each fold.
     """
     splitter = KFold(min(folds, n), shuffle=True, random_state=seed)
-    return tuple(held for _, held in splitter.split(np.zeros((n, 1))))
+    return tuple(fold for _, fold in splitter.split(np.zeros((n, 1))))
 
 
 def probe_weights(

@@ -26,23 +26,17 @@ class Eigen:
     Attributes:
         eigenvalues: N eigenvalues, descending, as they came: rounding may leave some below 0.
         eigenvectors: N × N matrix U; column i belongs to eigenvalue i.
+        kernel: The N × N kernel that was decomposed, symmetric: U diag(λ) Uᵀ.
     """
 
     eigenvalues: Array
     eigenvectors: Array
+    kernel: Array
 
     @property
     def clipped(self) -> Array:
         """Eigenvalues with the negative ones set to 0."""
         return np.maximum(self.eigenvalues, 0.0)
-
-    def kernel(self) -> Array:
-        """Multiply the decomposition out.
-
-        Returns:
-            N × N kernel.
-        """
-        return np.asarray((self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T)
 
 
 @dataclass(frozen=True)
@@ -118,13 +112,14 @@ def decompose(kernel: Array) -> Eigen:
     asymmetry = float(np.abs(matrix - matrix.T).max())
     if asymmetry > SYMMETRY_TOLERANCE * largest:
         raise KernelError(f"kernel is not symmetric: |K - Kᵀ| reaches {asymmetry:.3g}, |K| {largest:.3g}")
-    values, vectors = eigh((matrix + matrix.T) / 2.0)
+    symmetric = (matrix + matrix.T) / 2.0
+    values, vectors = eigh(symmetric)
     if values[0] < -NEGATIVE_TOLERANCE * values[-1]:
         raise KernelError(
             f"kernel is not positive semi-definite: eigenvalue {values[0]:.3g} with largest {values[-1]:.3g}; "
             "accumulate Gram products in float64"
         )
-    return Eigen(np.ascontiguousarray(values[::-1]), np.ascontiguousarray(vectors[:, ::-1]))
+    return Eigen(np.ascontiguousarray(values[::-1]), np.ascontiguousarray(vectors[:, ::-1]), symmetric)
 
 
 def centre(kernel: Array, rows_per_example: int = 1) -> Array:
@@ -179,10 +174,10 @@ def alignment(kernel: Array, targets: Array, rows_per_example: int = 1) -> float
     k = rows_per_example
     if n * k != len(kernel) or (k > 1 and t != k):
         raise KernelError(f"targets of shape {targets.shape} do not fit a kernel of {len(kernel)} rows, {k} an example")
-    held = targets - targets.mean(axis=0)
-    if float(np.abs(held).max()) <= n * float(np.finfo(np.float64).eps) * float(np.abs(targets).max()):
+    residual = targets - targets.mean(axis=0)
+    if float(np.abs(residual).max()) <= n * float(np.finfo(np.float64).eps) * float(np.abs(targets).max()):
         return None
-    columns = held.reshape(-1, 1) if k > 1 else held
+    columns = residual.reshape(-1, 1) if k > 1 else residual
     centred = centre(kernel, k)
     norm = float(np.linalg.norm(centred)) * float(np.linalg.norm(columns.T @ columns))
     return float(np.sum(columns * (centred @ columns))) / norm if norm > 0.0 else None
@@ -243,7 +238,7 @@ def spectrum(
         participation_ratio=float(1.0 / np.sum((values / total) ** 2)) if total > 0.0 else 0.0,
         entropy_rank=float(np.exp(np.sum(entr(values / total)))) if total > 0.0 else 0.0,
         decay_exponent=_decay_exponent(values, floor),
-        alignment=None if targets is None else alignment(_matrix(kernel), targets, rows_per_example),
+        alignment=None if targets is None else alignment(eigen.kernel, targets, rows_per_example),
         sigma_relative=relative,
         condition_number_relative=_condition_number(values, relative) if relative > 0.0 else 1.0,
         effective_dimension_relative=float(np.sum(values / (values + relative))) if relative > 0.0 else 0.0,
@@ -263,10 +258,6 @@ def check_positive(name: str, value: float, remedy: str) -> None:
     """
     if not (np.isfinite(value) and value > 0.0):
         raise ConfigError(f"{name} = {value}: must be positive and finite; {remedy}")
-
-
-def _matrix(kernel: Array | Eigen) -> Array:
-    return kernel.kernel() if isinstance(kernel, Eigen) else np.asarray(kernel, dtype=np.float64)
 
 
 def _condition_number(values: Array, sigma: float) -> float:

@@ -84,11 +84,11 @@ def _spellings(members: Sequence[Site], sites: Sequence[Site]) -> list[tuple[lis
     kinds = list(dict.fromkeys(site.kind for site in members))
     layers = sorted({site.layer for site in members if site.layer is not None})
     short = short_kinds(sites)
-    found: list[tuple[list[str], list[int] | None]] = []
+    patterns: list[tuple[list[str], list[int] | None]] = []
     if not any(part.isdecimal() for kind in kinds for part in kind.split(".")):  # versions of peft differ on these
         for targets in ([short[kind] for kind in kinds], kinds):
-            found += [(targets, None), (targets, layers)] if layers else [(targets, None)]
-    return [*found, ([site.name for site in members], None)]
+            patterns += [(targets, None), (targets, layers)] if layers else [(targets, None)]
+    return [*patterns, ([site.name for site in members], None)]
 
 
 def write_adapter_config(

@@ -34,7 +34,7 @@ class Quick:
     score: float
 
 
-def price(
+def price_candidates(
     wanted: Search, blocks: Blocks, candidates: Sequence[Candidate], name: Callable[[Candidate], str]
 ) -> list[Quick]:
     """Score everything that was listed, and under a budget what a search finds.
@@ -63,7 +63,7 @@ def price(
             greedy(score, sites, ranks=wanted.ranks, budget=budget, limit=SEARCH_LIMIT),
             beam(score, sites, ranks=wanted.ranks, budget=budget, width=BEAM_WIDTH, limit=SEARCH_LIMIT),
         )
-        scored |= {entry.candidate: entry.score for found in searched for entry in found.scored}
+        scored |= {entry.candidate: entry.score for search in searched for entry in search.scored}
     return [
         Quick(candidate, name(candidate), n_parameters(candidate, sites), score) for candidate, score in scored.items()
     ]

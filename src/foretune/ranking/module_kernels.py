@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from foretune.forecasting.linearise import Survey, first_examples
+from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.ntk.factors import TokenFactors, adapter_features
 from foretune.ntk.kernel import tangent_kernel
 from foretune.ranking.quick_score import Blocks
@@ -11,21 +11,21 @@ from foretune.ranking.quick_score import Blocks
 SAMPLES = 256  # at most, for the quick score: its cost grows with their cube
 
 
-def module_kernels(survey: Survey, ranks: Sequence[int]) -> Blocks:
+def module_kernels(linearised: Linearised, ranks: Sequence[int]) -> Blocks:
     """Multiply the token factors out to a kernel for each module and step of rank.
 
     Outputs are added up (`margin`, or `trace` for more than two classes), draws of A are averaged.
 
     Args:
-        survey: The pass over the samples.
-        ranks: Ranks to score; the largest is the survey's own.
+        linearised: The model after the pass over the samples.
+        ranks: Ranks to score; the largest is the pass's own.
 
     Returns:
         Blocks of the first 256 samples at most.
     """
-    sample = first_examples(survey.train, min(SAMPLES, survey.train.factors.n))
+    sample = first_examples(linearised.train, min(SAMPLES, linearised.train.factors.n))
     factors = with_summed_outputs(sample.factors)
-    features = adapter_features(factors, [rows.float() for rows in survey.rows], draws=survey.draws)
+    features = adapter_features(factors, [rows.float() for rows in linearised.rows], draws=linearised.draws)
     kernel = tangent_kernel(features, ranks=ranks, average=True)
     outputs, targets = factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
     residual = sample.objective.residual(outputs, targets)

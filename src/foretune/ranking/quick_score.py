@@ -14,7 +14,7 @@ from foretune.ranking.candidates import Candidate
 from foretune.report.provenance import usable_cores
 
 SHARE = 0.01  # of the mean diagonal of all modules together at the largest rank: the ridge of every candidate
-CHUNK = 32_000_000  # float64 numbers held at a time by all threads together
+CHUNK = 32_000_000  # float64 numbers in memory at a time by all threads together
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,28 +19,27 @@ from foretune.forecasting.calibration import (
     shipped_calibration,
     tied,
 )
-from foretune.forecasting.linearise import survey
-from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.runs import Outlook, case_values, kind_of, n_steps, outlooks, runs_of
+from foretune.forecasting.linearise import linearise
+from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
 from foretune.models.classifier import Classifier, load_model, own_classifier
 from foretune.models.placement import lora_config
 from foretune.models.sites import Site
 from foretune.ntk.spectrum import spectrum
-from foretune.problem import Plan, prepare
+from foretune.problem import Plan, prepare, settings_of_pass
 from foretune.ranking.adapter import module_names
 from foretune.ranking.budget import BYTES_PER_PARAMETER, fitting, parse_budget
 from foretune.ranking.candidates import Candidate, label
-from foretune.ranking.finalists import Quick, choose_finalists, price
+from foretune.ranking.finalists import Quick, choose_finalists, price_candidates
 from foretune.ranking.left_out import leave_out, list_candidates
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
-from foretune.settings.commands import KernelSample, RankSettings, ScoreSettings
+from foretune.settings.commands import KernelSample, RankSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.tasks.load import Task, load_task
-from foretune.tasks.objective import Objective
-from foretune.tasks.sampling import n_training
+from foretune.tasks.objective import Objective, Targets
 
-OnNews = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Row:
     Attributes:
         quick: Candidate and quick score.
         said: Forecast, and whether the run lies within what the calibration has seen.
-        outlook: The simulated run, before calibration.
+        simulated: The simulated run, before calibration.
         condition_number: κ of the kernel averaged over draws of A.
         megabytes: Size of the adapter's file in 10⁶ bytes.
         compute: Cost of a training step relative to one that goes back through all layers.
@@ -58,7 +58,7 @@ class Row:
 
     quick: Quick
     said: RunForecast
-    outlook: Outlook
+    simulated: SimulatedRun
     condition_number: float
     megabytes: float
     compute: float
@@ -121,7 +121,7 @@ def rank_one(
     settings: RankSettings,
     calibration: Calibration,
     *,
-    on_news: OnNews | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Ranking:
     """Load one model and one data set, and rank its adapters.
 
@@ -130,19 +130,19 @@ def rank_one(
         data: Data set.
         settings: Settings.
         calibration: Calibration of the forecasts.
-        on_news: Called with what is done now, how much of it is done and how much there is.
+        on_progress: Called with what is done now, how much of it is done and how much there is.
 
     Returns:
         The ranking.
     """
     clock = time.perf_counter()
-    if on_news is not None:
-        on_news("loading", 0, 1)
+    if on_progress is not None:
+        on_progress("loading", 0, 1)
     task = load_task(data)
     _check_rows(task, settings)
     classifier = load_model(model, task.objective, settings.seed)
     seconds = time.perf_counter() - clock
-    ranking = _rank(classifier, task, settings, calibration, on_news)
+    ranking = _rank(classifier, task, settings, calibration, on_progress)
     spent = {**ranking.seconds, "load": ranking.seconds["load"] + seconds}
     return replace(ranking, model=model.model, dataset=data.dataset, seconds=spent)
 
@@ -154,7 +154,7 @@ def rank(
     *,
     settings: RankSettings | None = None,
     calibration: Calibration | None = None,
-    on_news: OnNews | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Ranking:
     """Rank the adapters of the user's own model on the user's own data; the model is left as it is.
 
@@ -164,7 +164,7 @@ def rank(
         task: Data, from `load_task` or `task_from_datasets`.
         settings: Settings; None takes the defaults.
         calibration: Calibration of the forecasts; None takes the one that comes with foretune.
-        on_news: Called with what is done now, how much of it is done and how much there is.
+        on_progress: Called with what is done now, how much of it is done and how much there is.
 
     Returns:
         The ranking.
@@ -173,13 +173,13 @@ def rank(
         ForetuneError: If the settings do not fit the model or the data.
     """
     classifier = own_classifier(model, tokenizer, task.objective, bare=True)
-    return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_news)
+    return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_progress)
 
 
 def _rank(
-    classifier: Classifier, task: Task, settings: RankSettings, calibration: Calibration, on_news: OnNews | None
+    classifier: Classifier, task: Task, settings: RankSettings, calibration: Calibration, on_progress: OnProgress | None
 ) -> Ranking:
-    news = on_news or (lambda *_: None)
+    report = on_progress or (lambda *_: None)
     seconds = {}
     clock = time.perf_counter()
     ready = _prepared(classifier, task, settings)
@@ -188,60 +188,46 @@ def _rank(
     clock = time.perf_counter()
     n = len(plan.train.features)
     texts = 2 * n + (0 if plan.evaluation is None else len(plan.evaluation.features))
-    done = 0
-
-    def on_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        news("texts through the model", done, texts)
-
-    held = survey(plan, on_batch=on_batch)
+    linearised = linearise(plan, on_batch=_counter(report, "texts through the model", texts))
     seconds["pass"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    news("pricing candidates", 0, 1)
-    blocks = module_kernels(held, settings.ranks)
-    quick = price(settings, blocks, ready.candidates, ready.name)
+    report("pricing candidates", 0, 1)
+    blocks = module_kernels(linearised, settings.ranks)
+    quick = price_candidates(settings, blocks, ready.candidates, ready.name)
     finalists = choose_finalists(quick, blocks.sites, settings.finalists)
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    recipe = recipe_of(settings, plan.train_rows, seed=settings.seed)
-    starts = [held.start([]), *(held.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists)]
-    total = n_steps(starts, recipe)
-    step = 0
-
-    def on_step() -> None:
-        nonlocal step
-        step += 1
-        news("steps of simulated runs", step, total)
-
-    alone, *found = outlooks(held, starts, recipe, on_step=on_step)
+    schedule = schedule_of(settings, plan.train_rows, seed=settings.seed)
+    starts = [
+        linearised.start([]),
+        *(linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists),
+    ]
+    on_step = _counter(report, "steps of simulated runs", n_steps(starts, schedule))
+    alone, *simulated_runs = simulate_runs(linearised, starts, schedule, on_step=partial(on_step, 1))
     seconds["simulate"] = time.perf_counter() - clock
     said_alone, *said = (
-        apply_calibration(calibration, case_values(outlook), plan.reduction.name, run=run)
-        for outlook, run in zip([alone, *found], runs_of(kind_of(plan, recipe), starts), strict=True)
+        apply_calibration(calibration, case_values(simulated), plan.reduction.name, run=run)
+        for simulated, run in zip([alone, *simulated_runs], runs_of(kind_of(plan, schedule), starts), strict=True)
     )
     rows = [
-        _row(entry, outlook, blocks, forecast, settings, ready)
-        for entry, outlook, forecast in zip(finalists, found, said, strict=True)
+        _row(entry, simulated, blocks, forecast, settings, ready)
+        for entry, simulated, forecast in zip(finalists, simulated_runs, said, strict=True)
     ]
-    objective, targets = task.objective, held.evaluation.targets.cpu().numpy()
-    constant = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
-    reached = objective.main(constant, targets)
     return Ranking(
         model=classifier.source,
         dataset=task.source,
         modules=module_names(classifier.model),
         template=ready.template,
-        sites=held.sites,
+        sites=linearised.sites,
         rows=_ordered(rows, calibration),
         quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
         single=_single(blocks),
         head_alone=said_alone,
-        constant=reached if np.isfinite(reached) else None,
-        samples=held.train.factors.n,
-        train_rows=recipe.train_rows,
-        objective=objective,
-        steps=recipe.steps,
+        constant=_constant_metric(task.objective, linearised.evaluation.targets.cpu().numpy()),
+        samples=linearised.train.factors.n,
+        train_rows=schedule.train_rows,
+        objective=task.objective,
+        steps=schedule.steps,
         notes=(
             *_of_checkpoint(classifier),
             *ready.notes,
@@ -249,6 +235,24 @@ def _rank(
         ),
         seconds=seconds,
     )
+
+
+def _counter(report: OnProgress, what: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        report(what, done, total)
+
+    return count
+
+
+def _constant_metric(objective: Objective, targets: Targets) -> float | None:
+    """Main metric of the best prediction that is the same for all."""
+    constant = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
+    reached = objective.main(constant, targets)
+    return reached if np.isfinite(reached) else None
 
 
 def _of_checkpoint(classifier: Classifier) -> tuple[str, ...]:
@@ -282,17 +286,9 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
         ("all-linear",), r=max(settings.ranks), alpha=settings.alpha, rslora=settings.rslora, init=settings.init
     )
     template = lora_config(classifier.model, adapter)
-    score = ScoreSettings(
-        samples=min(settings.samples, n_training(task)),
-        eval_samples=settings.eval_samples,
-        draws=settings.draws,
-        reduction=task.objective.simulated().name,
-        sigma=settings.sigma,
-        max_length=settings.max_length,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
-    plan = prepare(classifier, task, template, score)
+    reduction = task.objective.simulated().name
+    of_pass = settings_of_pass(task, settings, reduction=reduction, draws=settings.draws, sigma=settings.sigma)
+    plan = prepare(classifier, task, template, of_pass)
     plan, notes = leave_out(plan, settings)
     sites = plan.adapted.sites
     candidates = list_candidates(sites, settings)
@@ -302,9 +298,11 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
         )  # a budget that nothing fits is refused before the pass
     used = sorted({position for candidate in candidates for position in candidate.sites})
     adapters = tuple(plan.adapted.adapters[position] for position in used)
-    own = tuple(Candidate(tuple(used.index(at) for at in held.sites), held.rank) for held in candidates)
+    renumbered = tuple(
+        Candidate(tuple(used.index(at) for at in candidate.sites), candidate.rank) for candidate in candidates
+    )
     plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
-    return _Prepared(plan, template, own, sites, tuple(used), notes)
+    return _Prepared(plan, template, renumbered, sites, tuple(used), notes)
 
 
 def _check_rows(task: Task, sample: KernelSample) -> None:
@@ -314,7 +312,7 @@ def _check_rows(task: Task, sample: KernelSample) -> None:
 
 def _row(
     entry: Quick,
-    outlook: Outlook,
+    simulated: SimulatedRun,
     blocks: Blocks,
     said: RunForecast,
     settings: RankSettings,
@@ -328,7 +326,7 @@ def _row(
     return Row(
         quick=entry,
         said=said,
-        outlook=outlook,
+        simulated=simulated,
         condition_number=kappa,
         megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
         compute=_compute(ready.of_model(entry.candidate), ready.model_sites),

@@ -18,7 +18,7 @@ from foretune.ranking.rank import Ranking, Row
 from foretune.report.provenance import versions
 from foretune.report.store import finite, plain_text, write_json, write_run
 from foretune.report.tables import Table
-from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search, part
+from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search, fields_of
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe
 from foretune.tasks.metrics import Metric
 
@@ -46,11 +46,11 @@ class RankRun:
             Settings by name, in groups.
         """
         return {
-            "models": {"model": [one.model for one in self.models], **part(self.models[0], Loading)},
-            "data": {"dataset": [one.dataset for one in self.data], **part(self.data[0], Columns)},
-            "candidates": part(self.settings, Search),
-            "sample": part(self.settings, KernelSample),
-            "training": part(self.settings, Recipe),
+            "models": {"model": [one.model for one in self.models], **fields_of(self.models[0], Loading)},
+            "data": {"dataset": [one.dataset for one in self.data], **fields_of(self.data[0], Columns)},
+            "candidates": fields_of(self.settings, Search),
+            "sample": fields_of(self.settings, KernelSample),
+            "training": fields_of(self.settings, Recipe),
         }
 
     def flags(self) -> dict[str, Any]:
@@ -287,7 +287,9 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
         "rank": row.quick.candidate.rank,
         "forecast": said["levels"],
         "reach": said["reach"],
-        "simulated": None if row.forecast is None else row.outlook.end.to_dict(row.outlook.metric),  # no level either
+        "simulated": None
+        if row.forecast is None
+        else row.simulated.end.to_dict(row.simulated.metric),  # no level either
         "parameters": row.quick.parameters,
         "megabytes": row.megabytes,
         "step_cost": row.compute,

@@ -18,9 +18,9 @@ _TOP = 1000
 class DatasetTable(Table):
     """A `datasets.Dataset`."""
 
-    def __init__(self, held: datasets.Dataset) -> None:
-        self.names, self.n_rows = tuple(held.column_names), len(held)
-        self._held = held
+    def __init__(self, dataset: datasets.Dataset) -> None:
+        self.names, self.n_rows = tuple(dataset.column_names), len(dataset)
+        self._dataset = dataset
 
     def values(self, name: str, first: int | None = None) -> list[Any]:
         """Read a column."""
@@ -28,18 +28,18 @@ class DatasetTable(Table):
             if first is not None and first <= _TOP:
                 top: list[Any] = self._top.column(name).slice(0, first).to_pylist()
                 return top
-            held = self._held.select_columns([name]).with_format("arrow")[:first]
-            values: list[Any] = held.column(name).to_pylist()
+            rows = self._dataset.select_columns([name]).with_format("arrow")[:first]
+            values: list[Any] = rows.column(name).to_pylist()
         return values
 
     @cached_property
     def _top(self) -> Any:
         """The first rows of all columns, since to select each of thousands takes its time."""
-        return self._held.with_format("arrow")[:_TOP]
+        return self._dataset.with_format("arrow")[:_TOP]
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Names of a ClassLabel, or of those in lists."""
-        return _class_names(self._held.features[name])
+        return _class_names(self._dataset.features[name])
 
 
 class ParquetTable(Table):
@@ -53,25 +53,25 @@ class ParquetTable(Table):
         if not head.startswith(b"PAR1"):
             check_kind(path, head)
         with pyarrow.parquet.ParquetFile(path) as file:  # not read_table, which makes columns of folders called a=b
-            self._held = file.read()
+            self._table = file.read()
             stated = file.metadata.num_rows
-        self.names, self.n_rows = tuple(self._held.column_names), self._held.num_rows
+        self.names, self.n_rows = tuple(self._table.column_names), self._table.num_rows
         self.files = ((path.name, self.n_rows),)
         if stated != self.n_rows:
             raise DataError(f"{named(path)} states {stated} rows and holds {self.n_rows}: fetch it again")
-        twice = next((name for name in self.names if len(self._held.schema.get_all_field_indices(name)) > 1), None)
+        twice = next((name for name in self.names if len(self._table.schema.get_all_field_indices(name)) > 1), None)
         if twice is not None:
             raise DataError(f"file {named(path)} has two columns {shown(twice)}: rename one")
 
     def values(self, name: str, first: int | None = None) -> list[Any]:
         """Read a column."""
-        column = self._held.column(name)
+        column = self._table.column(name)
         values: list[Any] = (column if first is None else column.slice(0, first)).to_pylist()
         return values
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Names of a ClassLabel, or of those in lists."""
-        field = self._held.schema.field(name)
+        field = self._table.schema.field(name)
         kind = field.type
         while (
             pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind)
@@ -79,7 +79,7 @@ class ParquetTable(Table):
             kind = kind.value_type
         if not pyarrow.types.is_integer(kind):
             return None
-        alone = pyarrow.schema([field], metadata=self._held.schema.metadata)
+        alone = pyarrow.schema([field], metadata=self._table.schema.metadata)
         with border(DataError, f"cannot read the class names of column {shown(name)} in {self.files[0][0]}"):
             return _class_names(datasets.Features.from_arrow_schema(alone)[name])
 
@@ -132,5 +132,5 @@ def splits_of(loaded: Any) -> Mapping[str, Callable[[], Table]]:
     Returns:
         A reader for each split; a single one is for training.
     """
-    held = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    return {name: partial(DatasetTable, split) for name, split in held.items()}
+    splits = loaded if isinstance(loaded, Mapping) else {"train": loaded}
+    return {name: partial(DatasetTable, split) for name, split in splits.items()}

@@ -70,8 +70,8 @@ def open_path(path: Path) -> Splits:
             splits = _in_folder(folder)
             if splits:
                 return splits
-        held = few(sorted(file.name for file in path.iterdir())) or "nothing"
-    raise DataError(f"folder {named(path)} holds no train.csv, .tsv, .jsonl, .json or .parquet (it holds {held})")
+        files = few(sorted(file.name for file in path.iterdir())) or "nothing"
+    raise DataError(f"folder {named(path)} holds no train.csv, .tsv, .jsonl, .json or .parquet (it holds {files})")
 
 
 def _in_folder(folder: Path) -> Splits:
@@ -87,8 +87,8 @@ def _in_folder(folder: Path) -> Splits:
                 whole.add(match["split"])
     for split, paths in by_split.items():
         if len(paths) > 1 and (split in whole or len({_suffix(path) for path in paths}) > 1):
-            held = few(path.name for path in paths)
-            raise DataError(f"folder {named(folder)} holds split {split!r} more than once ({held}): keep one")
+            twice = few(path.name for path in paths)
+            raise DataError(f"folder {named(folder)} holds split {split!r} more than once ({twice}): keep one")
     if not by_split and len(files) == 1:
         by_split["train"] = files
     return {split: partial(_read, paths) for split, paths in by_split.items()}

@@ -15,13 +15,13 @@ class _TwiceError(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    held = dict(pairs)
-    if len(held) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         raise _TwiceError(
             f"key {shown(next(name for name in names if names.count(name) > 1))} stands twice in a record"
         )
-    return held
+    return record
 
 
 # str: the text 1.10 stays what it is, and a number of a thousand digits is no work
@@ -113,15 +113,15 @@ def _records(path: Path, content: Any) -> Sequence[Any]:
     if isinstance(data, list) and isinstance(columns, list) and all(isinstance(row, list) for row in data):
         return [dict(zip(columns, row, strict=True)) for row in _whole(path, data, columns)]  # pandas' "split"
     lists = {name: value for name, value in content.items() if isinstance(value, list)}
-    held = {name: value for name, value in lists.items() if value and all(isinstance(row, dict) for row in value)}
-    if "data" in held:
-        return held["data"]
-    if len(lists) == len(content) > 1 and not held:
+    tables = {name: value for name, value in lists.items() if value and all(isinstance(row, dict) for row in value)}
+    if "data" in tables:
+        return tables["data"]
+    if len(lists) == len(content) > 1 and not tables:
         return _from_columns(path, lists)
-    if len(held) > 1:
-        raise DataError(f"{named(path)} holds several lists of records ({few(held)}): write one file for each")
-    if held:
-        return next(iter(held.values()))
+    if len(tables) > 1:
+        raise DataError(f"{named(path)} holds several lists of records ({few(tables)}): write one file for each")
+    if tables:
+        return next(iter(tables.values()))
     keyed = {name: value for name, value in content.items() if isinstance(value, dict)}
     if len(keyed) == len(content) > 1 and len({tuple(value) for value in keyed.values()}) == 1:
         if all(name.isdigit() for name in keyed) and not all(name.isdigit() for name in next(iter(keyed.values()))):

@@ -79,8 +79,8 @@ def read_separated(path: Path, separator: str) -> RowTable:
         if declared:
             text, separator = text[declared.end() :], declared[1]
         names, dialect = _header(path, text, separator)
-        held = _rows(path, text, dialect, names)
-    header, rows = held[0], held[1:]
+        lines = _rows(path, text, dialect, names)
+    header, rows = lines[0], lines[1:]
     if not rows:
         raise DataError(f"file {named(path)} has no rows: it holds a header alone")
     names = [name.strip() or f"Unnamed: {index}" for index, name in enumerate(header)]
@@ -102,19 +102,19 @@ def _twice(names: Sequence[str]) -> str | None:
 
 def _header(path: Path, text: str, separator: str) -> tuple[list[str], _Dialect]:
     """Names of the columns and the separator: another than asked for only if no one else splits the first line."""
-    found = {}
+    headers = {}
     for candidate in dict.fromkeys((separator, *SEPARATORS)):
         row = _first(text, _Dialect(candidate))
         if len(row) > 1:
-            found[candidate] = row
-    if separator not in found and len(found) > 1:
-        words = few(SEPARATORS[candidate] for candidate in found)
+            headers[candidate] = row
+    if separator not in headers and len(headers) > 1:
+        words = few(SEPARATORS[candidate] for candidate in headers)
         raise DataError(
             f"{named(path)} has no {SEPARATORS.get(separator, separator)} in its first line, but {words}: "
             f"separate columns by one of them, and save it as {path.stem}.csv with commas"
         )
-    chosen = separator if separator in found or not found else next(iter(found))
-    row = found.get(chosen) or _first(text, _Dialect(chosen))
+    chosen = separator if separator in headers or not headers else next(iter(headers))
+    row = headers.get(chosen) or _first(text, _Dialect(chosen))
     spaces = len(row) > 1 and chosen != "\t" and all(name.startswith(" ") for name in row[1:])
     return row, _Dialect(chosen, spaces=spaces)
 
@@ -209,8 +209,10 @@ def _checked(path: Path, text: str, dialect: _Dialect) -> Rows:
         else "add the others, or put texts with line breaks in quotes"
     )
     columns = f"{width} column" + ("s" if width > 1 else "")
-    held = f"{n} cell" + ("s" if n > 1 else "")
-    raise DataError(f"row {bad} of {named(path)} (line {line}) has {held} for {columns}, separated by {word}: {remedy}")
+    cells = f"{n} cell" + ("s" if n > 1 else "")
+    raise DataError(
+        f"row {bad} of {named(path)} (line {line}) has {cells} for {columns}, separated by {word}: {remedy}"
+    )
 
 
 def _line(text: str, dialect: _Dialect, wanted: int) -> int:
@@ -247,7 +249,7 @@ def _bad_quote(path: Path, text: str, dialect: _Dialect) -> str:
 
 def _swallowed(rows: Rows, separator: str) -> list[int]:
     """Rows of several lines that each look like a row: as many cells, one of which comes back in other lines."""
-    found, labels = [], None
+    indices, labels = [], None
     for index, row in enumerate(rows[1:]):
         if not _is_broken(row):
             continue
@@ -256,8 +258,8 @@ def _swallowed(rows: Rows, separator: str) -> list[int]:
             continue
         labels = _labels(rows, separator) if labels is None else labels
         if labels and all(any(line[at].strip() in values for at, values in labels.items()) for line in lines):
-            found.append(index)
-    return found
+            indices.append(index)
+    return indices
 
 
 def _is_broken(row: Sequence[str]) -> bool:
@@ -273,12 +275,12 @@ def _labels(rows: Rows, separator: str) -> dict[int, set[str]]:
     """Values that come back, in the columns that have few, as labels are."""
     width = len(rows[0])
     lines = [line for row in rows[1:] for line in _lines(row, separator) if len(line) == width]
-    found = {}
+    repeated = {}
     for at in range(width):
         counts = Counter(line[at].strip() for line in lines)
         if len(counts) <= len(lines) / 2:
-            found[at] = {value for value, count in counts.items() if value and count > 1}
-    return found
+            repeated[at] = {value for value, count in counts.items() if value and count > 1}
+    return repeated
 
 
 def _quotes_count(path: Path, lines: Rows) -> bool:

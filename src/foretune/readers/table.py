@@ -213,8 +213,8 @@ class JoinedTable(Table):
         for table in tables[1:]:
             # a record need not name every column
             if not isinstance(table, RecordTable) and set(table.names) != set(first.names):
-                held = f"{few(first.names)} in {first.files[0][0]}, {few(table.names)} in {table.files[0][0]}"
-                raise DataError(f"the files of one split have different columns: {held}; make them the same")
+                columns = f"{few(first.names)} in {first.files[0][0]}, {few(table.names)} in {table.files[0][0]}"
+                raise DataError(f"the files of one split have different columns: {columns}; make them the same")
         self.names = tuple(dict.fromkeys(name for table in tables for name in table.names))
         self.n_rows = sum(table.n_rows for table in tables)
         self.files = tuple(file for table in tables for file in table.files)
@@ -223,10 +223,10 @@ class JoinedTable(Table):
 
     def values(self, name: str, first: int | None = None) -> list[Any]:
         """Read a column."""
-        held: list[Any] = []
+        cells: list[Any] = []
         for table in self._tables:
-            held += table.values(name, None if first is None else max(0, first - len(held)))
-        return held
+            cells += table.values(name, None if first is None else max(0, first - len(cells)))
+        return cells
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Names of the classes, which the files must have in common.
@@ -296,6 +296,6 @@ class Split:
             DataError: If there is no such column.
         """
         if not self.has(column):
-            held = few(self.table.names)
-            raise DataError(f"column {shown(column)} does not exist in split {self.name!r}: it has {held}; rename it")
+            names = few(self.table.names)
+            raise DataError(f"column {shown(column)} does not exist in split {self.name!r}: it has {names}; rename it")
         return self.table.values(column)

@@ -67,7 +67,7 @@ def _save_config(flags: dict[str, Any], version: str, path: Path) -> None:
 def _save_kernel(result: ScoreResult, path: Path) -> None:
     """`K` is the kernel of the adapter's own A; everything is float64 or int64."""
     m = result.measurement
-    held = {
+    named = {
         "K": m.k_train_train[0],
         "K_draws": m.k_train_train,
         "K_head": m.head_train_train,
@@ -79,7 +79,7 @@ def _save_kernel(result: ScoreResult, path: Path) -> None:
         "indices_eval": m.eval_indices,
         "f_0_eval": m.f_eval_0,
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in held.items() if array is not None}
+    arrays = {name: np.ascontiguousarray(array) for name, array in named.items() if array is not None}
     facts = {
         "output": result.plan.reduction.name,
         "rows_per_example": result.plan.reduction.rows_per_example,

@@ -1,7 +1,7 @@
 """The passes of a score: kernels and initial outputs of one draw of samples, under the head policy."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,18 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foretune.arrays import Array
-from foretune.models.adapted import Batch
-from foretune.models.classifier import Encoded, batches
+from foretune.models.classifier import Encoded
 from foretune.models.head import HeadWeights, installed, random_heads
 from foretune.models.placement import head_modules
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
 from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
-from foretune.problem import Plan
+from foretune.problem import OnBatch, Plan, stream_batches
 from foretune.tasks.objective import Targets
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,24 @@ class Measurement:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Kernels under one head (or, cross-fitted, one head for each fold)."""
+    """Kernels under one head (or, cross-fitted, one head for each fold); of the sites' blocks only their traces.
 
-    train: TangentKernel
-    evaluation: TangentKernel | None
+    Kernels and traces are D × … for each draw of A, traces M × D for each site.
+    """
+
+    k_train_train: Array
+    k_eval_train: Array | None
+    head_train_train: Array | None
+    head_eval_train: Array | None
+    site_traces: Array
+    epsilon: float
     f_train_0: Array
     f_eval_0: Array | None
     seconds_kernel: float
     seconds_evaluation: float
 
 
-def measure(plan: Plan, *, repeat: int = 0, on_batch: Progress | None = None) -> Measurement:
+def measure(plan: Plan, *, repeat: int = 0, on_batch: OnBatch | None = None) -> Measurement:
     """Run the passes of one draw of samples.
 
     Args:
@@ -85,19 +89,16 @@ def measure(plan: Plan, *, repeat: int = 0, on_batch: Progress | None = None) ->
     Returns:
         Kernels and initial outputs.
     """
-    settings, task = plan.settings, plan.task
+    task = plan.task
     rows, train = plan.redraw(repeat)
     y_train = task.train.labels[rows.train_indices]
     passes = list(_passes(plan, train, y_train, on_batch))
-    with_head = settings.ntk_params == "adapter+head"
-    first = passes[0]
-    evaluations = [p.evaluation for p in passes if p.evaluation is not None]
     evaluated = plan.evaluation is not None
     return Measurement(
-        k_train_train=np.mean([p.train.matrices(with_head=with_head) for p in passes], axis=0),
-        k_eval_train=_mean([e.matrices(with_head=with_head) for e in evaluations]),
-        head_train_train=_mean([p.train.head for p in passes]),
-        head_eval_train=_mean([e.head for e in evaluations]),
+        k_train_train=np.mean([p.k_train_train for p in passes], axis=0),
+        k_eval_train=_mean([p.k_eval_train for p in passes]),
+        head_train_train=_mean([p.head_train_train for p in passes]),
+        head_eval_train=_mean([p.head_eval_train for p in passes]),
         f_train_0=np.mean([p.f_train_0 for p in passes], axis=0),
         f_eval_0=_mean([p.f_eval_0 for p in passes]),
         y_train=y_train,
@@ -105,22 +106,21 @@ def measure(plan: Plan, *, repeat: int = 0, on_batch: Progress | None = None) ->
         train_indices=rows.train_indices,
         eval_indices=rows.eval_indices if evaluated else None,
         site_traces=tuple(
-            float(np.mean([np.trace(p.train.blocks[m].sum(1), axis1=-2, axis2=-1) for p in passes]))
-            for m in range(len(first.train.sites))
+            float(np.mean([p.site_traces[site] for p in passes])) for site in range(len(plan.adapted.sites))
         ),
-        head_traces=tuple(float(np.trace(p.train.matrices(with_head=with_head)[0])) for p in passes),
-        epsilon=first.train.epsilon,
+        head_traces=tuple(float(np.trace(p.k_train_train[0])) for p in passes),
+        epsilon=passes[0].epsilon,
         seconds_kernel=sum(p.seconds_kernel for p in passes),
         seconds_evaluation=sum(p.seconds_evaluation for p in passes),
     )
 
 
 def _mean(arrays: Sequence[Array | None]) -> Array | None:
-    held = [array for array in arrays if array is not None]
-    return np.asarray(np.mean(held, axis=0)) if held else None
+    computed = [array for array in arrays if array is not None]
+    return np.asarray(np.mean(computed, axis=0)) if computed else None
 
 
-def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: Progress | None) -> Iterator[_Pass]:
+def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | None) -> Iterator[_Pass]:
     """One pass for each head of the policy."""
     settings = plan.settings
     every_row = np.arange(len(y_train))
@@ -140,7 +140,7 @@ def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: Progress | N
     inputs = head_inputs(
         plan.adapted,
         {name: layer},
-        _tracked(plan, train, None, on_batch),
+        stream_batches(plan, train, on_batch=on_batch),
         n=len(y_train),
         n_outputs=objective.n_outputs,
     )
@@ -152,19 +152,12 @@ def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: Progress | N
     yield replace(result, seconds_kernel=result.seconds_kernel + fitted)
 
 
-def _tracked(plan: Plan, encoded: Encoded, rows: Sequence[int] | None, on_batch: Progress | None) -> Iterator[Batch]:
-    for batch in batches(encoded, plan.classifier, batch_size=plan.settings.batch_size, rows=rows):
-        yield batch
-        if on_batch is not None:
-            on_batch(len(batch.rows))
-
-
 def _pass(
     plan: Plan,
     train: Encoded,
     heads: Sequence[tuple[HeadWeights, NDArray[np.int64]]],
     eval_head: HeadWeights,
-    on_batch: Progress | None,
+    on_batch: OnBatch | None,
 ) -> _Pass:
     """Features of the training rows under the head that each has, then the evaluation rows against them."""
     adapted, reduction = plan.adapted, plan.reduction
@@ -172,28 +165,45 @@ def _pass(
     start = time.perf_counter()
 
     def parts() -> Iterator[tuple[Tensor, TangentFeatures]]:
-        for head, held in heads:
+        for head, rows in heads:
             with installed(modules, head):
-                for batch in _tracked(plan, train, held.tolist(), on_batch):
+                for batch in stream_batches(plan, train, rows=rows.tolist(), on_batch=on_batch):
                     yield batch.rows, batch_features(adapted, batch, reduction)
 
     features = join_features(parts(), len(train.features))
     kernel = tangent_kernel(features)
+    with_head = plan.settings.ntk_params == "adapter+head"
+    k_train_train, head_train_train = kernel.matrices(with_head=with_head), kernel.head
+    site_traces = np.array([np.trace(block.sum(1), axis1=-2, axis2=-1) for block in kernel.blocks])
+    epsilon = kernel.epsilon
+    del kernel  # M · D · N² numbers
     seconds_kernel = time.perf_counter() - start
     start = time.perf_counter()
-    evaluation, f_eval_0 = None, None
+    k_eval_train, head_eval_train, f_eval_0 = None, None, None
     if plan.evaluation is not None:
         with installed(modules, eval_head):
-            evaluation, f_eval_0 = _cross(plan, features, plan.evaluation, on_batch)
-    return _Pass(kernel, evaluation, _logits(features), f_eval_0, seconds_kernel, time.perf_counter() - start)
+            cross, f_eval_0 = _cross(plan, features, plan.evaluation, on_batch)
+        k_eval_train, head_eval_train = cross.matrices(with_head=with_head), cross.head
+    return _Pass(
+        k_train_train=k_train_train,
+        k_eval_train=k_eval_train,
+        head_train_train=head_train_train,
+        head_eval_train=head_eval_train,
+        site_traces=site_traces,
+        epsilon=epsilon,
+        f_train_0=_logits(features),
+        f_eval_0=f_eval_0,
+        seconds_kernel=seconds_kernel,
+        seconds_evaluation=time.perf_counter() - start,
+    )
 
 
 def _cross(
-    plan: Plan, features: TangentFeatures, evaluation: Encoded, on_batch: Progress | None
+    plan: Plan, features: TangentFeatures, evaluation: Encoded, on_batch: OnBatch | None
 ) -> tuple[TangentKernel, Array]:
     """Kernel of the evaluation rows with the samples; no feature of theirs outlives its batch."""
     kernels, logits, rows = [], [], []
-    for batch in _tracked(plan, evaluation, None, on_batch):
+    for batch in stream_batches(plan, evaluation, on_batch=on_batch):
         part = batch_features(plan.adapted, batch, plan.reduction)
         kernels.append(tangent_kernel(part, features))
         logits.append(_logits(part))

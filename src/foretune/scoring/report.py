@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foretune.models.sites import kinds_in_words
+from foretune.forecasting.report import model_and_data_rows, print_layout_notes
 from foretune.report.terminal import print_facts
 from foretune.tasks.metrics import Metric
 
@@ -22,15 +22,9 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         placement: The adapter in words.
     """
     data, head, memory = facts["data"], facts["head"], facts["expected_bytes"]
-    columns = ", ".join(data["text_columns"])
     inside = "in" if head["in_kernel"] else "out of"
     rows = [
-        ("model", facts["model"]),
-        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
-        ("device", f"{facts['device']}, {facts['threads']} threads"),
-        ("data", facts["dataset"]),
-        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
-        ("columns", f"text: {columns}; label: {data['label_column']}"),
+        *model_and_data_rows(facts),
         (facts["objective"]["noun"], _outputs(data)),
         ("samples", f"{facts['n']} for the kernel, {facts['n_eval']} for evaluation, {facts['repeats']} draw(s)"),
         ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
@@ -46,13 +40,7 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         ),
     ]
     print_facts(console, rows)
-    for names, words in (
-        ("left_out", "no output depends on it: left out"),
-        ("one_at_a_time", "texts go one at a time"),
-    ):
-        if facts["adapter"][names]:
-            note = f"note: {kinds_in_words(facts['adapter'][names])}: {words}"
-            console.print(note, style="yellow", markup=False, highlight=False)
+    print_layout_notes(console, facts["adapter"])
     if data["duplicates"]:
         console.print(f"note: {data['duplicates']} of the samples repeat another's tokens: λ_min is 0", style="yellow")
 

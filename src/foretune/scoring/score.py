@@ -14,13 +14,14 @@ import numpy as np
 from peft import LoraConfig
 
 from foretune.arrays import Array
+from foretune.models.adapted import describe_placement
 from foretune.models.classifier import own_classifier
 from foretune.ntk.bounds import RiskBounds, risk_bounds
 from foretune.ntk.prediction import Evaluation, Examples, KernelPrediction, predict_by_regression
 from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
-from foretune.problem import Plan, describe, prepare
+from foretune.problem import OnBatch, Plan, describe, prepare
 from foretune.report.provenance import versions
-from foretune.scoring.passes import Measurement, Progress, measure
+from foretune.scoring.passes import Measurement, measure
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.load import Task
 
@@ -142,7 +143,7 @@ def _draw_assessments(plan: Plan, measurement: Measurement, draws: Iterable[int]
     )
 
 
-def run(plan: Plan, *, seconds_load: float = 0.0, on_batch: Progress | None = None) -> ScoreResult:
+def run_score(plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None = None) -> ScoreResult:
     """Carry out a plan.
 
     Args:
@@ -203,19 +204,19 @@ def score(
         The result.
     """
     classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
-    return run(prepare(classifier, task, config, settings or ScoreSettings()))
+    return run_score(prepare(classifier, task, config, settings or ScoreSettings()))
 
 
 def _summary(values: Iterable[float | None]) -> dict[str, float | int] | None:
-    held = np.array([value for value in values if value is not None])
-    if held.size < 2:
+    numbers = np.array([value for value in values if value is not None])
+    if numbers.size < 2:
         return None
     return {
-        "mean": float(held.mean()),
-        "standard_deviation": float(held.std(ddof=1)),
-        "minimum": float(held.min()),
-        "maximum": float(held.max()),
-        "count": int(held.size),
+        "mean": float(numbers.mean()),
+        "standard_deviation": float(numbers.std(ddof=1)),
+        "minimum": float(numbers.min()),
+        "maximum": float(numbers.max()),
+        "count": int(numbers.size),
     }
 
 
@@ -235,8 +236,6 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
     plan, own = result.plan, result.draws[0]
     settings, sites = plan.settings, plan.adapted.sites
     facts = describe(plan)
-    config = plan.placed.active_peft_config
-    targets = config.target_modules
     head = None
     if result.head is not None:
         head = {
@@ -248,12 +247,7 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
         "model": plan.classifier.source,
         "dataset": plan.task.source,
         "placement": {
-            "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
-            "layers": sorted({site.layer for site in sites if site.layer is not None}),
-            "r": config.r,
-            "alpha": config.lora_alpha,
-            "rslora": bool(config.use_rslora),
-            "init": str(config.init_lora_weights),
+            **describe_placement(plan.placed.active_peft_config, sites),
             "trainable_parameters": sum(site.n_parameters for site in sites),
             "head_parameters": facts["head"]["parameters"],
             "sites": [

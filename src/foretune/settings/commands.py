@@ -197,7 +197,7 @@ def flags(*groups: Settings) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in joined.items()}
 
 
-def part(settings: Settings, group: type[Settings]) -> dict[str, Any]:
+def fields_of(settings: Settings, group: type[Settings]) -> dict[str, Any]:
     """Take the fields of a group out of settings that it is a part of.
 
     Args:

@@ -15,7 +15,7 @@ from foretune.models.placement import lora_config
 from foretune.problem import prepare
 from foretune.report.store import RESULT, finite, read_json, write_json, write_whole
 from foretune.scoring.files import save_score
-from foretune.scoring.score import run as run_score
+from foretune.scoring.score import run_score
 from foretune.settings.commands import Configuration
 from foretune.study.grid import Cell
 from foretune.study.keys import cell_key, former_key

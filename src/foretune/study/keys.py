@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foretune.errors import ModelError, border
-from foretune.models.loading import model_files, shown
+from foretune.models.loading import model_files, shown_source
 from foretune.settings.groups import DataConfig
 from foretune.study.grid import Cell
 from foretune.tasks.load import load_task
@@ -124,7 +124,7 @@ def _data(config: DataConfig) -> str:
 @cache
 def _weights(source: str) -> str:
     paths = model_files(source)
-    with border(ModelError, f"cannot read the files of model {shown(source)}"):
+    with border(ModelError, f"cannot read the files of model {shown_source(source)}"):
         return hash_files(paths)
 
 

@@ -115,13 +115,13 @@ def _is_float(value: Any) -> bool:
 
 def _holds_flags(values: Sequence[Any], *, stated: bool) -> bool:
     """Whether zeros and ones say which labels are there: alone, or in lists of one for each label."""
-    held = [value for value in values if value is not None]
-    if stated or not held:
+    known = [value for value in values if value is not None]
+    if stated or not known:
         return False
-    if not any(isinstance(value, list | tuple) for value in held):
-        return all(map(is_flag, held))
-    if not all(isinstance(value, list | tuple) for value in held) or len({len(value) for value in held}) > 1:
+    if not any(isinstance(value, list | tuple) for value in known):
+        return all(map(is_flag, known))
+    if not all(isinstance(value, list | tuple) for value in known) or len({len(value) for value in known}) > 1:
         return False
-    entries = [entry for value in held for entry in value]
+    entries = [entry for value in known for entry in value]
     # lists of one integer each name a class
-    return bool(entries) and all(map(is_flag, entries)) and (len(held[0]) > 1 or any(map(_is_float, entries)))
+    return bool(entries) and all(map(is_flag, entries)) and (len(known[0]) > 1 or any(map(_is_float, entries)))

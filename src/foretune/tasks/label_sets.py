@@ -106,7 +106,7 @@ class FlagCoding:
         if self.in_lists:
             values, place = split.values(self.columns[0]), split.place(self.columns[0])
             rows = same_length(values, place, width=len(self.objective.names))
-            flags = [[_flag(value, row, place) for value in held] for row, held in enumerate(rows)]
+            flags = [[_flag(value, row, place) for value in cells] for row, cells in enumerate(rows)]
             return np.array(flags, dtype=np.float64).reshape(len(rows), len(self.objective.names))
         columns = []
         for column in self.columns:
@@ -196,9 +196,9 @@ def _check_occurrence(targets: NDArray[np.float64], names: Sequence[str], place:
 
 
 def _flag(value: Any, row: int, place: Place) -> float:
-    found = _as_flag(value)
-    if found is not None:
-        return found
+    flag = _as_flag(value)
+    if flag is not None:
+        return flag
     if is_missing(value) or (isinstance(value, str) and not value.strip()):
         raise DataError(f"label in {place.row(row)} is missing: drop the row")
     words = f"label {shown(value)} in {place.row(row)}"
@@ -208,8 +208,8 @@ def _flag(value: Any, row: int, place: Place) -> float:
 
 
 def _flat(lists: Sequence[Sequence[Any]], place: Place) -> tuple[list[Any], _ListPlace]:
-    rows = tuple(row for row, held in enumerate(lists) for _ in held)
-    return [entry for held in lists for entry in held], _ListPlace(place.split, place.column, place.files, rows)
+    rows = tuple(row for row, entries in enumerate(lists) for _ in entries)
+    return [entry for entries in lists for entry in entries], _ListPlace(place.split, place.column, place.files, rows)
 
 
 def _reader_of(values: Sequence[Any]) -> Callable[[Sequence[Any], Place], list[Sequence[Any]]]:

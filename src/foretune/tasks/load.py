@@ -229,8 +229,8 @@ def _task(splits: Splits, config: DataConfig) -> Task:
         raise DataError(f"{error}{table.where_names_stand}") from None
     coding = coding_of(train, columns.labels, config)
     train_split = _split(train, columns, coding)
-    held = _evaluation(splits, config, columns, table.names)
-    evaluation = None if held is None else _split(held, columns, coding)
+    labelled = _evaluation(splits, config, columns, table.names)
+    evaluation = None if labelled is None else _split(labelled, columns, coding)
     if config.max_train is not None and config.max_train < len(train_split.labels):
         train_split = _take(train_split, config.max_train)
     return Task(

@@ -81,7 +81,7 @@ class NumberCoding:
             return np.column_stack([_column(split, column) for column in self.columns])
         values, place = split.values(self.columns[0]), split.place(self.columns[0])
         rows = same_length(values, place, width=len(self.objective.names))
-        numbers = [[_number(value, row, place) for value in held] for row, held in enumerate(rows)]
+        numbers = [[_number(value, row, place) for value in cells] for row, cells in enumerate(rows)]
         return np.array(numbers, dtype=np.float64).reshape(len(rows), len(self.objective.names))
 
 
@@ -175,10 +175,10 @@ def _of_names(values: Sequence[Any], place: Place, names: Sequence[str]) -> NDAr
     for row, value in enumerate(values):
         if is_missing(value):
             raise DataError(f"label in {place.row(row)} is missing: drop the row")
-        found = by_code.get(value)
-        if found is None:
+        number = by_code.get(value)
+        if number is None:
             raise DataError(hidden(value, row, place))
-        numbers.append(found)
+        numbers.append(number)
     return np.array(numbers, dtype=np.float64)
 
 
@@ -198,7 +198,7 @@ def _number(value: Any, row: int, place: Place) -> float:
             raise DataError(f"label in {place.row(row)} is empty: drop the row")
         if _DECIMAL.fullmatch(text) is None:
             raise DataError(f"label {shown(value)} in {place.row(row)} is no {_why_no_number(text)}")
-        found = float(text)
+        number = float(text)
     elif isinstance(value, list | tuple):
         raise DataError(f"{place} mixes lists and single values, first in {place.cell(row)}: make all of one kind")
     elif isinstance(value, bool) or not isinstance(value, int | float | Decimal):
@@ -207,12 +207,12 @@ def _number(value: Any, row: int, place: Place) -> float:
             "--label-column, or set --task classification"
         )
     else:
-        found = math.inf if isinstance(value, int) and abs(value) > _LARGEST else float(value)
-    if not abs(found) <= _LARGEST:
+        number = math.inf if isinstance(value, int) and abs(value) > _LARGEST else float(value)
+    if not abs(number) <= _LARGEST:
         raise DataError(
             f"label {shown(value)} in {place.row(row)} is not finite in single precision: drop the row, or rescale"
         )
-    return found
+    return number
 
 
 def _why_no_number(text: str) -> str:

@@ -91,9 +91,9 @@ def split(task: Task, *, samples: int, eval_samples: int | None, seed: int, repe
         raise DataError(f"{samples} samples asked for, but there are {n_rows} rows{which}: lower --samples")
     if task.evaluation is None:
         order = draw_indices(n_rows, n_rows, seed=seed)
-        held = n_rows - n_train
-        training = np.sort(order[held:])
-        eval_indices = order[: held if eval_samples is None else min(eval_samples, held)]
+        n_held_out = n_rows - n_train
+        training = np.sort(order[n_held_out:])
+        eval_indices = order[: n_held_out if eval_samples is None else min(eval_samples, n_held_out)]
     else:
         n_eval = len(task.evaluation.labels)
         training = np.arange(n_rows, dtype=np.int64)

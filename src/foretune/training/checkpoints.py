@@ -26,8 +26,8 @@ def checkpoints(folder: Path) -> list[Path]:
     Returns:
         Folders, the last first.
     """
-    found = [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: -int(path.name.partition("-")[2]))
+    checkpoints = [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(checkpoints, key=lambda path: -int(path.name.partition("-")[2]))
 
 
 def seal(checkpoint: Path) -> None:

@@ -87,12 +87,12 @@ def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None
         return False
     remedy = "name another folder, or remove it"
     with border(StoreError, f"{named} holds an unfinished run whose {CONFIG} cannot be read", remedy=remedy):
-        held = read_yaml(config)
-    if not isinstance(held, dict):
+        former = read_yaml(config)
+    if not isinstance(former, dict):
         raise StoreError(f"{named} holds a {CONFIG} of something else: name another")
-    for name in flags.keys() | held.keys():
-        if name != DRAWN and held.get(name) != flags.get(name):
-            there, here = (reason(ValueError(repr(values.get(name)))) for values in (held, flags))
+    for name in flags.keys() | former.keys():
+        if name != DRAWN and former.get(name) != flags.get(name):
+            there, here = (reason(ValueError(repr(values.get(name)))) for values in (former, flags))
             raise StoreError(
                 f"{named} holds an unfinished run with {name} = {there} instead of {here}: name another folder, or "
                 "give the same settings to go on"
@@ -116,8 +116,8 @@ def _ours(folder: Path) -> list[Path]:
 
 
 def _is_temporary(path: Path) -> bool:
-    found = temporary_of(path.name)
-    return path.name == NEW_ADAPTER or (found is not None and found["name"] in FILES)
+    temporary = temporary_of(path.name)
+    return path.name == NEW_ADAPTER or (temporary is not None and temporary["name"] in FILES)
 
 
 def sweep(folder: Path, *, finished: bool) -> None:

@@ -1,6 +1,5 @@
 """The plan of a fine-tune: the placed model and the rows that it trains and is evaluated on."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 
+from foretune.models.adapted import describe_placement
 from foretune.models.classifier import Classifier, Encoded, encode
 from foretune.models.head_parts import check_saved
 from foretune.models.placement import is_base, read_adapters
@@ -146,9 +146,8 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
     Returns:
         Facts by name, JSON-ready.
     """
-    task, settings, config = plan.task, plan.settings, plan.placed.active_peft_config
+    task, settings = plan.task, plan.settings
     counts = trainable(plan.placed)
-    targets: str | Sequence[str] | None = config.target_modules
     encoded = (plan.train.encoded, plan.evaluation.encoded)
     return {
         "model": plan.classifier.source,
@@ -159,12 +158,7 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
         "head_new": list(plan.classifier.new),
         "head_notes": list(plan.classifier.notes),
         "placement": {
-            "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
-            "layers": sorted({site.layer for site in plan.sites if site.layer is not None}),
-            "r": config.r,
-            "alpha": config.lora_alpha,
-            "rslora": bool(config.use_rslora),
-            "init": str(config.init_lora_weights),
+            **describe_placement(plan.placed.active_peft_config, plan.sites),
             "modules": [site.name for site in plan.sites],
             "trainable_parameters": counts["adapter"],
             "head_parameters": counts["head"],

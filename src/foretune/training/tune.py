@@ -77,8 +77,8 @@ class TuneResult:
             "versions": versions(),
             "settings": dataclasses.asdict(self.plan.settings),
         }
-        held: dict[str, Any] = finite(content)
-        return held
+        laid_out: dict[str, Any] = finite(content)
+        return laid_out
 
 
 def run_tune(plan: TunePlan, folder: Path, *, seconds_load: float = 0.0, hooks: Hooks | None = None) -> TuneResult:

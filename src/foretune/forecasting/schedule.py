@@ -1,4 +1,4 @@
-"""The training recipe as numbers: learning rate of every step and rows of every batch, as the Trainer makes them."""
+"""The schedule of a run as numbers: learning rate of every step and rows of every batch, as the Trainer makes them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,12 +7,11 @@ from math import ceil, cos, pi
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.settings.groups import Recipe as RunSettings
-from foretune.settings.groups import Scheduler
+from foretune.settings.groups import Recipe, Scheduler
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Schedule:
     """What AdamW does in a run, without the model.
 
     Attributes:
@@ -91,24 +90,24 @@ class Recipe:
                 waiting = waiting[size:]
 
 
-def recipe_of(settings: RunSettings, train_rows: int, *, seed: int) -> Recipe:
-    """Take the recipe out of the settings of a run.
+def schedule_of(recipe: Recipe, train_rows: int, *, seed: int) -> Schedule:
+    """Make the schedule of a run from its settings.
 
     Args:
-        settings: Settings; bfloat16, dropout and the number of devices do not enter.
+        recipe: How the run trains; bfloat16, dropout and the number of devices do not enter.
         train_rows: Training rows N.
         seed: Seed of the order of the rows.
 
     Returns:
-        The recipe, with the Trainer's own gradient clipping at norm 1.
+        The schedule, with the Trainer's own gradient clipping at norm 1.
     """
-    return Recipe(
+    return Schedule(
         train_rows=train_rows,
-        epochs=settings.epochs,
-        batch_size=settings.train_batch_size,
-        learning_rate=settings.learning_rate,
-        warmup_ratio=settings.warmup_ratio,
-        scheduler=settings.scheduler,
-        weight_decay=settings.weight_decay,
+        epochs=recipe.epochs,
+        batch_size=recipe.train_batch_size,
+        learning_rate=recipe.learning_rate,
+        warmup_ratio=recipe.warmup_ratio,
+        scheduler=recipe.scheduler,
+        weight_decay=recipe.weight_decay,
         seed=seed,
     )

@@ -1,4 +1,4 @@
-"""What the simulation says of each adapter, before calibration: at the end of the recipe, and over its steps."""
+"""What the simulation says of each adapter, before calibration: at the end of the schedule, and over its steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,10 +7,10 @@ from math import log2
 import numpy as np
 
 from foretune.forecasting.linear_model import Start
-from foretune.forecasting.linearise import Survey, probe_scores
+from foretune.forecasting.linearise import Linearised, probe_scores
 from foretune.forecasting.reach import Run
-from foretune.forecasting.recipe import Recipe
-from foretune.forecasting.simulate import Course, simulate
+from foretune.forecasting.schedule import Schedule
+from foretune.forecasting.simulate import Trajectory, simulate
 from foretune.models.identity import fingerprint
 from foretune.models.placement import head_modules
 from foretune.problem import Plan
@@ -50,11 +50,11 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class SimulatedRun:
     """What is known of one adapter without training it.
 
     Attributes:
-        course: The simulated run.
+        trajectory: Over the steps.
         end: Its end.
         probe_loss: Loss of the linear probe on the evaluation examples.
         probe_metric: Its main metric on them.
@@ -63,7 +63,7 @@ class Outlook:
         metric: The main metric.
     """
 
-    course: Course
+    trajectory: Trajectory
     end: Ending
     probe_loss: float
     probe_metric: float
@@ -72,21 +72,21 @@ class Outlook:
     metric: Metric
 
 
-def outlooks(
-    survey: Survey,
+def simulate_runs(
+    linearised: Linearised,
     starts: Sequence[Start],
-    recipe: Recipe,
+    schedule: Schedule,
     *,
     points: int = 1,
     train_a: bool = True,
     on_step: Callable[[], None] | None = None,
-) -> tuple[Outlook, ...]:
-    """Simulate the recipe for each adapter.
+) -> tuple[SimulatedRun, ...]:
+    """Simulate the schedule for each adapter.
 
     Args:
-        survey: The pass over the samples.
+        linearised: The model after the pass over the samples.
         starts: Adapters.
-        recipe: Recipe of the run; its rows may be more than the samples.
+        schedule: Schedule of the run; its rows may be more than the samples.
         points: Evaluations over the steps.
         train_a: Whether A trains.
         on_step: Called after each step of each group of adapters, `n_steps` times in all.
@@ -94,49 +94,50 @@ def outlooks(
     Returns:
         One for each adapter.
     """
-    n, metric = survey.train.factors.n, survey.train.objective.metric
-    recipe = replace(recipe, train_rows=max(recipe.train_rows, n))
-    known = probe_scores(survey.evaluation)
-    found: list[Outlook] = []
+    n, metric = linearised.train.factors.n, linearised.train.objective.metric
+    of_probe = probe_scores(linearised.evaluation)
+    runs: list[SimulatedRun] = []
     for group in _groups(starts):
-        courses = simulate(
+        trajectories = simulate(
             group,
-            survey.head,
-            survey.train,
-            survey.evaluation,
-            recipe,
+            linearised.head,
+            linearised.train,
+            linearised.evaluation,
+            schedule,
             points=points,
             train_a=train_a,
             on_step=on_step,
         )
-        found += [Outlook(course, ending(course, recipe), *known, n, recipe.train_rows, metric) for course in courses]
-    return tuple(found)
+        runs += [
+            SimulatedRun(trajectory, ending(trajectory, schedule), *of_probe, n, schedule.train_rows, metric)
+            for trajectory in trajectories
+        ]
+    return tuple(runs)
 
 
-def kind_of(plan: Plan, recipe: Recipe) -> Run:
-    """Say what kind of run a recipe makes of a plan, to be held against what a calibration has seen.
+def kind_of(plan: Plan, schedule: Schedule) -> Run:
+    """Say what kind of run a schedule makes of a plan, to be compared with what a calibration has seen.
 
     Args:
         plan: Plan of the pass.
-        recipe: Recipe of the run.
+        schedule: Schedule of the run.
 
     Returns:
         The kind, without an adapter.
     """
-    known = len(plan.train.features)
     idle = () if plan.adapted.layout is None else plan.adapted.layout.idle
     return Run(
         model=fingerprint(plan.placed),
         hidden_head=sum(name not in idle for name in head_modules(plan.placed)) > 1,
         classes=plan.task.objective.n_outputs,
-        known_rows=known,
-        train_rows=max(recipe.train_rows, known),
+        known_rows=len(plan.train.features),
+        train_rows=schedule.train_rows,
         eval_rows=0 if plan.evaluation is None else len(plan.evaluation.features),
         longest=int(plan.train.lengths.max()),
-        epochs=recipe.epochs,
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        learning_rate=float(recipe.rates().mean()),
+        epochs=schedule.epochs,
+        steps=schedule.steps,
+        batch_size=schedule.batch_size,
+        learning_rate=float(schedule.rates().mean()),
         update_rate=None,
         kind=plan.task.objective.kind,
     )
@@ -156,63 +157,63 @@ def runs_of(kind: Run, starts: Sequence[Start]) -> tuple[Run, ...]:
     return tuple(replace(kind, update_rate=kind.learning_rate * max(speed)) if speed else kind for speed in speeds)
 
 
-def ending(course: Course, recipe: Recipe) -> Ending:
-    """Read the end off a course.
+def ending(trajectory: Trajectory, schedule: Schedule) -> Ending:
+    """Read the end off a trajectory.
 
     Args:
-        course: Simulated run.
-        recipe: Its recipe.
+        trajectory: Simulated run.
+        schedule: Its schedule.
 
     Returns:
         Losses and metric.
     """
-    last = course.batch_loss[-recipe.steps_per_epoch :]
-    return Ending(float(np.mean(last)), course.eval_loss[-1], course.eval_metric[-1])
+    last = trajectory.batch_loss[-schedule.steps_per_epoch :]
+    return Ending(float(np.mean(last)), trajectory.eval_loss[-1], trajectory.eval_metric[-1])
 
 
-def n_steps(starts: Sequence[Start], recipe: Recipe) -> int:
-    """Count the steps that `outlooks` simulates, for a progress bar.
+def n_steps(starts: Sequence[Start], schedule: Schedule) -> int:
+    """Count the steps that `simulate_runs` simulates, for a progress bar.
 
     Args:
         starts: Adapters.
-        recipe: Recipe.
+        schedule: Schedule.
 
     Returns:
         Steps, summed over groups of adapters.
     """
-    return len(_groups(starts)) * recipe.steps
+    return len(_groups(starts)) * schedule.steps
 
 
 def _groups(starts: Sequence[Start]) -> list[list[Start]]:
     """Adapters side by side, as many as memory allows: each token is read once for all of them."""
     groups: list[list[Start]] = []
-    held = ENTRIES + 1
+    entries = ENTRIES + 1
     for start in starts:
         size = sum(2 * a.numel() for a in start.a)
-        if held + size > ENTRIES:
+        if entries + size > ENTRIES:
             groups.append([])
-            held = 0
+            entries = 0
         groups[-1].append(start)
-        held += size
+        entries += size
     return groups
 
 
-def case_values(outlook: Outlook) -> dict[str, float]:
-    """Take what a calibration needs out of an outlook.
+def case_values(simulated: SimulatedRun) -> dict[str, float]:
+    """Take what a calibration needs out of a simulated run.
 
     Args:
-        outlook: Outlook.
+        simulated: Simulated run.
 
     Returns:
         Numbers by name, those of the metric under its name.
     """
-    name = outlook.metric.name
+    name = simulated.metric.name
     return {
-        "simulated_train_loss": outlook.end.train_loss,
-        "simulated_eval_loss": outlook.end.eval_loss,
-        f"simulated_{name}": outlook.end.eval_metric,
-        "probe_loss": outlook.probe_loss,
-        f"probe_{name}": outlook.probe_metric,
-        "movement": outlook.course.movement,
-        "doublings": log2(max(1.0, outlook.train_rows / outlook.samples)),
+        "simulated_train_loss": simulated.end.train_loss,
+        "simulated_eval_loss": simulated.end.eval_loss,
+        f"simulated_{name}": simulated.end.eval_metric,
+        "probe_loss": simulated.probe_loss,
+        f"probe_{name}": simulated.probe_metric,
+        "movement": simulated.trajectory.movement,
+        "doublings": log2(max(1.0, simulated.train_rows / simulated.samples)),
     }
