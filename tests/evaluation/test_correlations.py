@@ -18,7 +18,7 @@ from foretune.evaluation.correlations import (
     summarise,
 )
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, QUANTITIES, predictor_named
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES, outcomes_of, predictor_named
 from foretune.evaluation.records import SECONDS, Record, read_records, record_writers, target_losses
 from foretune.evaluation.regret import regrets
 from foretune.report.curves import Step
@@ -213,9 +213,10 @@ def test_a_report_is_written_in_every_format(tmp_path):
 def test_the_scatter_plot_shows_every_cell_where_its_numbers_are():
     records = study(2, 3, 1)
     records[0] = dataclasses.replace(records[0], quantities={**records[0].quantities, "trace": None})
+    outcomes = outcomes_of("classification")
     figure = scatter_figure(records, [predictor_named("condition_number"), predictor_named("trace")])
-    panels = np.array(figure.axes).reshape(len(OUTCOMES), 2)
-    for row, outcome in zip(panels, OUTCOMES, strict=True):
+    panels = np.array(figure.axes).reshape(len(outcomes), 2)
+    for row, outcome in zip(panels, outcomes, strict=True):
         for axes, name in zip(row, ("condition_number", "trace"), strict=True):
             shown = drawn.points(axes)
             for dataset in ("d0", "d1"):
