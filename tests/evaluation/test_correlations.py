@@ -18,7 +18,7 @@ from foretune.evaluation.correlations import (
     summarise,
 )
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import PREDICTORS, QUANTITIES, outcomes_of, predictor_named
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES, outcomes_of, predictor_named, quantities_of
 from foretune.evaluation.records import SECONDS, Record, read_records, record_writers, target_losses
 from foretune.evaluation.regret import regrets
 from foretune.report.curves import Step
@@ -29,7 +29,7 @@ from foretune.study.stored import FACTS, MEASURED
 
 
 def record(dataset="a", placement="p0", seed=0, accuracy=0.7, model="m", **quantities):
-    values = dict.fromkeys(QUANTITIES, 1.0) | quantities
+    values = dict.fromkeys(QUANTITIES) | dict.fromkeys(quantities_of("classification"), 1.0) | quantities
     outcomes = dict.fromkeys(MEASURED, 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
     facts = dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100, "steps": 4}
     steps = tuple(Step(i + 1, 1.0 / (i + 1), math.nan, None, math.nan) for i in range(4))
