@@ -25,12 +25,13 @@ from foretune.report.curves import Step
 from foretune.report.figures import figure_writers
 from foretune.report.store import write_files
 from foretune.report.tables import Table, tex
-from foretune.study.stored import FACTS, MEASURED
+from foretune.study.stored import FACTS, MEASURED, measured
 
 
 def record(dataset="a", placement="p0", seed=0, accuracy=0.7, model="m", **quantities):
     values = dict.fromkeys(QUANTITIES) | dict.fromkeys(quantities_of("classification"), 1.0) | quantities
-    outcomes = dict.fromkeys(MEASURED, 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
+    outcomes = dict.fromkeys(MEASURED) | dict.fromkeys(measured("classification"), 0.5)
+    outcomes |= {"accuracy": accuracy, "steps_to_loss": 3.0}
     facts = dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100, "steps": 4}
     steps = tuple(Step(i + 1, 1.0 / (i + 1), math.nan, None, math.nan) for i in range(4))
     key = f"{model}-{dataset}-{placement}-{seed}"
