@@ -5,7 +5,7 @@ from pathlib import Path
 
 from foretune.evaluation.predictors import OF_SCORE
 from foretune.evaluation.records import SECONDS
-from foretune.study.stored import FACTS, MEASURED
+from foretune.study.stored import FACTS, measured
 
 KEYS = ("a" * 20, "b" * 20, "c" * 20)
 
@@ -24,7 +24,7 @@ def result_of(key: str, index: int = 0, **names) -> dict:
         "family": "d",
         "facts": {**dict.fromkeys(FACTS, 2), "majority_accuracy": 0.5, "diverged": False},
         "quantities": {predictor.name: 0.5 + index for predictor in OF_SCORE},
-        "outcomes": dict.fromkeys(MEASURED, 0.6 + 0.1 * index),
+        "outcomes": dict.fromkeys(measured("classification"), 0.6 + 0.1 * index),
         "seconds": dict.fromkeys(SECONDS[:6], 1.0),
         "versions": {},
     }
