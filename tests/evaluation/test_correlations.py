@@ -18,19 +18,20 @@ from foretune.evaluation.correlations import (
     summarise,
 )
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, QUANTITIES, predictor_named
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES, outcomes_of, predictor_named, quantities_of
 from foretune.evaluation.records import SECONDS, Record, read_records, record_writers, target_losses
 from foretune.evaluation.regret import regrets
 from foretune.report.curves import Step
 from foretune.report.figures import figure_writers
 from foretune.report.store import write_files
 from foretune.report.tables import Table, tex
-from foretune.study.stored import FACTS, measured
+from foretune.study.stored import FACTS, MEASURED, measured
 
 
 def record(dataset="a", placement="p0", seed=0, accuracy=0.7, model="m", **quantities):
-    values = dict.fromkeys(QUANTITIES, 1.0) | quantities
-    outcomes = dict.fromkeys(measured("classification"), 0.5) | {"accuracy": accuracy, "steps_to_loss": 3.0}
+    values = dict.fromkeys(QUANTITIES) | dict.fromkeys(quantities_of("classification"), 1.0) | quantities
+    outcomes = dict.fromkeys(MEASURED) | dict.fromkeys(measured("classification"), 0.5)
+    outcomes |= {"accuracy": accuracy, "steps_to_loss": 3.0}
     facts = dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100, "steps": 4}
     steps = tuple(Step(i + 1, 1.0 / (i + 1), math.nan, None, math.nan) for i in range(4))
     key = f"{model}-{dataset}-{placement}-{seed}"
@@ -213,9 +214,10 @@ def test_a_report_is_written_in_every_format(tmp_path):
 def test_the_scatter_plot_shows_every_cell_where_its_numbers_are():
     records = study(2, 3, 1)
     records[0] = dataclasses.replace(records[0], quantities={**records[0].quantities, "trace": None})
+    outcomes = outcomes_of("classification")
     figure = scatter_figure(records, [predictor_named("condition_number"), predictor_named("trace")])
-    panels = np.array(figure.axes).reshape(len(OUTCOMES), 2)
-    for row, outcome in zip(panels, OUTCOMES, strict=True):
+    panels = np.array(figure.axes).reshape(len(outcomes), 2)
+    for row, outcome in zip(panels, outcomes, strict=True):
         for axes, name in zip(row, ("condition_number", "trace"), strict=True):
             shown = drawn.points(axes)
             for dataset in ("d0", "d1"):

@@ -19,8 +19,9 @@ from foretune.evaluation.held_out import (
     forecast_qualities,
     level_error,
     simulated_values,
+    why_no_forecast,
 )
-from foretune.evaluation.predictors import PREDICTORS, QUANTITIES
+from foretune.evaluation.predictors import PREDICTORS, QUANTITIES, quantities_of
 from foretune.evaluation.quality import (
     area_table,
     cost_in_words,
@@ -28,12 +29,14 @@ from foretune.evaluation.quality import (
     quality_table,
     rivals_table,
     save_report,
+    save_reports,
 )
-from foretune.evaluation.records import SECONDS, Record, read_records
+from foretune.evaluation.records import SECONDS, Record, by_kind, read_records
 from foretune.forecasting.calibration import apply_calibration, calibration_from
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.report.curves import Step
-from foretune.study.stored import FACTS, MEASURED
+from foretune.study.stored import FACTS, MEASURED, measured
+from foretune.tasks.metrics import METRICS
 
 
 def record(family, number, placement, seed, random, *, gain=0.05):
@@ -55,7 +58,7 @@ def record(family, number, placement, seed, random, *, gain=0.05):
     dataset = f"{family}-{number}"
     return Record(
         f"{dataset}-{placement}-{seed}", "m", dataset, f"p{placement}", 8, seed, values, outcomes,
-        dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100}, dict.fromkeys(SECONDS, 1.0),
+        dict.fromkeys(FACTS, 0) | {"majority_accuracy": 0.5, "eval_rows": 100, "steps": 1}, dict.fromkeys(SECONDS, 1.0),
         (Step(1, 0.5, math.nan, None, math.nan),), family,
     )  # fmt: skip
 
@@ -251,3 +254,66 @@ def test_no_forecast_is_written_where_there_is_none(tmp_path):
     paths = save_report(summarise(held_out.records, resamples=100), held_out, tmp_path)
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     assert not {"forecasts.csv", "calibration.json", "rivals.csv", "forecast.png"} & {path.name for path in paths}
+
+
+def as_kind(record, kind):
+    """The same cell as one of another kind of task: the number that was its accuracy is its main metric."""
+    metric = METRICS[kind][0].name
+    values = {name: record.quantities[name] for name in quantities_of(kind)}
+    values |= {f"{name}_{metric}": record.quantities[f"{name}_accuracy"] for name in ("simulated", "probe")}
+    outcomes = {name: record.outcomes[name] for name in (*measured(kind), "train_area", "eval_area", "steps_to_loss")}
+    return dataclasses.replace(
+        record,
+        key=f"{kind}-{record.key}",
+        dataset=f"{kind}-{record.dataset}",
+        family=f"{kind}-{record.family}",
+        quantities=dict.fromkeys(QUANTITIES) | values,
+        outcomes=dict.fromkeys(MEASURED) | outcomes | {metric: record.outcomes["accuracy"]},
+        kind=kind,
+    )
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi-label"])
+def test_each_kind_is_calibrated_by_its_own_cells(kind, tmp_path):
+    classes = study(sizes=(0,), placements=3, seeds=1)
+    records = [*classes, *(as_kind(cell, kind) for cell in classes)]
+    parts = by_kind(records)
+    assert list(parts) == ["classification", kind]
+    pairs = [(summarise(part.records, resamples=100), part) for part in map(forecast_held_out, parts.values())]
+    assert pairs[0][1].forecasts == forecast_held_out(classes).forecasts  # whatever cells of another kind are there
+    save_reports(pairs, tmp_path)
+    metric = METRICS[kind][0]
+    calibration = calibration_from(json.loads((tmp_path / kind / "calibration.json").read_text(encoding="utf-8")))
+    assert calibration.kind == kind
+    assert set(calibration.lines) == {"train_loss", "eval_loss", metric.name}
+    assert calibration.groups == tuple(f"{kind}-{family}" for family in "abcde")
+    again = by_kind(read_records(tmp_path))[kind]  # and from the tables of the report
+    assert forecast_held_out(again).forecasts == pairs[1][1].forecasts
+    quality = next(entry for entry in forecast_qualities(pairs[1][1]) if entry.outcome == metric.name)
+    row = next(row for row in quality_table(pairs[1][1]).rows if row[0] == metric.label)
+    assert row[4] == (f"{100 * quality.error:.1f}" if metric.percent else f"{quality.error:.3f}")
+    rivals = {row[0]: row for row in rivals_table(pairs[1][0]).rows}
+    assert rivals[f"foretune: {metric.label}"][3] == row[4]
+    assert not {"LogME", "foretune: accuracy"} & set(rivals)
+    assert forecast_figure(pairs[1][1]).axes[0].get_xlabel().startswith(f"forecast {metric.label}")
+    alone = save_report(*pairs[1], tmp_path / "alone")
+    assert tmp_path / "alone" / "calibration.json" in alone
+
+
+def test_too_few_data_sets_of_a_kind_are_said():
+    few = forecast_held_out([as_kind(cell, "regression") for cell in study("abc")])
+    assert few.forecasts == {}
+    assert "3 data sets of regression" in why_no_forecast(few)
+    assert "need 4 or more" in why_no_forecast(few)
+    assert why_no_forecast(forecast_held_out(study())) is None
+
+
+def test_a_correlation_that_a_run_does_not_have_is_no_zero():
+    """Constant outputs have no rank correlation: such a cell neither counts as a miss nor as an outcome of 0."""
+    records = [as_kind(cell, "regression") for cell in study()]
+    records[0] = dataclasses.replace(records[0], outcomes={**records[0].outcomes, "spearman": None})
+    quality = next(entry for entry in forecast_qualities(forecast_held_out(records)) if entry.outcome == "spearman")
+    assert quality.cells == 99
+    assert level_error(records, "simulated_spearman", logarithmic=False) == pytest.approx(
+        level_error(records[1:], "simulated_spearman", logarithmic=False)
+    )

@@ -7,14 +7,24 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import yaml
 
 import foretune
-from foretune.evaluation.predictors import CALIBRATED, OUTCOMES, PREDICTORS, QUANTITIES, Cost, predictor_named
+from foretune.evaluation.predictors import (
+    PREDICTORS,
+    QUANTITIES,
+    Cost,
+    calibrated,
+    outcomes_of,
+    predictor_named,
+    predictors_of,
+    quantities_of,
+)
 from foretune.evaluation.records import SECONDS
-from foretune.forecasting.outcomes import OUTCOMES as FORECAST_OUTCOMES
+from foretune.forecasting import outcomes as forecast
 from foretune.forecasting.simulated_runs import Ending, SimulatedRun, case_values
-from foretune.tasks.metrics import ACCURACY
+from foretune.tasks.metrics import METRICS
 
 import cases
 
@@ -25,16 +35,32 @@ def test_names_and_labels_are_each_there_once():
     assert [predictor_named(entry.name) for entry in PREDICTORS] == list(PREDICTORS)
 
 
-def test_every_outcome_of_a_calibration_has_its_forecast():
-    forecasts = [entry.forecast_of for entry in PREDICTORS if entry.forecast_of is not None]
-    assert sorted(forecasts) == sorted(FORECAST_OUTCOMES)
-    assert set(forecasts) < {outcome.name for outcome in OUTCOMES}
+@pytest.mark.parametrize("kind", METRICS)
+def test_every_outcome_of_a_calibration_has_its_forecast(kind):
+    forecasts = [entry.forecast_of for entry in predictors_of(kind) if entry.forecast_of is not None]
+    assert sorted(forecasts) == sorted(forecast.outcomes_of(kind))
+    assert set(forecasts) < {outcome.name for outcome in outcomes_of(kind)}
 
 
-def test_every_number_that_a_calibration_needs_is_kept():
+@pytest.mark.parametrize("kind", METRICS)
+def test_every_number_that_a_calibration_needs_is_kept(kind):
     course = SimpleNamespace(movement=0.1)
-    outlook = SimulatedRun(course, Ending(0.5, 0.6, 0.7), 0.65, 0.6, samples=8, train_rows=16, metric=ACCURACY)
-    assert set(case_values(outlook)) == set(CALIBRATED) <= set(QUANTITIES)
+    outlook = SimulatedRun(course, Ending(0.5, 0.6, 0.7), 0.65, 0.6, samples=8, train_rows=16, metric=METRICS[kind][0])
+    assert set(case_values(outlook)) == set(calibrated(kind)) <= set(quantities_of(kind)) < set(QUANTITIES)
+
+
+def test_what_needs_classes_is_of_classification_alone():
+    for kind in ("regression", "multi-label"):
+        names = {entry.name for entry in predictors_of(kind)}
+        assert not names & {"log_me", "h_score", "nleep", "trans_rate", "gbc", "parc", "sign_accuracy"}
+        assert not [name for name in names if name.endswith("_accuracy")]
+        metric = METRICS[kind][0].name
+        assert {
+            f"kernel_regression_eval_{metric}",
+            f"simulated_{metric}",
+            f"head_eval_{metric}",
+            f"loo_{metric}",
+        } < names
 
 
 def test_clocks_are_seconds_that_cells_store():

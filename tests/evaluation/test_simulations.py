@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from foretune.cli import run
-from foretune.evaluation.predictors import OF_SCORE, PREDICTORS, QUANTITIES
+from foretune.evaluation.predictors import OF_SCORE, predictors_of, quantities_of
 from foretune.evaluation.records import read_records
 from foretune.evaluation.simulations import SimulationSettings, simulate_cells
 from foretune.forecasting.linearise import linearise
@@ -20,6 +20,8 @@ from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
 
 import cases
+
+CLASSES, NAMES = predictors_of("classification"), set(quantities_of("classification"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_every_cell_of_a_study_is_simulated(grid, tmp_path):
         assert content["output"] == "margin"
         assert content["train_rows"] == (30 if cell.data_name == "few" else 60)
         assert content["course"]["steps"][-1] == (8 if cell.data_name == "few" else 16)
-        assert {entry.name for entry in PREDICTORS if entry.compute} <= set(content["quantities"]) <= set(QUANTITIES)
+        assert {entry.name for entry in CLASSES if entry.compute} <= set(content["quantities"]) <= NAMES
         assert all(math.isfinite(value) for value in content["quantities"].values())
     assert len({content["quantities"]["simulated_eval_loss"] for content in contents.values()}) == 8
     settings = SimulationSettings(20, 10, False)
@@ -156,8 +158,8 @@ def test_comparisons_change_one_thing_each(grid, tmp_path, monkeypatch):
             assert quantities[f"{name}_accuracy"] == simulation.ends[-len(cells) :][place].eval_metric, name
         assert quantities["lazy_eval_loss"] == simulations[1].ends[place].eval_loss != quantities["simulated_eval_loss"]
         # all that is known before training comes from the score, this file, its calibration or the run's own log
-        elsewhere = {e.name for e in PREDICTORS if e in OF_SCORE or e.forecast_of is not None or e.from_log is not None}
-        assert set(quantities) == set(QUANTITIES) - elsewhere
+        elsewhere = {e.name for e in CLASSES if e in OF_SCORE or e.forecast_of is not None or e.from_log is not None}
+        assert set(quantities) == NAMES - elsewhere
     assert len({simulation.ends[-1].eval_loss for simulation in simulations}) == 5  # each changes what it says
 
 

@@ -9,7 +9,9 @@ import yaml
 
 from foretune.cli import run
 from foretune.errors import ConfigError, StoreError
-from foretune.evaluation.records import CELLS_CSV, read_records, record_writers
+from foretune.evaluation.correlations import capitalised, long_table, regret_table, summarise
+from foretune.evaluation.predictors import outcomes_of, predictors_of
+from foretune.evaluation.records import CELLS_CSV, by_kind, read_records, record_writers
 from foretune.report.store import write_files
 from foretune.study.cell import cell_folder
 from foretune.study.grid import expand, read_grid
@@ -76,16 +78,39 @@ def test_a_report_leaves_blank_what_a_kind_does_not_have(study, tmp_path, capsys
         assert record.outcomes == expected.outcomes
 
 
-def test_accuracy_is_correlated_within_classification_alone(study, tmp_path):
-    from foretune.evaluation.correlations import summarise
-
+def test_each_kind_is_reported_by_itself(study, tmp_path, capsys):
+    """A report of a mixed study holds for each kind what a report of its cells alone says, under its own metric."""
     _, store = study
-    report = summarise(read_records(store), resamples=50)
-    records = [record for record in read_records(store) if record.kind == "classification"]
-    alone = summarise(records, resamples=50)
-    wanted = [finding for finding in alone.findings if finding.outcome == "accuracy" and finding.scope == "within"]
-    found = [finding for finding in report.findings if finding.outcome == "accuracy" and finding.scope == "within"]
-    assert [finding.value for finding in found] == pytest.approx([finding.value for finding in wanted], nan_ok=True)
+    assert run(["study", "report", str(store), "--output", str(tmp_path / "mixed"), "--resamples", "100"]) == 0
+    words = capsys.readouterr().out
+    parts = by_kind(read_records(store))
+    assert list(parts) == list(METRICS)
+    with pytest.raises(StoreError, match="classification and regression and multi-label have no metric in common"):
+        summarise(read_records(store))
+    for kind, records in parts.items():
+        metric = METRICS[kind][0]
+        report = summarise(records, resamples=100)
+        assert f"{capitalised(metric.label)} lost" in regret_table(report).caption
+        assert f"{capitalised(metric.label)} lost" in " ".join(words.split())
+        names = {outcome.name for outcome in outcomes_of(kind)}
+        assert {finding.outcome.name for finding in report.findings} <= names
+        assert {regret.predictor for regret in report.regrets} - {None} <= {p.name for p in predictors_of(kind)}
+        with (tmp_path / "mixed" / kind / "correlations.csv").open(encoding="utf-8") as file:
+            rows = [tuple(row) for row in csv.reader(file)]
+        assert rows == [long_table(report).header, *long_table(report).rows]
+        assert all(int(row[9]) <= 3 for row in rows[1:])
+        quantity = f"kernel_regression_eval_{metric.name}"
+        assert all(record.quantities[quantity] is not None for record in records)
+        assert (tmp_path / "mixed" / kind / "scatter.png").is_file()
+
+
+def test_cells_read_back_from_a_report_say_the_same(study, tmp_path):
+    records = by_kind(read_records(study[1]))["regression"]
+    write_files(tmp_path, record_writers(records))
+    again = read_records(tmp_path)
+    assert [record.kind for record in again] == ["regression"] * 3
+    for first, second in zip(records, again, strict=True):
+        assert first.quantities == second.quantities
 
 
 def test_a_study_of_classes_alone_has_the_columns_of_earlier_versions(study, tmp_path):
@@ -136,3 +161,27 @@ def test_content_keys_tell_kinds_apart(tmp_path):
         (cell,) = expand({**content, "datasets": [{"dataset": str(data), "task": kind}]})
         keys.add(cell_key(cell))
     assert len(keys) == 2
+
+
+def test_every_kind_is_simulated_and_its_metrics_computed(study, tmp_path):
+    grid, store = study
+    tokens = ["study", "outlook", str(grid), "--output", str(store), "--samples", "20", "--eval-samples", "10"]
+    assert run([*tokens, "--comparisons"]) == 0
+    for record in read_records(store):
+        metric = METRICS[record.kind][0].name
+        values = record.quantities
+        names = ("simulated", "probe", "lazy", "random_head", "permuted", "random_backbone", "head_alone", "f0")
+        for name in (*(f"{name}_{metric}" for name in names), "simulated_eval_loss", "quick_score", "gradient_norm"):
+            assert values[name] is not None, (record.kind, name)
+        for name in ("log_me", "parc", "sign_accuracy", "regression_accuracy"):
+            assert (values[name] is not None) == (record.kind == "classification"), (record.kind, name)
+        others = {METRICS[kind][0].name for kind in METRICS} - {metric}
+        assert all(values[f"simulated_{other}"] is None for other in others)
+    assert run(["study", "report", str(store), "--output", str(tmp_path), "--resamples", "100"]) == 0
+    with (tmp_path / "regression" / "spearman-within.csv").open(encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["at initialisation", "train loss", "eval loss", "Spearman correlation", "steps to loss"]
+    labels = {row[0] for row in rows}
+    assert "simulated run: Spearman correlation" in labels
+    assert not labels & {"LogME", "simulated run: accuracy"}
+    assert not (tmp_path / "regression" / "calibration.json").exists()  # one data set

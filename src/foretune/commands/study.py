@@ -2,12 +2,18 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from foretune.settings.commands import EngineName
 from foretune.settings.ranges import LARGEST, Range
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from foretune.evaluation.correlations import StudyReport
+    from foretune.evaluation.held_out import HeldOutForecasts
 
 study = App(name="study", help="Score and fine-tune a grid of configurations, and compare forecasts with outcomes.")
 
@@ -113,25 +119,50 @@ def report_study(
         grid: YAML file of the study, if the folder holds cells of several.
         coefficient: Which one to print; all are written.
         resamples: Draws of the bootstrap.
-    """
-    from rich.text import Text
 
-    from foretune.evaluation.correlations import correlation_table, notes, regret_table, summarise
+    Raises:
+        StoreError: If no kind of task has two cells that did not diverge.
+    """
+    from foretune.errors import StoreError
+    from foretune.evaluation.correlations import summarise
     from foretune.evaluation.held_out import forecast_held_out
-    from foretune.evaluation.quality import area_table, quality_table, rivals_table, save_report
-    from foretune.evaluation.records import read_records
-    from foretune.evaluation.statistics import SCOPES
+    from foretune.evaluation.quality import save_reports
+    from foretune.evaluation.records import by_kind, read_records
     from foretune.report.terminal import console
     from foretune.study.grid import read_grid
 
     Range(100, 100_000).check("resamples", resamples)
-    log = console(stderr=True)
-    held_out = forecast_held_out(read_records(folder, None if grid is None else read_grid(grid)))
-    with log.status("resampling"):
-        report = summarise(held_out.records, resamples=resamples)
+    log, screen = console(stderr=True), console()
+    parts = by_kind(read_records(folder, None if grid is None else read_grid(grid)))
+    reports = []
+    for kind, records in parts.items():
+        held_out = forecast_held_out(records)
+        try:
+            with log.status("resampling"):
+                reports.append((summarise(held_out.records, resamples=resamples), held_out))
+        except StoreError as error:
+            if len(parts) == 1:
+                raise
+            log.print(f"{kind} is left out: {error}", style="yellow", markup=False)
+    if not reports:
+        raise StoreError(f"no kind of task in study {str(folder)!r} has 2 cells that did not diverge: run more of it")
     out = folder / "report" if output is None else output
-    save_report(report, held_out, out)
-    screen = console()
+    save_reports(reports, out)
+    for report, held_out in reports:
+        if len(parts) > 1:
+            screen.rule(report.kind)
+        _show(report, held_out, coefficient, screen)
+    log.print(f"saved to {out}")
+
+
+def _show(report: "StudyReport", held_out: "HeldOutForecasts", coefficient: str, screen: "Console") -> None:
+    from rich.text import Text
+
+    from foretune.evaluation.correlations import correlation_table, notes, regret_table
+    from foretune.evaluation.held_out import why_no_forecast
+    from foretune.evaluation.quality import area_table, quality_table, rivals_table
+    from foretune.evaluation.statistics import SCOPES
+
     for scope in SCOPES:
         table = correlation_table(report, coefficient, scope)
         if table.rows:
@@ -142,6 +173,6 @@ def report_study(
         for table in (quality_table(held_out), rivals_table(report), area_table(held_out.records)):
             screen.print()
             table.show(screen)
-    for note in notes(report):
+    why = why_no_forecast(held_out)
+    for note in (*notes(report), *([] if why is None else [why])):
         screen.print(Text(f"• {note}"), style="yellow")
-    log.print(f"saved to {out}")

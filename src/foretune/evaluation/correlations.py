@@ -8,25 +8,26 @@ import numpy as np
 
 from foretune.errors import StoreError
 from foretune.evaluation.plots import scatter_figure
-from foretune.evaluation.predictors import OUTCOMES, PREDICTORS, Outcome, Predictor, predictor_named
-from foretune.evaluation.records import Record, record_writers, target_losses
+from foretune.evaluation.predictors import PREDICTORS, Outcome, Predictor, outcomes_of, predictor_named, predictors_of
+from foretune.evaluation.records import Record, by_kind, record_writers, target_losses
 from foretune.evaluation.regret import Regret, regrets
 from foretune.evaluation.statistics import COEFFICIENTS, SCOPES, Layers, Scope, correlate
 from foretune.report.figures import figure_writers
 from foretune.report.store import Writer
 from foretune.report.tables import Table
+from foretune.tasks.metrics import Kind, Metric, main_metric
 
 SCOPE_WORDS: dict[Scope, str] = {
     "all": "over all cells",
     "across": "across data sets",
     "within": "within a data set",
 }
-_DRAWN = (
+_DRAWN = (  # the last with the name of the main metric
     "condition_number",
     "trace",
     "alignment",
     "kernel_regression_eval_loss",
-    "kernel_regression_eval_accuracy",
+    "kernel_regression_eval_{}",
 )
 
 
@@ -63,7 +64,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class StudyReport:
-    """What a study's cells say.
+    """What a study's cells of one kind of task say.
 
     Attributes:
         records: Cells.
@@ -76,6 +77,16 @@ class StudyReport:
     findings: tuple[Finding, ...]
     regrets: tuple[Regret, ...]
     left_out: int
+
+    @property
+    def kind(self) -> Kind:
+        """Kind of task of the cells."""
+        return self.records[0].kind
+
+    @property
+    def metric(self) -> Metric:
+        """Main metric of the kind."""
+        return main_metric(self.kind)
 
     def finding(self, predictor: str, outcome: str, coefficient: str, scope: Scope) -> Finding | None:
         """Look one coefficient up.
@@ -108,8 +119,8 @@ def summarise(
     Pearson's coefficient takes the logarithm of predictors that are scales, where all are positive.
 
     Args:
-        records: Cells.
-        predictors: Which to compare.
+        records: Cells of one kind of task.
+        predictors: Which to compare, of those that the kind has.
         resamples: Draws of the bootstrap.
         seed: Its seed.
 
@@ -117,15 +128,19 @@ def summarise(
         The report.
 
     Raises:
-        StoreError: If there are fewer than two cells that did not diverge.
+        StoreError: If there are fewer than two cells that did not diverge, or they are of several kinds of task.
     """
+    kinds = list(by_kind(records))
+    if len(kinds) > 1:
+        raise StoreError(f"cells of {' and '.join(kinds)} have no metric in common: summarise each kind of `by_kind`")
     finished = [record for record in records if not record.facts["diverged"]]
     if len(finished) < 2:
         raise StoreError(f"{len(finished)} cells that did not diverge: a report needs at least 2")
     findings: list[Finding] = []
     for some, outcomes, cells in _complete(finished, predictors):
         findings += _findings(cells, some, outcomes, resamples, seed)
-    order = [(p.name, o.name, c, s) for s in SCOPES for c in COEFFICIENTS for o in OUTCOMES for p in PREDICTORS]
+    known = outcomes_of(finished[0].kind)
+    order = [(p.name, o.name, c, s) for s in SCOPES for c in COEFFICIENTS for o in known for p in PREDICTORS]
     place = {key: index for index, key in enumerate(order)}
     findings.sort(key=lambda f: place[f.predictor.name, f.outcome.name, f.coefficient, f.scope])
     return StudyReport(tuple(finished), tuple(findings), regrets(finished), len(records) - len(finished))
@@ -136,8 +151,9 @@ def _complete(
 ) -> list[tuple[list[Predictor], list[Outcome], list[Record]]]:
     """Group predictors and outcomes by the cells that have them, so that all of a group rest on the same cells."""
     complete: dict[frozenset[int], tuple[list[Predictor], list[Outcome], list[Record]]] = {}
-    for predictor in predictors:
-        for outcome in OUTCOMES:
+    kind = records[0].kind
+    for predictor in [predictor for predictor in predictors if predictor.kind in (None, kind)]:
+        for outcome in outcomes_of(kind):
             have = frozenset(
                 index
                 for index, record in enumerate(records)
@@ -208,9 +224,10 @@ def correlation_table(report: StudyReport, coefficient: str, scope: Scope) -> Ta
     """
     rows = []
     counts: set[tuple[int, int]] = set()
-    for predictor in PREDICTORS:
+    outcomes = outcomes_of(report.kind)
+    for predictor in predictors_of(report.kind):
         cells = [predictor.label]
-        for outcome in OUTCOMES:
+        for outcome in outcomes:
             finding = report.finding(predictor.name, outcome.name, coefficient, scope)
             cells.append("–" if finding is None else finding_in_words(finding))
             if finding is not None:
@@ -225,7 +242,7 @@ def correlation_table(report: StudyReport, coefficient: str, scope: Scope) -> Ta
         f"{names[coefficient]} {SCOPE_WORDS[scope]}, with 95% bootstrap intervals; {cells_} cells, {points} {what}. "
         "In parentheses: not established, the interval holds 0, or a permutation test gives p ≥ 0.05."
     )
-    return Table(caption, ("at initialisation", *(outcome.label for outcome in OUTCOMES)), tuple(rows))
+    return Table(caption, ("at initialisation", *(outcome.label for outcome in outcomes)), tuple(rows))
 
 
 def _span(values: Sequence[int]) -> str:
@@ -286,11 +303,14 @@ def regret_table(report: StudyReport) -> Table:
     Returns:
         The table.
     """
+    unit, digits = (100, 2) if report.metric.percent else (1, 4)
     rows = tuple(
         (
             regret.rule,
-            f"{100 * regret.mean:.2f}",
-            "–" if regret.low is None or regret.high is None else f"{100 * regret.low:.2f} … {100 * regret.high:.2f}",
+            f"{unit * regret.mean:.{digits}f}",
+            "–"
+            if regret.low is None or regret.high is None
+            else f"{unit * regret.low:.{digits}f} … {unit * regret.high:.{digits}f}",
             f"{regret.hits:.0%}",
             str(regret.groups),
         )
@@ -302,8 +322,26 @@ def regret_table(report: StudyReport) -> Table:
         if len(seeds) > 1
         else "one seed, so that the best placement is partly the luckiest"
     )
-    caption = f"Accuracy lost by the placement that each rule chooses, in points, mean over data sets; {valued}."
-    return Table(caption, ("rule", "points lost", "95% interval", "best one chosen", "data sets"), rows)
+    metric = report.metric
+    in_points = ", in points" if metric.percent else ""
+    caption = (
+        f"{capitalised(metric.label)} lost by the placement that each rule chooses{in_points}, mean over data sets; "
+        f"{valued}."
+    )
+    lost = "points lost" if metric.percent else "lost"
+    return Table(caption, ("rule", lost, "95% interval", "best one chosen", "data sets"), rows)
+
+
+def capitalised(label: str) -> str:
+    """Write a metric's label as the start of a sentence.
+
+    Args:
+        label: Label.
+
+    Returns:
+        The same, its first letter large.
+    """
+    return label[:1].upper() + label[1:]
 
 
 def notes(report: StudyReport) -> list[str]:
@@ -325,9 +363,9 @@ def notes(report: StudyReport) -> list[str]:
             f"{len(groups)} points has p = 2/{len(groups)}! or more."
         )
     for group in sorted(groups):
-        accuracies = [record.outcomes["accuracy"] for record in report.records if record.group == group]
+        values = [record.outcomes[report.metric.name] for record in report.records if record.group == group]
         majority = next(record.facts["majority_accuracy"] for record in report.records if record.group == group)
-        known = [value for value in accuracies if value is not None]
+        known = [value for value in values if value is not None]
         if majority is not None and known and max(known) <= majority + 0.01:
             said.append(f"{group[1]}: no placement got more than a point past the majority class ({majority:.1%}).")
     targets = ", ".join(f"{group[1]} {loss:.3f}" for group, loss in sorted(target_losses(report.records).items()))
@@ -352,5 +390,5 @@ def report_writers(report: StudyReport) -> dict[str, Writer]:
     writers["correlations.csv"] = long_table(report).write_csv
     writers |= regret_table(report).writers("regret")
     return writers | figure_writers(
-        scatter_figure(report.records, [predictor_named(name) for name in _DRAWN]), "scatter"
+        scatter_figure(report.records, [predictor_named(name.format(report.metric.name)) for name in _DRAWN]), "scatter"
     )

@@ -20,7 +20,7 @@ class RunLog:
 
     Attributes:
         steps: Training loss over steps.
-        epochs: Step, loss and accuracy of each evaluation.
+        epochs: Step, loss and main metric of each evaluation.
         total: Steps of the run.
     """
 
@@ -61,15 +61,15 @@ def early_eval_loss(log: RunLog, share: float) -> float | None:
     return None if evaluation is None else evaluation[1]
 
 
-def early_accuracy(log: RunLog, share: float) -> float | None:
-    """Take the accuracy of the last evaluation within the first steps.
+def early_metric(log: RunLog, share: float) -> float | None:
+    """Take the main metric of the last evaluation within the first steps.
 
     Args:
         log: Log of the run.
         share: Share of its steps that may be looked at.
 
     Returns:
-        A fraction; None before the first epoch ends, when there is no evaluation after training began.
+        Its value; None before the first epoch ends, when there is no evaluation after training began.
     """
     evaluation = _last_evaluation(log, share)
     return None if evaluation is None else evaluation[2]

@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from foretune.arrays import Array
-from foretune.evaluation.predictors import CALIBRATED, PREDICTORS
+from foretune.evaluation.predictors import calibrated, predictors_of
 from foretune.evaluation.records import Record
 from foretune.evaluation.statistics import spearman
 from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, apply_calibration
 from foretune.forecasting.calibration_fit import Case, fit_calibration
-from foretune.forecasting.outcomes import OUTCOMES, Outcome, scale, unscale
-from foretune.forecasting.reach import run_from
+from foretune.forecasting.outcomes import Outcome, outcomes_of, scale, unscale
+from foretune.forecasting.reach import Run, run_from
+from foretune.tasks.metrics import main_metric
 
-OUTPUTS = ("margin", "full")  # of two classes and of more: what is differentiated for a simulation
+OUTPUTS = ("margin", "full")  # of two classes and of all else: what is differentiated for a simulation
 
 
 def simulated_values(record: Record) -> dict[str, float] | None:
@@ -26,7 +27,7 @@ def simulated_values(record: Record) -> dict[str, float] | None:
     Returns:
         Values of `case_values`; None if the cell was not simulated.
     """
-    values = {name: record.quantities.get(name) for name in CALIBRATED}
+    values = {name: record.quantities.get(name) for name in calibrated(record.kind)}
     if any(value is None for value in values.values()):
         return None
     return {name: float(value) for name, value in values.items() if value is not None}
@@ -36,7 +37,7 @@ def calibration_cases(records: Sequence[Record]) -> list[Case]:
     """Pair simulations with what the runs gave.
 
     Args:
-        records: Cells.
+        records: Cells of one kind of task.
 
     Returns:
         Cases of those cells that have both.
@@ -44,10 +45,10 @@ def calibration_cases(records: Sequence[Record]) -> list[Case]:
     cases = []
     for record in records:
         simulated = simulated_values(record)
-        outcomes = {name: record.outcomes[name] for name in OUTCOMES}
+        outcomes = {name: record.outcomes[name] for name in outcomes_of(record.kind)}
         if simulated is not None and not record.facts["diverged"] and None not in outcomes.values():
             real: dict[str, float] = {name: float(value or 0.0) for name, value in outcomes.items()}
-            cases.append(Case(simulated, real, record.family, run_from(record.quantities)))
+            cases.append(Case(simulated, real, record.family, _run(record)))
     return cases
 
 
@@ -68,7 +69,7 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
     """Forecast every cell by a calibration fitted on the other data sets of the study alone.
 
     Args:
-        records: Cells.
+        records: Cells of one kind of task.
 
     Returns:
         Cells with forecasts; as they were if the simulated cells are of fewer than 4 data sets.
@@ -82,7 +83,8 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
         rest = [case for case in cases if case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
             fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
-    columns = {entry.forecast_of: entry.name for entry in PREDICTORS if entry.forecast_of is not None}
+    kind = records[0].kind
+    columns = {entry.forecast_of: entry.name for entry in predictors_of(kind) if entry.forecast_of is not None}
     forecasts = {}
     changed = []
     for record in records:
@@ -99,9 +101,33 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
     return HeldOutForecasts(tuple(changed), forecasts)
 
 
+def _run(record: Record) -> Run | None:
+    """What kind of run the cell's was; the numbers that are stored of it do not say its kind of task, the cell does."""
+    run = run_from(record.quantities)
+    return None if run is None else replace(run, kind=record.kind)
+
+
 def _output(record: Record) -> str:
-    """What was differentiated for the cell's simulation: of two classes their difference, of more each."""
-    return OUTPUTS[0] if record.facts["classes"] == 2 else OUTPUTS[1]
+    """What was differentiated for the cell's simulation: of two classes their difference, of all else each output."""
+    return OUTPUTS[0] if record.kind == "classification" and record.facts["classes"] == 2 else OUTPUTS[1]
+
+
+def why_no_forecast(held_out: HeldOutForecasts) -> str | None:
+    """Say that simulated runs are of too few data sets.
+
+    Args:
+        held_out: Forecasts of a study.
+
+    Returns:
+        A sentence; None where there are forecasts, or nothing was simulated.
+    """
+    groups = {case.group for case in calibration_cases(held_out.records)}
+    if held_out.forecasts or not groups:
+        return None
+    return (
+        f"Simulated runs of {len(groups)} data sets of {held_out.records[0].kind}: held-out forecasts and a "
+        f"calibration need {LEAST_GROUPS + 1} or more, so there are none."
+    )
 
 
 @dataclass(frozen=True)
@@ -143,10 +169,15 @@ def forecast_qualities(held_out: HeldOutForecasts) -> tuple[ForecastQuality, ...
     Returns:
         One for each outcome; none without forecasts.
     """
-    forecast = [r for r in held_out.records if r.key in held_out.forecasts and not r.facts["diverged"]]
+    forecast = [r for r in held_out.records if r.key in held_out.forecasts and _is_known(r)]
     if len(forecast) < 2:
         return ()
-    return tuple(_quality(outcome, forecast, held_out) for outcome in OUTCOMES)
+    return tuple(_quality(outcome, forecast, held_out) for outcome in outcomes_of(forecast[0].kind))
+
+
+def _is_known(record: Record) -> bool:
+    """Whether all outcomes are there; a correlation with constant outputs is none."""
+    return not record.facts["diverged"] and all(record.outcomes[name] is not None for name in outcomes_of(record.kind))
 
 
 def _quality(outcome: Outcome, records: Sequence[Record], held_out: HeldOutForecasts) -> ForecastQuality:
@@ -196,19 +227,20 @@ def _noise(records: Sequence[Record], real: Array) -> float:
 
 
 def level_error(records: Sequence[Record], predictor: str, *, logarithmic: bool) -> float | None:
-    """Mean absolute error of accuracy when one predictor alone is calibrated, each data set by the others.
+    """Mean absolute error of the main metric when one predictor alone is calibrated, each data set by the others.
 
-    The logit of the accuracy is a straight line in the predictor (its logarithm where it is a scale), by least squares.
+    The logit of the accuracy, or another metric on its own scale, is a straight line in the predictor (its logarithm
+    where it is a scale), by least squares.
 
     Args:
-        records: Cells.
+        records: Cells of one kind of task.
         predictor: Name of the predictor.
         logarithmic: Whether it is a scale.
 
     Returns:
-        The error as a fraction; None where cells lack it, or there are fewer than 4 data sets.
+        The error, of accuracy as a fraction; None where cells lack it, or there are fewer than 4 data sets.
     """
-    finished = [record for record in records if not record.facts["diverged"]]
+    finished = [record for record in records if _is_known(record)]
     values = [record.quantities.get(predictor) for record in finished]
     groups = np.array([record.family for record in finished])
     if any(value is None or not np.isfinite(value) for value in values) or len(set(groups)) < LEAST_GROUPS + 1:
@@ -216,13 +248,14 @@ def level_error(records: Sequence[Record], predictor: str, *, logarithmic: bool)
     x = np.array([float(value or 0.0) for value in values])
     change: Callable[[Array], Array] = np.log if logarithmic and (x > 0).all() else np.asarray
     x = change(x)
-    real = np.array([float(record.outcomes["accuracy"] or 0.0) for record in finished])
-    y = np.array([scale("accuracy", value) for value in real])
+    metric = main_metric(finished[0].kind).name
+    real = np.array([float(record.outcomes[metric] or 0.0) for record in finished])
+    y = np.array([scale(metric, value) for value in real])
     errors = np.empty(len(x))
     for group in set(groups):
         rest = groups != group
         slope, level = np.polyfit(x[rest], y[rest], 1) if np.ptp(x[rest]) > 0 else (0.0, y[rest].mean())
         low, high = y[rest].min(), y[rest].max()
         forecast = np.clip(level + slope * x[~rest], low, high)  # a line has no business beyond what it was fitted on
-        errors[~rest] = [unscale("accuracy", float(value)) for value in forecast] - real[~rest]
+        errors[~rest] = [unscale(metric, float(value)) for value in forecast] - real[~rest]
     return float(np.abs(errors).mean())

@@ -73,9 +73,9 @@ class MetricInputs:
 
     @property
     def slopes(self) -> Array:
-        """Slopes of the cross-entropy in the outputs at the probe head; of two classes those of their difference."""
+        """Slopes of the loss in the outputs at the probe head, up to a factor; of two classes of their difference."""
         residual = self.blocks.residual
-        return -residual[:, 1:] if residual.shape[1] == 2 else -residual
+        return -residual[:, 1:] if self.plan.reduction.name == "margin" else -residual
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -168,8 +168,8 @@ def kappa_tune(inputs: MetricInputs) -> Sequence[float]:
     return _module_means(inputs, kappa_tune_scores(inputs.modules))
 
 
-def head_alone_accuracy(inputs: MetricInputs) -> Sequence[float]:
-    """Take the accuracy of the simulated run of the head alone.
+def head_alone_metric(inputs: MetricInputs) -> Sequence[float]:
+    """Take the main metric of the simulated run of the head alone.
 
     Args:
         inputs: Pass and placements.
@@ -180,8 +180,8 @@ def head_alone_accuracy(inputs: MetricInputs) -> Sequence[float]:
     return [inputs.head_alone.eval_metric] * len(inputs.placements)
 
 
-def initial_accuracy(inputs: MetricInputs) -> Sequence[float]:
-    """Take the accuracy of the model as it is, under its own head.
+def initial_metric(inputs: MetricInputs) -> Sequence[float]:
+    """Take the main metric of the model as it is, under its own head.
 
     Args:
         inputs: Pass and placements.
@@ -193,8 +193,8 @@ def initial_accuracy(inputs: MetricInputs) -> Sequence[float]:
     logits = evaluation.factors.inputs.float() @ head.weight.float().T
     if head.bias is not None:
         logits = logits + head.bias.float()
-    right = logits.argmax(1).cpu().numpy() == np.asarray(evaluation.labels)
-    return [float(right.mean())] * len(inputs.placements)
+    value = evaluation.objective.main(logits.cpu().numpy(), evaluation.targets.cpu().numpy())
+    return [value] * len(inputs.placements)
 
 
 def _module_means(inputs: MetricInputs, scores: Mapping[str, float]) -> list[float]:

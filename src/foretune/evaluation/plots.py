@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foretune.evaluation.predictors import OUTCOMES, Outcome, Predictor
+from foretune.evaluation.predictors import Outcome, Predictor, outcomes_of
 from foretune.evaluation.records import Record
 from foretune.report.figures import COLOURS, MARKERS
 from foretune.report.texts import for_figure
@@ -16,17 +16,18 @@ def scatter_figure(records: Sequence[Record], predictors: Sequence[Predictor]) -
     """Draw each predictor against each outcome, one mark for each cell, one colour for each model and data set.
 
     Args:
-        records: Cells.
+        records: Cells of one kind of task.
         predictors: One column of panels each.
 
     Returns:
         The figure.
     """
+    outcomes = outcomes_of(records[0].kind)
     groups = sorted({record.group for record in records})
     several_models = len({model for model, _ in groups}) > 1
-    figure = Figure(figsize=(2.6 * len(predictors) + 0.6, 2.3 * len(OUTCOMES) + 0.6), layout="constrained")
-    panels = figure.subplots(len(OUTCOMES), len(predictors), squeeze=False, sharex="col", sharey="row")
-    for row, outcome in zip(panels, OUTCOMES, strict=True):
+    figure = Figure(figsize=(2.6 * len(predictors) + 0.6, 2.3 * len(outcomes) + 0.6), layout="constrained")
+    panels = figure.subplots(len(outcomes), len(predictors), squeeze=False, sharex="col", sharey="row")
+    for row, outcome in zip(panels, outcomes, strict=True):
         for axes, predictor in zip(row, predictors, strict=True):
             for index, group in enumerate(groups):
                 label = for_figure(" · ".join(group) if several_models else group[1])
@@ -37,7 +38,7 @@ def scatter_figure(records: Sequence[Record], predictors: Sequence[Predictor]) -
             axes.grid(alpha=0.3, linewidth=0.5)
     for axes, predictor in zip(panels[-1], predictors, strict=True):
         axes.set_xlabel(predictor.label)
-    for row, outcome in zip(panels, OUTCOMES, strict=True):
+    for row, outcome in zip(panels, outcomes, strict=True):
         row[0].set_ylabel(outcome.label)
     handles, labels = panels[0][0].get_legend_handles_labels()
     if handles:

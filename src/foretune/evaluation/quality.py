@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from foretune.evaluation.correlations import StudyReport, finding_in_words, report_writers
+from foretune.evaluation.correlations import StudyReport, capitalised, finding_in_words, report_writers
 from foretune.evaluation.held_out import (
     OUTPUTS,
     ForecastQuality,
@@ -17,7 +17,7 @@ from foretune.evaluation.held_out import (
     level_error,
 )
 from foretune.evaluation.predictors import BASELINES, CONTROLS, OF_SCORE, OF_SIMULATION, SIMULATED_AREAS, Predictor
-from foretune.evaluation.records import AREAS, Record
+from foretune.evaluation.records import AREAS, Record, record_writers
 from foretune.evaluation.regret import ELSEWHERE, RANDOM
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
@@ -25,6 +25,8 @@ from foretune.report.figures import COLOURS, MARKERS, figure_writers
 from foretune.report.store import Writer, write_files, write_json
 from foretune.report.tables import Table
 from foretune.report.texts import for_figure
+from foretune.tasks.kinds import KINDS
+from foretune.tasks.metrics import Kind, Metric, main_metric
 
 PERCENT = 100.0
 
@@ -36,13 +38,16 @@ def quality_table(held_out: HeldOutForecasts) -> Table:
         held_out: Forecasts of a study.
 
     Returns:
-        A row for each outcome; accuracies in points.
+        A row for each outcome; shares such as accuracy in points.
     """
-    rows = [_quality_row(quality) for quality in forecast_qualities(held_out)]
+    kind = held_out.records[0].kind
+    metric = main_metric(kind)
+    rows = [_quality_row(quality, metric) for quality in forecast_qualities(held_out)]
     n_sets = len({record.family for record in held_out.records if record.key in held_out.forecasts})
     caption = (
         f"Forecast against the finished run, each of {n_sets} data sets by a calibration fitted on the others. "
-        "Accuracy in points, losses in nats. Noise: what one run's seed changes, which bounds the error from below."
+        f"{capitalised(metric.label)} {'in points' if metric.percent else 'as it is'}, losses in "
+        f"{KINDS[kind].loss_unit}. Noise: what one run's seed changes, which bounds the error from below."
     )
     header = (
         "outcome",
@@ -59,15 +64,15 @@ def quality_table(held_out: HeldOutForecasts) -> Table:
     return Table(caption, header, tuple(rows))
 
 
-def _quality_row(quality: ForecastQuality) -> tuple[str, ...]:
-    unit = PERCENT if quality.outcome == "accuracy" else 1.0
-    digits = 1 if quality.outcome == "accuracy" else 3
+def _quality_row(quality: ForecastQuality, metric: Metric) -> tuple[str, ...]:
+    of_metric = quality.outcome == metric.name
+    unit, digits = _unit(metric) if of_metric else (1.0, 3)
 
     def number(value: float, *, sign: bool = False) -> str:
         return "–" if not isfinite(value) else f"{unit * value:{'+' if sign else ''}.{digits}f}"
 
     return (
-        quality.outcome.replace("_", " "),
+        metric.label if of_metric else quality.outcome.replace("_", " "),
         str(quality.cells),
         _rho(quality.spearman),
         _rho(quality.spearman_within),
@@ -78,6 +83,11 @@ def _quality_row(quality: ForecastQuality) -> tuple[str, ...]:
         f"{quality.covered:.0%}",
         number(quality.width),
     )
+
+
+def _unit(metric: Metric) -> tuple[float, int]:
+    """Factor and digits of a difference of a metric: points of a share, three digits of all else."""
+    return (PERCENT, 1) if metric.percent else (1.0, 3)
 
 
 def _rho(value: float) -> str:
@@ -94,9 +104,11 @@ def rivals_table(report: StudyReport) -> Table:
         A row for each predictor that the cells have.
     """
     lost = {regret.predictor or regret.rule: regret for regret in report.regrets}
+    metric = report.metric
+    unit, digits = _unit(metric)
     rows = []
     for predictor in (*OF_SIMULATION, *OF_SCORE, *BASELINES, *CONTROLS):
-        findings = [report.finding(predictor.name, "accuracy", "spearman", scope) for scope in ("all", "within")]
+        findings = [report.finding(predictor.name, metric.name, "spearman", scope) for scope in ("all", "within")]
         if all(finding is None for finding in findings):
             continue
         error = _error(report.records, predictor)
@@ -105,18 +117,20 @@ def rivals_table(report: StudyReport) -> Table:
             (
                 predictor.label,
                 *("–" if finding is None else finding_in_words(finding) for finding in findings),
-                "–" if error is None else f"{PERCENT * error:.1f}",
-                "–" if regret is None else f"{PERCENT * regret.mean:.1f}",
+                "–" if error is None else f"{unit * error:.{digits}f}",
+                "–" if regret is None else f"{unit * regret.mean:.{digits}f}",
                 cost_in_words(report.records, predictor),
             )
         )
     for rule in (RANDOM, ELSEWHERE):
         if rule in lost:
-            rows.append((rule, "–", "–", "–", f"{PERCENT * lost[rule].mean:.1f}", "0"))
+            rows.append((rule, "–", "–", "–", f"{unit * lost[rule].mean:.{digits}f}", "0"))
+    points = " in points" if metric.percent else ""
     caption = (
-        "Accuracy after fine-tuning against what was known before. ρ: Spearman with 95% bootstrap interval, in "
-        "parentheses where not established. error: mean absolute error in points of the forecast; for all else, of the "
-        "accuracy that a line in it, fitted on the other data sets, gives. lost: points of accuracy lost by choosing "
+        f"{capitalised(metric.label)} after fine-tuning against what was known before. ρ: Spearman with 95% bootstrap "
+        f"interval, in parentheses where not established. error: mean absolute error{points} of the forecast; for all "
+        f"else, of the {metric.label} that a line in it, fitted on the other data sets, gives. "
+        f"lost: {'points of ' if metric.percent else ''}{metric.label} lost by choosing "
         "the placement by it. cost: seconds as a share of fine-tuning all placements that it ranks, as measured; ≤ "
         "where a bound is known alone: the metrics of others and the quick score were timed together, and the forward "
         "passes that features and probe need are counted as 1/(C + 1) and 1/C of the pass, as if a way back took no "
@@ -127,9 +141,10 @@ def rivals_table(report: StudyReport) -> Table:
 
 def _error(records: Sequence[Record], predictor: Predictor) -> float | None:
     """The forecast's own error, as it is calibrated on the other data sets; that of a line for all else."""
-    if predictor.forecast_of != "accuracy":
+    metric = main_metric(records[0].kind).name
+    if predictor.forecast_of != metric:
         return level_error(records, predictor.name, logarithmic=predictor.logarithmic)
-    pairs = [(record.quantities.get(predictor.name), record.outcomes["accuracy"]) for record in records]
+    pairs = [(record.quantities.get(predictor.name), record.outcomes[metric]) for record in records]
     errors = [abs(forecast - real) for forecast, real in pairs if forecast is not None and real is not None]
     return float(np.mean(errors)) if len(errors) == len(pairs) else None
 
@@ -196,7 +211,7 @@ def _relative(simulated: float | None, real: float | None) -> float | None:
 
 
 def forecast_figure(held_out: HeldOutForecasts) -> Figure:
-    """Draw forecast against real accuracy and evaluation loss, with the 90% intervals.
+    """Draw forecast against real main metric and evaluation loss, with the 90% intervals.
 
     Args:
         held_out: Forecasts of a study.
@@ -204,12 +219,19 @@ def forecast_figure(held_out: HeldOutForecasts) -> Figure:
     Returns:
         The figure.
     """
-    forecast = [record for record in held_out.records if record.key in held_out.forecasts]
+    kind = held_out.records[0].kind
+    metric = main_metric(kind)
+    wanted = (metric.name, "eval_loss")
+    forecast = [
+        record
+        for record in held_out.records
+        if record.key in held_out.forecasts and None not in [record.outcomes[name] for name in wanted]
+    ]
     figure = Figure(figsize=(9.2, 4.4), layout="constrained")
     panels = figure.subplots(1, 2)
     datasets = sorted({record.dataset for record in forecast})
     families = sorted({record.family for record in forecast})
-    for axes, outcome, unit in zip(panels, ("accuracy", "eval_loss"), (PERCENT, 1.0), strict=True):
+    for axes, outcome, unit in zip(panels, wanted, (_unit(metric)[0], 1.0), strict=True):
         for index, dataset in enumerate(datasets):
             cells = [record for record in forecast if record.dataset == dataset]
             middle = [held_out.forecasts[record.key][outcome] for record in cells]
@@ -228,8 +250,10 @@ def forecast_figure(held_out: HeldOutForecasts) -> Figure:
         margin = 0.1 * (high - low)
         axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin))
         axes.grid(alpha=0.3, linewidth=0.5)
-    panels[0].set(xlabel="forecast accuracy (%)", ylabel="accuracy after fine-tuning (%)")
-    panels[1].set(xlabel="forecast evaluation loss (nats)", ylabel="evaluation loss after fine-tuning (nats)")
+    names = (metric.label, "evaluation loss")
+    units = (" (%)" if metric.percent else "", f" ({KINDS[kind].loss_unit})")
+    for axes, name, unit_name in zip(panels, names, units, strict=True):
+        axes.set(xlabel=f"forecast {name}{unit_name}", ylabel=f"{name} after fine-tuning{unit_name}")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=max(1, min(len(datasets), 6)), frameon=False, fontsize=8
@@ -246,7 +270,7 @@ def forecasts_table(held_out: HeldOutForecasts) -> Table:
     Returns:
         The table.
     """
-    outcomes = ("accuracy", "eval_loss", "train_loss")
+    outcomes = (main_metric(held_out.records[0].kind).name, "eval_loss", "train_loss")
     header = ["key", "model", "dataset", "placement", "r", "seed"]
     header += [f"{name}{end}" for name in outcomes for end in ("_forecast", "_low", "_high", "_real")]
     rows = []
@@ -257,8 +281,8 @@ def forecasts_table(held_out: HeldOutForecasts) -> Table:
         cells = [record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed)]
         for name in outcomes:
             interval = forecast[name]
-            values = [interval.value, interval.low, interval.high, float(record.outcomes[name] or 0.0)]
-            cells += [f"{value:.6g}" for value in values]
+            values = [interval.value, interval.low, interval.high, record.outcomes[name]]
+            cells += ["" if value is None else f"{value:.6g}" for value in values]
         rows.append(tuple(cells))
     return Table("Forecasts.", tuple(header), tuple(rows), right_from=4)
 
@@ -288,7 +312,7 @@ def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: st
 
 
 def save_report(report: StudyReport, held_out: HeldOutForecasts, folder: Path) -> list[Path]:
-    """Write all that a report holds: cells, tables, figures and, where runs were simulated, forecasts.
+    """Write all that a report of one kind of task holds: see `save_reports`.
 
     Args:
         report: Report.
@@ -298,5 +322,30 @@ def save_report(report: StudyReport, held_out: HeldOutForecasts, folder: Path) -
     Returns:
         The files.
     """
+    return save_reports([(report, held_out)], folder)
+
+
+def save_reports(reports: Sequence[tuple[StudyReport, HeldOutForecasts]], folder: Path) -> list[Path]:
+    """Write cells, tables, figures and, where runs were simulated, forecasts.
+
+    Args:
+        reports: For each kind of task its report, and the forecasts of the same cells.
+        folder: Folder; files of an earlier report are replaced. Of several kinds, those of each but the cells and
+            curves are in a folder of the kind's name.
+
+    Returns:
+        The files.
+    """
     source = folder.absolute().parent.name
-    return write_files(folder, {**report_writers(report), **forecast_writers(held_out, report, source)})
+    parts: dict[Kind, dict[str, Writer]] = {
+        report.kind: {**report_writers(report), **forecast_writers(held_out, report, source)}
+        for report, held_out in reports
+    }
+    if len(parts) == 1:
+        (writers,) = parts.values()
+        return write_files(folder, writers)
+    cells = record_writers([record for report, _ in reports for record in report.records])
+    paths = write_files(folder, cells)
+    for kind, writers in parts.items():
+        paths += write_files(folder / kind, {name: writer for name, writer in writers.items() if name not in cells})
+    return paths

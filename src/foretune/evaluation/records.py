@@ -11,7 +11,7 @@ import numpy as np
 
 from foretune.errors import StoreError
 from foretune.evaluation.early_stop import RunLog
-from foretune.evaluation.predictors import PREDICTORS, QUANTITIES
+from foretune.evaluation.predictors import QUANTITIES, predictors_of, quantities_of
 from foretune.report.curves import Step, running_mean, steps_to_reach
 from foretune.report.store import Writer, read_json
 from foretune.report.tables import Table
@@ -30,7 +30,7 @@ from foretune.study.stored import (
     step_of,
     with_present_names,
 )
-from foretune.tasks.metrics import Kind
+from foretune.tasks.metrics import METRICS, Kind
 
 AREAS = ("train_area", "eval_area")  # under the curves over the steps, divided by the steps
 SECONDS = (
@@ -173,9 +173,7 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
     stored = read_stored(path)
     simulated, seconds = _read_simulation(path, stored.facts["train_rows"])
     log = RunLog(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
-    from_log = {entry.name: entry.from_log(log) for entry in PREDICTORS if entry.from_log is not None}
-    if stored.kind != "classification":
-        from_log["early_20_accuracy"] = None  # it is another metric, which is compared with none of its name
+    from_log = {entry.name: entry.from_log(log) for entry in predictors_of(stored.kind) if entry.from_log is not None}
     quantities = {**stored.quantities, **simulated, **from_log}
     return Record(
         **(stored.names if cell is None else cell.names),  # type: ignore[arg-type]
@@ -259,6 +257,19 @@ def target_losses(records: Sequence[Record]) -> dict[tuple[str, str], float]:
     return {group: max(values) for group, values in least.items() if not any(map(math.isnan, values))}
 
 
+def by_kind(records: Sequence[Record]) -> dict[Kind, list[Record]]:
+    """Part cells of different kinds of task: neither their metrics nor their losses are comparable.
+
+    Args:
+        records: Cells.
+
+    Returns:
+        Cells of each kind that there is.
+    """
+    parts = {kind: [record for record in records if record.kind == kind] for kind in METRICS}
+    return {kind: part for kind, part in parts.items() if part}
+
+
 def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
     """Lay out `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
 
@@ -274,14 +285,15 @@ def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
 
 
 def _cells_table(records: Sequence[Record]) -> Table:
-    kinds = {"classification", *(record.kind for record in records)}
+    kinds: set[Kind] = {"classification", *(record.kind for record in records)}
     present = [name for name in MEASURED if any(name in measured(kind) for kind in kinds)]
     outcomes, several = (*present, *AREAS), len(kinds) > 1
     words = ("key", *NAMES, "family", *(["task"] if several else []))
-    header = (*words, *QUANTITIES, *outcomes, *FACTS, *(f"seconds_{name}" for name in SECONDS))
+    quantities = [name for name in QUANTITIES if any(name in quantities_of(kind) for kind in kinds)]
+    header = (*words, *quantities, *outcomes, *FACTS, *(f"seconds_{name}" for name in SECONDS))
     rows = []
     for record in records:
-        values = [record.quantities.get(name) for name in QUANTITIES]
+        values = [record.quantities.get(name) for name in quantities]
         values += [record.outcomes.get(name) for name in outcomes]
         values += [record.facts[name] for name in FACTS]
         values += [record.seconds.get(name) for name in SECONDS]

@@ -1,4 +1,4 @@
-"""What it costs to let a predictor choose the placement: regret in accuracy, beside plain rules."""
+"""What it costs to let a predictor choose the placement: regret in the main metric, beside plain rules."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from foretune.arrays import Array
-from foretune.evaluation.predictors import PREDICTORS, Predictor
+from foretune.evaluation.predictors import Predictor, predictors_of
 from foretune.evaluation.records import Record
+from foretune.tasks.metrics import main_metric
 
 Group = tuple[str, str]
 RANDOM = "random placement"
@@ -17,7 +18,7 @@ ELSEWHERE = "best on the other data sets"
 
 @dataclass(frozen=True)
 class Regret:
-    """Accuracy lost by a rule that chooses one placement for each model and data set, as a fraction.
+    """Main metric lost by a rule that chooses one placement for each model and data set, accuracy as a fraction.
 
     Attributes:
         rule: The rule in words.
@@ -43,7 +44,7 @@ class _Placements:
     """The placements of one model and data set, for the seeds that all of them have."""
 
     units: tuple[tuple[str, int], ...]
-    accuracy: Array  # units × seeds
+    metric: Array  # units × seeds
     quantities: dict[str, Array]  # mean over seeds, NaN where missing
     family: str
 
@@ -59,7 +60,7 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
     a regret can be negative. Ties of a rule are split evenly.
 
     Args:
-        records: Cells.
+        records: Cells of one kind of task.
         seed: Seed of the bootstrap over groups.
         resamples: Draws of the bootstrap.
 
@@ -72,7 +73,7 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
         return ()
     rules: list[tuple[str, str | None, Weights]] = [
         (rule_in_words(predictor), predictor.name, _by_predictor(groups, predictor))
-        for predictor in PREDICTORS
+        for predictor in predictors_of(records[0].kind)
         if all(np.isfinite(table.quantities[predictor.name]).all() for table in groups.values())
     ]
     rules.append((RANDOM, None, lambda key: np.ones(len(groups[key].units))))
@@ -80,7 +81,7 @@ def regrets(records: Sequence[Record], *, seed: int = 0, resamples: int = 2000) 
         rules.append((ELSEWHERE, None, _elsewhere(groups)))
     losses = []
     for rule, name, weights in rules:
-        values, hits = np.array([_regret(groups[key].accuracy, weights(key)) for key in groups]).T
+        values, hits = np.array([_regret(groups[key].metric, weights(key)) for key in groups]).T
         low = high = None
         if len(values) > 1:
             low, high = _interval(values, [(key[0], table.family) for key, table in groups.items()], seed, resamples)
@@ -115,7 +116,7 @@ def rule_in_words(predictor: Predictor) -> str:
 def _by_group(records: Sequence[Record]) -> dict[Group, _Placements]:
     by_group: dict[Group, list[Record]] = defaultdict(list)
     for record in records:
-        if record.outcomes["accuracy"] is not None:
+        if record.outcomes[main_metric(record.kind).name] is not None:
             by_group[record.group].append(record)
     return {key: _placements(cells) for key, cells in by_group.items()}
 
@@ -129,14 +130,15 @@ def _placements(records: Sequence[Record]) -> _Placements:
         common = seeds[:1]
         units = [unit for unit in units if (*unit, seeds[0]) in at]
     table = [[at[*unit, seed] for seed in common] for unit in units]
-    accuracy = np.array([[float(record.outcomes["accuracy"] or 0.0) for record in row] for row in table])
+    name = main_metric(records[0].kind).name
+    metric = np.array([[float(record.outcomes[name] or 0.0) for record in row] for row in table])
     quantities = {
         name: np.array(
             [np.mean([np.nan if (v := record.quantities[name]) is None else v for record in row]) for row in table]
         )
-        for name in (predictor.name for predictor in PREDICTORS)
+        for name in (predictor.name for predictor in predictors_of(records[0].kind))
     }
-    return _Placements(tuple(units), accuracy, quantities, records[0].family)
+    return _Placements(tuple(units), metric, quantities, records[0].family)
 
 
 def _by_predictor(groups: dict[Group, _Placements], predictor: Predictor) -> Weights:
@@ -148,14 +150,14 @@ def _by_predictor(groups: dict[Group, _Placements], predictor: Predictor) -> Wei
 
 
 def _elsewhere(groups: dict[Group, _Placements]) -> Weights:
-    """The placement with the highest mean accuracy on the other data sets of the same model, else of any."""
+    """The placement with the highest mean metric on the other data sets of the same model, else of any."""
 
     def weights(key: Group) -> Array:
         foreign = {other: table for other, table in groups.items() if table.family != groups[key].family}
         others = [table for other, table in foreign.items() if other[0] == key[0]] or list(foreign.values())
         mean = []
         for unit in groups[key].units:
-            known = [table.accuracy[table.units.index(unit)].mean() for table in others if unit in table.units]
+            known = [table.metric[table.units.index(unit)].mean() for table in others if unit in table.units]
             mean.append(np.mean(known) if known else -np.inf)
         values = np.array(mean)
         return np.asarray(values == values.max(), dtype=np.float64)
@@ -163,17 +165,17 @@ def _elsewhere(groups: dict[Group, _Placements]) -> Weights:
     return weights
 
 
-def _regret(accuracy: Array, weights: Array) -> tuple[float, float]:
+def _regret(metric: Array, weights: Array) -> tuple[float, float]:
     """Regret and share of hits of a rule that takes each unit with its share of the weights."""
     share = weights / weights.sum()
-    mean = accuracy.mean(axis=1)
+    mean = metric.mean(axis=1)
     hit = float(share @ np.isclose(mean, mean.max(), rtol=0, atol=1e-12))
-    n_seeds = accuracy.shape[1]
+    n_seeds = metric.shape[1]
     if n_seeds == 1:
         return float(mean.max() - share @ mean), hit
     values = []
     for left_out in range(n_seeds):
-        others = np.delete(accuracy, left_out, axis=1).mean(axis=1)
+        others = np.delete(metric, left_out, axis=1).mean(axis=1)
         best = np.asarray(others == others.max(), dtype=np.float64)
-        values.append((best / best.sum() - share) @ accuracy[:, left_out])
+        values.append((best / best.sum() - share) @ metric[:, left_out])
     return float(np.mean(values)), hit

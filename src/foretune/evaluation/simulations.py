@@ -18,7 +18,7 @@ import torch
 from foretune.errors import StoreError
 from foretune.evaluation.comparisons import kernel_accuracies, permuted_task, redraw_weights
 from foretune.evaluation.metric_inputs import MetricInputs
-from foretune.evaluation.predictors import PREDICTORS, SIMULATED_AREAS
+from foretune.evaluation.predictors import SIMULATED_AREAS, predictors_of
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.reach import run_values
@@ -153,7 +153,8 @@ def _records(group: _Group) -> list[dict[str, Any]]:
 
 def _metrics(inputs: MetricInputs) -> list[dict[str, float]]:
     """Every predictor that is computed from the pass, for each placement."""
-    columns = {entry.name: entry.compute(inputs) for entry in PREDICTORS if entry.compute is not None}
+    entries = predictors_of(inputs.plan.task.objective.kind)
+    columns = {entry.name: entry.compute(inputs) for entry in entries if entry.compute is not None}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -205,10 +206,11 @@ def _comparisons(
     group: _Group, classifier: Classifier, linearised: Linearised, names: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """The same simulation with one thing changed at a time."""
+    objective = group.task.objective
     starts = _starts(group, names, linearised)
     recipe = schedule_of(group.first.train, n_training(group.task), seed=group.first.train.seed)
     lazy = simulate_runs(linearised, starts, recipe, train_a=False)
-    kernels = kernel_accuracies(linearised, starts)
+    kernels = kernel_accuracies(linearised, starts) if objective.kind == "classification" else [{} for _ in starts]
     _, at_random_head = _linearise(group, classifier, probe=False)
     random_head = simulate_runs(at_random_head, _starts(group, names, at_random_head), recipe)
     del at_random_head
@@ -216,11 +218,11 @@ def _comparisons(
     random = _simulated(group, _load(group, redrawn=True), names)
     return [
         {
-            "lazy_accuracy": a.end.eval_metric,
+            f"lazy_{objective.metric.name}": a.end.eval_metric,
             "lazy_eval_loss": a.end.eval_loss,
-            "random_head_accuracy": b.end.eval_metric,
-            "permuted_accuracy": c.end.eval_metric,
-            "random_backbone_accuracy": d.end.eval_metric,
+            f"random_head_{objective.metric.name}": b.end.eval_metric,
+            f"permuted_{objective.metric.name}": c.end.eval_metric,
+            f"random_backbone_{objective.metric.name}": d.end.eval_metric,
             **kernel,
         }
         for a, b, c, d, kernel in zip(lazy, random_head, permuted, random, kernels, strict=True)
