@@ -14,15 +14,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from foretune.forecasting.recipe import recipe_of
-from foretune.forecasting.runs import case_values, kind_of, outlooks, runs_of
-
-from foretune.evaluation.held_out import OUTPUTS, cases_of
+from foretune.evaluation.held_out import calibration_cases
 from foretune.evaluation.records import read_records
-from foretune.forecasting.calibration import OUTCOMES, apply_calibration, scale
+from foretune.forecasting.calibration import apply_calibration
 from foretune.forecasting.calibration_fit import fit_calibration
-from foretune.forecasting.linearise import survey
+from foretune.forecasting.linearise import linearise
+from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.forecasting.reach import reach, run_from, run_values
+from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.simulated_runs import case_values, kind_of, runs_of, simulate_runs
 from foretune.models.classifier import load_model
 from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import prepare
@@ -34,6 +34,7 @@ from foretune.training.tune import run_tune
 
 HERE = Path(__file__).parent
 RUNS = HERE / "runs.csv"
+OUTPUTS = ("margin", "full")  # of two classes and of more
 KNOWN, LENGTH = 512, 48
 # name: rows, epochs, learning rate
 SETTINGS = {
@@ -65,27 +66,27 @@ def forecasts(name: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
         samples=min(KNOWN, len(task.train.labels)),
         eval_samples=500,
         draws=1,
-        reduction="margin" if task.n_classes == 2 else "full",
+        reduction=task.objective.simulated().name,
         max_length=LENGTH,
     )
-    base = load_model(ModelConfig("MiniLM"), task.label_names, 0)
+    base = load_model(ModelConfig("MiniLM"), task.objective, 0)
     plan = prepare(base, task, lora_config(base.model, AdapterConfig(("all-linear",))), score)
-    held = survey(plan)
-    places = {site.name: index for index, site in enumerate(held.sites)}
+    linearised = linearise(plan)
+    places = {site.name: index for index, site in enumerate(linearised.sites)}
     configs = [lora_config(base.model, AdapterConfig(modules)) for modules in PLACEMENTS.values()]
-    starts = [held.start([places[module] for module in adapted_names(base.model, config)]) for config in configs]
-    recipe = recipe_of(tune, plan.train_rows, seed=tune.seed)
-    kinds = runs_of(kind_of(plan, recipe), starts)
-    for placement, config, kind, outlook in zip(
-        PLACEMENTS, configs, kinds, outlooks(held, starts, recipe), strict=True
+    starts = [linearised.start([places[module] for module in adapted_names(base.model, config)]) for config in configs]
+    schedule = schedule_of(tune, plan.train_rows, seed=tune.seed)
+    kinds = runs_of(kind_of(plan, schedule), starts)
+    for placement, config, kind, simulated in zip(
+        PLACEMENTS, configs, kinds, simulate_runs(linearised, starts, schedule), strict=True
     ):
-        fresh = load_model(ModelConfig("MiniLM"), task.label_names, 0)
+        fresh = load_model(ModelConfig("MiniLM"), task.objective, 0)
         with tempfile.TemporaryDirectory() as folder:
             result = run_tune(prepare_tune(fresh, task, config, tune, inplace=True), Path(folder))
         real = {"train_loss": result.last.train_loss, "eval_loss": result.last.eval_loss}
         yield (
             placement,
-            {**run_values(kind), **case_values(outlook), **real, "accuracy": result.last.main},
+            {**run_values(kind), **case_values(simulated), **real, "accuracy": result.last.main},
         )
 
 
@@ -109,7 +110,7 @@ def add() -> None:
 
 def judge() -> None:
     """Say how many outcomes lay within their intervals, as wide as inside and as wide as they are given."""
-    finished = cases_of(read_records(HERE.parent / "minilm-forecast"))
+    finished = calibration_cases(read_records(HERE.parent / "minilm-forecast"))
     whole = fit_calibration(finished, OUTPUTS, "all")
     found: dict[tuple[str, str, str], list[tuple[float, bool | None]]] = defaultdict(list)
     for row in rows():
