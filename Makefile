@@ -13,7 +13,7 @@ RUN := runs/demo
 .PHONY: demo test check bench clean help
 
 help:
-	@echo "make demo   score an adapter on real weights (MiniLM) and real text (BBC news)"
+	@echo "make demo   forecast a fine-tune of real weights (MiniLM) on real text (BBC news), then run it"
 	@echo "make test   run the test suite"
 	@echo "make check  lint and types"
 	@echo "make bench  cost of the kernel in passes, and of pricing 10,000 candidates"

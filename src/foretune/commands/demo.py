@@ -64,7 +64,7 @@ def demo(
             folder = output
             make_folder(folder)
         try:
-            results = _run(ModelConfig(str(model_folder())), DataConfig(str(data)), kernel, folder)
+            results = _run(ModelConfig(_near(model_folder())), DataConfig(_near(data)), kernel, folder)
         except BaseException:
             if output is not None:
                 with disk(f"cannot remove {str(folder)!r}"):
@@ -82,6 +82,11 @@ def demo(
     if output is not None:
         drawn = "both curves" if results["forecast"]["points"] else "the run"
         screen.print(f"{drawn}: {output / 'tuned' / 'loss.png'}", style="dim", markup=False, highlight=False)
+
+
+def _near(path: Path) -> str:
+    """A path as a person in the working folder would write it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _run(model: ModelConfig, data: DataConfig, kernel: ScoreSettings, folder: Path) -> dict[str, Any]:
