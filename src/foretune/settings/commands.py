@@ -41,7 +41,8 @@ class ScoreSettings(KernelSample):
         eval_samples: Random rows to predict, at most, of the evaluation split or, where there is none, of the fifth of
             the rows that is held out; 0 for no prediction.
         repeats: Redraws of the n samples.
-        reduction: Output reduction: margin, trace, full or class:k; by default margin for two classes, else trace.
+        reduction: Output reduction: margin, trace, full or class:k; by default margin for two classes, else trace. Of
+            numbers and several labels: trace (the default), full or output:k.
         head: `random` (as initialised or loaded), `average` (over `heads` random heads) or `probe`.
         heads: Random heads of `average`; each costs a pass.
         ntk_params: `adapter`, or `adapter+head` to add the trained head's kernel.

@@ -96,9 +96,9 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
         ConfigError: Naming what is unknown, missing, wrong or there twice.
     """
     _check_keys(content, KEYS, "study")
-    models = [_entry(ModelConfig, "model", held) for held in _list(content, "models")]
-    datasets = [_dataset(held) for held in _list(content, "datasets")]
-    placements = [_entry(AdapterConfig, None, held) for held in _list(content, "placements")]
+    models = [_entry(ModelConfig, "model", entry) for entry in _list(content, "models")]
+    datasets = [_dataset(entry) for entry in _list(content, "datasets")]
+    placements = [_entry(AdapterConfig, None, entry) for entry in _list(content, "placements")]
     ranks, seeds = _integers(content, "ranks", [8]), _integers(content, "seeds", [0])
     common = {name: _mapping(content, name) for name in ("score", "train")}
     n_cells = len(models) * len(datasets) * len(placements) * len(ranks) * len(seeds)
@@ -134,47 +134,47 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 
 def _list(content: Mapping[str, Any], key: str) -> list[Any]:
-    held = content.get(key)
-    if not isinstance(held, list) or not held:
-        raise ConfigError(f"study: {key} must be a list with at least one entry, not {shown(held)}")
-    return held
+    entries = content.get(key)
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"study: {key} must be a list with at least one entry, not {shown(entries)}")
+    return entries
 
 
 def _integers(content: Mapping[str, Any], key: str, default: list[int]) -> list[int]:
-    held = content.get(key, default)
-    if not (isinstance(held, list) and held and all(type(value) is int for value in held)):
-        raise ConfigError(f"study: {key} must be a list of integers, not {shown(held)}")
-    return held
+    numbers = content.get(key, default)
+    if not (isinstance(numbers, list) and numbers and all(type(value) is int for value in numbers)):
+        raise ConfigError(f"study: {key} must be a list of integers, not {shown(numbers)}")
+    return numbers
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
-    held = content.get(key)
-    if held is None:
+    settings = content.get(key)
+    if settings is None:
         return {}
-    if not isinstance(held, dict):
-        raise ConfigError(f"study: {key} must be a mapping of settings, not {shown(held)}")
-    if "seed" in held:
+    if not isinstance(settings, dict):
+        raise ConfigError(f"study: {key} must be a mapping of settings, not {shown(settings)}")
+    if "seed" in settings:
         raise ConfigError(f"study: {key} has a seed: list the seeds under 'seeds'")
-    return held
+    return settings
 
 
-def _dataset(held: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
-    config, name, own = _entry(DataConfig, "dataset", held, extra=("score", "train"))
-    return config, name, own, _word(held, "family", "dataset") or name
+def _dataset(entry: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
+    config, name, own = _entry(DataConfig, "dataset", entry, extra=("score", "train"))
+    return config, name, own, _word(entry, "family", "dataset") or name
 
 
 def _entry(
-    kind: type[Config], key: str | None, held: Any, *, extra: Sequence[str] = ()
+    kind: type[Config], key: str | None, entry: Any, *, extra: Sequence[str] = ()
 ) -> tuple[Config, str, dict[str, dict[str, Any]]]:
     """An entry of models, data sets or placements: its settings, its name, its own further settings."""
-    if key is not None and isinstance(held, str):
-        held = {key: held}
+    if key is not None and isinstance(entry, str):
+        entry = {key: entry}
     what = key or "placement"
-    if not isinstance(held, dict):
-        raise ConfigError(f"study: {what} {shown(held)} must be a mapping of settings")
-    own = {name: _mapping(held, name) for name in extra}
+    if not isinstance(entry, dict):
+        raise ConfigError(f"study: {what} {shown(entry)} must be a mapping of settings")
+    own = {name: _mapping(entry, name) for name in extra}
     outside = ("name", "family", *extra) if kind is DataConfig else ("name", *extra)
-    settings = {name: value for name, value in held.items() if name not in outside}
+    settings = {name: value for name, value in entry.items() if name not in outside}
     if kind is AdapterConfig:
         if "r" in settings:
             raise ConfigError("study: a placement has no r of its own: list the ranks under 'ranks'")
@@ -183,12 +183,12 @@ def _entry(
     if isinstance(settings.get("label_column"), str):
         settings["label_column"] = [settings["label_column"]]
     config = _read(kind, settings, what)
-    return config, _word(held, "name", what) or printable(_name(config)), own
+    return config, _word(entry, "name", what) or printable(_name(config)), own
 
 
-def _word(held: Any, key: str, where: str) -> str:
+def _word(entry: Any, key: str, where: str) -> str:
     """A short name as it can be printed; empty where there is none."""
-    word = held.get(key) if isinstance(held, dict) else None
+    word = entry.get(key) if isinstance(entry, dict) else None
     if word is None:
         return ""
     if isinstance(word, bool) or not isinstance(word, str | int | float) or not str(word).strip():
@@ -207,8 +207,8 @@ def _name(config: ModelConfig | DataConfig | AdapterConfig | ScoreSettings | Tun
     return ""
 
 
-def _check_keys(held: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for name in held:
+def _check_keys(mapping: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name in mapping:
         if name not in known:
             near = get_close_matches(str(name)[:100], known, n=1)
             hint = f": did you mean {near[0]!r}?" if near else f": it has {', '.join(known)}"
