@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture
 def small(tiny, monkeypatch):
     """The demo on a model of a few weights and on few rows."""
-    monkeypatch.setattr("foretune.tasks.demo.model_folder", lambda: tiny)
+    monkeypatch.setattr("foretune.tasks.demo.model_folder", lambda: Path(tiny))
     monkeypatch.setattr("foretune.tasks.demo.TRAIN_ROWS", 32)
     monkeypatch.setattr(demo, "LAYERS", (0, 1))
     monkeypatch.setattr(demo, "EVAL_SAMPLES", 16)
