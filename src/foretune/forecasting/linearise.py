@@ -28,7 +28,7 @@ from foretune.models.placement import head_modules
 from foretune.models.sites import Site
 from foretune.ntk.capture import run_logits
 from foretune.ntk.factors import TokenFactors, token_factors
-from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
+from foretune.ntk.probe import cross_fit, probe_folds
 from foretune.problem import OnBatch, Plan, stream_batches
 from foretune.tasks.objective import Targets
 
@@ -113,32 +113,23 @@ def linearise(
         evaluation = _evaluation(plan, plan.evaluation, on_batch)
         of_train = _sample(plan, train, y_train, [head.weight])
         return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [head.weight]), head, start)
-    objective = plan.task.objective
-    inputs = head_inputs(
-        plan.adapted,
-        {name: layer},
-        stream_batches(plan, plan.train, on_batch=on_batch),
-        n=n,
-        n_outputs=objective.n_outputs,
-    )
-    folds = probe_folds(n, seed=plan.settings.seed)
-    nobody = np.array([], dtype=np.int64)
-    *heads, last = probe_weights(name, layer, inputs, objective, y_train, left_out=[*folds, nobody])
+    stream = stream_batches(plan, plan.train, on_batch=on_batch)
+    fitted = cross_fit(plan.adapted, {name: layer}, stream, plan.task.objective, y_train, seed=plan.settings.seed)
 
     def each_fold() -> Iterator[Batch]:
-        for probe_head, fold in zip(heads, folds, strict=True):
+        for probe_head, fold in zip(fitted.heads, fitted.folds, strict=True):
             with installed(modules, probe_head):
                 yield from stream_batches(plan, plan.train, rows=fold.tolist(), on_batch=on_batch)
 
     train = token_factors(plan.adapted, each_fold(), plan.reduction, n=n)
-    with installed(modules, last):
+    with installed(modules, fitted.whole):
         evaluation = _evaluation(plan, plan.evaluation, on_batch)
-    weights = [probe_head.weights[name][0] for probe_head in heads]
+    weights = [probe_head.weights[name][0] for probe_head in fitted.heads]
     fold = np.empty(n, dtype=np.int64)
-    for index, rows in enumerate(folds):
+    for index, rows in enumerate(fitted.folds):
         fold[rows] = index
     of_train = _sample(plan, train, y_train, weights, fold)
-    return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [last.weights[name][0]]), head, start)
+    return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [fitted.whole.weights[name][0]]), head, start)
 
 
 def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:

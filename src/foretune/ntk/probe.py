@@ -1,7 +1,7 @@
 """A cross-fitted linear probe for the output layer: what the head will read, without training the model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -111,3 +111,48 @@ def probe_weights(
         weight, bias = objective.fit_output(inputs.numpy()[keep], targets[keep], intercept=layer.bias is not None)
         heads.append(HeadWeights({name: (torch.as_tensor(weight), None if bias is None else torch.as_tensor(bias))}))
     return tuple(heads)
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """Output layers fitted by cross-fitting.
+
+    Attributes:
+        folds: Positions of the examples of each fold.
+        heads: For each fold, the layer fitted on the examples outside it.
+        whole: The layer fitted on all examples.
+    """
+
+    folds: tuple[NDArray[np.int64], ...]
+    heads: tuple[HeadWeights, ...]
+    whole: HeadWeights
+
+
+def cross_fit(
+    adapted: AdaptedModel,
+    output: Mapping[str, nn.Linear],
+    batches: Iterable[Batch],
+    objective: Objective,
+    targets: Targets,
+    *,
+    seed: int,
+) -> CrossFitted:
+    """Fit the output layer for each fold of the examples without that fold, and once on all of them.
+
+    Args:
+        adapted: The model.
+        output: Name and module of the output layer.
+        batches: Batches that hold every position once.
+        objective: How the layer is fitted.
+        targets: n targets.
+        seed: Seed of the folds.
+
+    Returns:
+        The layers.
+    """
+    ((name, layer),) = output.items()
+    inputs = head_inputs(adapted, output, batches, n=len(targets), n_outputs=objective.n_outputs)
+    folds = probe_folds(len(targets), seed=seed)
+    nobody = np.array([], dtype=np.int64)
+    *heads, whole = probe_weights(name, layer, inputs, objective, targets, left_out=[*folds, nobody])
+    return CrossFitted(folds, tuple(heads), whole)

@@ -15,7 +15,7 @@ from foretune.models.placement import head_modules
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
-from foretune.ntk.probe import head_inputs, probe_folds, probe_weights
+from foretune.ntk.probe import cross_fit
 from foretune.problem import OnBatch, Plan, stream_batches
 from foretune.tasks.objective import Targets
 
@@ -134,21 +134,12 @@ def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | No
         for head in random_heads(base, modules, count=settings.heads, seed=settings.seed):
             yield _pass(plan, train, [(head, every_row)], head, on_batch)
         return
-    objective = plan.task.objective
     name, layer = list(modules.items())[-1]
     start = time.perf_counter()
-    inputs = head_inputs(
-        plan.adapted,
-        {name: layer},
-        stream_batches(plan, train, on_batch=on_batch),
-        n=len(y_train),
-        n_outputs=objective.n_outputs,
-    )
-    folds = probe_folds(len(y_train), seed=settings.seed)
-    nobody = np.array([], dtype=np.int64)
-    *heads, last = probe_weights(name, layer, inputs, objective, y_train, left_out=[*folds, nobody])
+    stream = stream_batches(plan, train, on_batch=on_batch)
+    probe = cross_fit(plan.adapted, {name: layer}, stream, plan.task.objective, y_train, seed=settings.seed)
     fitted = time.perf_counter() - start
-    result = _pass(plan, train, list(zip(heads, folds, strict=True)), last, on_batch)
+    result = _pass(plan, train, list(zip(probe.heads, probe.folds, strict=True)), probe.whole, on_batch)
     yield replace(result, seconds_kernel=result.seconds_kernel + fitted)
 
 
