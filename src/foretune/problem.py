@@ -207,15 +207,12 @@ def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Split:
     return split(task, samples=settings.samples, eval_samples=settings.eval_samples, seed=settings.seed, repeat=repeat)
 
 
-def settings_of_pass(
-    task: Task, sample: Sample, *, reduction: str | None = None, draws: int = 1, sigma: float = 1e-4
-) -> ScoreSettings:
-    """Make the settings of the one pass over the samples from which runs are forecast.
+def settings_of_pass(task: Task, sample: Sample, *, draws: int = 1, sigma: float = 1e-4) -> ScoreSettings:
+    """Make the settings of the one pass over the samples from which runs are forecast, of the outputs that they need.
 
     Args:
         task: Data; no more samples are taken than rows train.
         sample: What is known of the data.
-        reduction: Output reduction; None takes that of a score.
         draws: Draws of the random A.
         sigma: Regularisation σ of the condition number.
 
@@ -226,7 +223,7 @@ def settings_of_pass(
         samples=min(sample.samples, n_training(task)),
         eval_samples=sample.eval_samples,
         draws=draws,
-        reduction=reduction,
+        reduction=task.objective.simulated().name,
         sigma=sigma,
         max_length=sample.max_length,
         batch_size=sample.batch_size,

@@ -22,14 +22,13 @@ from foretune.evaluation.predictors import SIMULATED_AREAS, predictors_of
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.reach import run_values
-from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.schedule import Schedule, schedule_of
 from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, runs_of, simulate_runs
 from foretune.models.classifier import Classifier, load_model
 from foretune.models.placement import adapted_names, lora_config
-from foretune.problem import Plan, prepare
+from foretune.problem import Plan, prepare, settings_of_pass
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
-from foretune.settings.commands import ScoreSettings
-from foretune.settings.groups import AdapterConfig
+from foretune.settings.groups import AdapterConfig, Sample
 from foretune.study.cell import SIMULATIONS, stored_key
 from foretune.study.grid import Cell
 from foretune.tasks.load import Task, load_task
@@ -68,6 +67,11 @@ class _Group:
     @property
     def first(self) -> Cell:
         return self.cells[0]
+
+    @property
+    def schedule(self) -> Schedule:
+        train = self.first.train
+        return schedule_of(train, n_training(self.task), seed=train.seed)
 
 
 def simulate_cells(
@@ -127,9 +131,8 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     seconds = {"survey": time.perf_counter() - clock}
     names = _module_names(group, classifier)
     starts = _starts(group, names, linearised)
-    recipe = schedule_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
     clock = time.perf_counter()
-    alone, *simulated = simulate_runs(linearised, [linearised.start([]), *starts], recipe, points=POINTS)
+    alone, *simulated = simulate_runs(linearised, [linearised.start([]), *starts], group.schedule, points=POINTS)
     seconds["simulate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     metrics = _metrics(MetricInputs(plan, linearised, starts, alone.end, group.first.train.seed))
@@ -147,7 +150,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
             "train_rows": outlook.train_rows,
             "seconds": each,
         }
-        for outlook, run, values in zip(simulated, runs_of(kind_of(plan, recipe), starts), metrics, strict=True)
+        for outlook, run, values in zip(simulated, runs_of(kind_of(plan, group.schedule), starts), metrics, strict=True)
     ]
 
 
@@ -171,16 +174,14 @@ def _linearise(group: _Group, classifier: Classifier, *, probe: bool = True) -> 
     adapter = replace(
         first.adapter, target_modules=("all-linear",), layers=None, r=max(cell.adapter.r for cell in group.cells)
     )
-    score = ScoreSettings(
-        samples=min(group.settings.samples, n_training(task)),
+    known = Sample(
+        samples=group.settings.samples,
         eval_samples=group.settings.eval_samples,
-        draws=1,
-        reduction=task.objective.simulated().name,
         max_length=first.train.max_length,
         batch_size=first.train.batch_size,
         seed=first.train.seed,
     )
-    plan = prepare(classifier, task, lora_config(classifier.model, adapter), score)
+    plan = prepare(classifier, task, lora_config(classifier.model, adapter), settings_of_pass(task, known))
     return plan, linearise(plan, probe=probe, autocast=torch.bfloat16 if first.train.bf16 else None)
 
 
@@ -208,11 +209,10 @@ def _comparisons(
     """The same simulation with one thing changed at a time."""
     objective = group.task.objective
     starts = _starts(group, names, linearised)
-    recipe = schedule_of(group.first.train, n_training(group.task), seed=group.first.train.seed)
-    lazy = simulate_runs(linearised, starts, recipe, train_a=False)
+    lazy = simulate_runs(linearised, starts, group.schedule, train_a=False)
     kernels = kernel_accuracies(linearised, starts) if objective.kind == "classification" else [{} for _ in starts]
     _, at_random_head = _linearise(group, classifier, probe=False)
-    random_head = simulate_runs(at_random_head, _starts(group, names, at_random_head), recipe)
+    random_head = simulate_runs(at_random_head, _starts(group, names, at_random_head), group.schedule)
     del at_random_head
     permuted = _simulated(replace(group, task=permuted_task(group.task, group.first.train.seed)), classifier, names)
     random = _simulated(group, _load(group, redrawn=True), names)
@@ -230,9 +230,8 @@ def _comparisons(
 
 
 def _simulated(group: _Group, classifier: Classifier, names: Sequence[Sequence[str]]) -> tuple[SimulatedRun, ...]:
-    plan, linearised = _linearise(group, classifier)
-    recipe = schedule_of(group.first.train, plan.train_rows, seed=group.first.train.seed)
-    return simulate_runs(linearised, _starts(group, names, linearised), recipe)
+    _, linearised = _linearise(group, classifier)
+    return simulate_runs(linearised, _starts(group, names, linearised), group.schedule)
 
 
 def _areas(outlook: SimulatedRun) -> dict[str, float]:

@@ -286,8 +286,7 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
         ("all-linear",), r=max(settings.ranks), alpha=settings.alpha, rslora=settings.rslora, init=settings.init
     )
     template = lora_config(classifier.model, adapter)
-    reduction = task.objective.simulated().name
-    of_pass = settings_of_pass(task, settings, reduction=reduction, draws=settings.draws, sigma=settings.sigma)
+    of_pass = settings_of_pass(task, settings, draws=settings.draws, sigma=settings.sigma)
     plan = prepare(classifier, task, template, of_pass)
     plan, notes = leave_out(plan, settings)
     sites = plan.adapted.sites
