@@ -94,14 +94,16 @@ def _run(model: ModelConfig, data: DataConfig, kernel: ScoreSettings, folder: Pa
     adapter = AdapterConfig(target_modules=MODULES, layers=LAYERS)
     known = ForecastSettings(eval_samples=EVAL_SAMPLES, max_length=MAX_LENGTH, **vars(RECIPE))
     trained = TuneSettings(eval_samples=EVAL_SAMPLES, max_length=MAX_LENGTH, train_eval_samples=0, **vars(RECIPE))
-    where = {"score": folder / "score", "forecast": folder / "forecast", "tune": folder / "tuned"}
-    _say("score", Configuration(model, data, adapter, kernel), where["score"])
-    score = make_score(Configuration(model, data, adapter, kernel), where["score"], brief=True)
-    _say("forecast", Configuration(model, data, adapter, known), where["forecast"])
-    forecast = make_forecast(Configuration(model, data, adapter, known), where["forecast"], brief=True)
-    curve = where["forecast"] if forecast["points"] else None
-    _say("tune", Configuration(model, data, adapter, trained), where["tune"], curve)
-    tune = make_tune(Configuration(model, data, adapter, trained), where["tune"], forecast=curve, brief=True)
+    of_score = Configuration(model, data, adapter, kernel)
+    of_forecast = Configuration(model, data, adapter, known)
+    of_tune = Configuration(model, data, adapter, trained)
+    _say("score", of_score, folder / "score")
+    score = make_score(of_score, folder / "score", brief=True)
+    _say("forecast", of_forecast, folder / "forecast")
+    forecast = make_forecast(of_forecast, folder / "forecast", brief=True)
+    curve = folder / "forecast" if forecast["points"] else None
+    _say("tune", of_tune, folder / "tuned", curve)
+    tune = make_tune(of_tune, folder / "tuned", forecast=curve, brief=True)
     return {"score": score, "forecast": forecast, "tune": tune}
 
 
@@ -152,9 +154,9 @@ def _side_by_side(forecast: Mapping[str, Any], tune: Mapping[str, Any]) -> "Tabl
     """What was forecast beside what the fine-tune gave."""
     from rich.table import Table
 
-    from foretune.tasks.metrics import Metric
+    from foretune.tasks.metrics import main_metric
 
-    metric = Metric(**forecast["details"]["objective"]["metrics"][0])
+    metric = main_metric(forecast["details"]["objective"]["kind"])
     end, final, count = forecast["end"] or {}, tune["final"], forecast["placement"]["trainable_parameters"]
     placed = f"{', '.join(MODULES)} of layers {', '.join(map(str, LAYERS))}"
     title = (

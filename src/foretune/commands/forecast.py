@@ -1,13 +1,12 @@
 """`foretune forecast`."""
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import load, read_adapter
+from foretune.commands.loading import free_folder, load, read_adapter, say_where
 from foretune.settings.commands import Configuration, ForecastSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe, Sample
 
@@ -89,13 +88,7 @@ def make_forecast(
     Returns:
         What `result.json` holds.
     """
-    from foretune.report.folders import hold
-    from foretune.report.store import check_free
-
-    with ExitStack() as stack:
-        if output is not None:
-            stack.enter_context(hold(output))
-            check_free(output)
+    with free_folder(output):
         return _forecast(config, output, calibration, brief=brief)
 
 
@@ -133,5 +126,5 @@ def _forecast(
         own = None if calibration is None else calibrated
         save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
     if not brief:
-        log.print("nothing saved: name a folder with --output" if output is None else f"saved to {output}", style="dim")
+        say_where(log, output)
     return result.to_dict()

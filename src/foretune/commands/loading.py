@@ -1,5 +1,7 @@
-"""What `score`, `forecast` and `tune` load alike."""
+"""What commands do alike: load a configuration, keep a folder free, say where a run lies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +10,7 @@ from foretune.settings.commands import Configuration
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from rich.console import Console
 
     from foretune.models.classifier import Classifier
     from foretune.tasks.load import Task
@@ -49,13 +52,13 @@ def load(config: Configuration[Any], given: "LoraConfig | None", *, seed: int) -
 
     Args:
         config: Configuration.
-        given: The adapter, from `read_adapter`; None reads it, where there is a file.
+        given: The adapter, from `read_adapter`.
         seed: Seed of a new head.
 
     Returns:
         Both, with the adapter for the model.
     """
-    from foretune.models.adapter_file import adapter_from_file, adapter_in_words, placement_in_words
+    from foretune.models.adapter_file import adapter_in_words, placement_in_words
     from foretune.models.classifier import load_model
     from foretune.models.placement import lora_config
     from foretune.tasks.load import load_task
@@ -63,6 +66,41 @@ def load(config: Configuration[Any], given: "LoraConfig | None", *, seed: int) -
     task = load_task(config.data)
     classifier = load_model(config.model, task.objective, seed)
     if isinstance(config.adapter, Path):
-        lora = adapter_from_file(config.adapter) if given is None else given
-        return Loaded(task, classifier, lora, adapter_in_words(lora))
+        assert given is not None  # read before anything else
+        return Loaded(task, classifier, given, adapter_in_words(given))
     return Loaded(task, classifier, lora_config(classifier.model, config.adapter), placement_in_words(config.adapter))
+
+
+@contextmanager
+def free_folder(output: Path | None) -> Iterator[None]:
+    """Keep a new folder free of other runs while one is made for it.
+
+    Args:
+        output: Folder; None for a run that is not saved.
+
+    Yields:
+        Nothing.
+    """
+    from foretune.report.folders import hold
+    from foretune.report.store import check_free
+
+    if output is None:
+        yield
+        return
+    with hold(output):
+        check_free(output)
+        yield
+
+
+def say_where(log: "Console", output: Path | None, more: str = "") -> None:
+    """Say where a run was saved.
+
+    Args:
+        log: Where to.
+        output: Folder; None if it was not.
+        more: What to say besides, of a run that was.
+    """
+    if output is None:
+        log.print("nothing saved: name a folder with --output", style="dim")
+    else:
+        log.print(f"saved to {output}{more}")

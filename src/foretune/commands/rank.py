@@ -1,12 +1,12 @@
 """`foretune rank`."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
+from foretune.commands.loading import free_folder, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe
@@ -75,16 +75,10 @@ def rank_command(
     Raises:
         ConfigError: If the chosen row does not exist.
     """
-    from foretune.report.folders import hold
-    from foretune.report.store import check_free
-
     most = run.settings.finalists * len(run.models) * len(run.data)
     if not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
-    with ExitStack() as stack:
-        if output is not None:
-            stack.enter_context(hold(output))
-            check_free(output)
+    with free_folder(output):
         _rank(run, output, calibration, choose=choose, as_json=as_json)
 
 
@@ -117,12 +111,11 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
             f"{ranking.train_rows:,} rows; {seconds}",
         )
     n_rows = sum(len(ranking.rows) for ranking in rankings)
+    chosen = ""
     if output is not None:
         save_rankings(rankings, run, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
         chosen = f"; adapter of row {choose} in {output / ADAPTER_FILE}" if choose <= n_rows else ""
-        log.print(f"saved to {output}{chosen}")
-    else:
-        log.print("nothing saved: name a folder with --output", style="dim")
+    say_where(log, output, chosen)
     if as_json:
         print_json(to_json(finite(ranking_content(rankings, run, calibrated))))
     else:

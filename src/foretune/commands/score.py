@@ -1,13 +1,12 @@
 """`foretune score`."""
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import load, read_adapter
+from foretune.commands.loading import free_folder, load, read_adapter, say_where
 from foretune.settings.commands import Configuration, ScoreSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
@@ -79,13 +78,7 @@ def make_score(config: Configuration[ScoreSettings], output: Path | None, *, bri
     Returns:
         What `result.json` holds.
     """
-    from foretune.report.folders import hold
-    from foretune.report.store import check_free
-
-    with ExitStack() as stack:
-        if output is not None:
-            stack.enter_context(hold(output))
-            check_free(output)
+    with free_folder(output):
         return _score(config, output, brief=brief)
 
 
@@ -112,5 +105,5 @@ def _score(config: Configuration[ScoreSettings], output: Path | None, *, brief: 
     if output is not None:
         save_score(result, output, config, given)
     if not brief:
-        log.print("nothing saved: name a folder with --output" if output is None else f"saved to {output}", style="dim")
+        say_where(log, output)
     return score_content(result)

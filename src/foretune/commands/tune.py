@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from rich.text import Text
 
-from foretune.commands.loading import load, read_adapter
+from foretune.commands.loading import load, read_adapter, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import Configuration, TuneSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
@@ -158,5 +158,5 @@ def _tune(
     if output is not None:
         close_folder(result, folder, forecast=drawn)
     if not brief:
-        log.print("nothing saved: name a folder with --output" if output is None else f"saved to {output}", style="dim")
+        say_where(log, output)
     return result.to_dict()

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from foretune.models.sites import kinds_in_words
 from foretune.report.terminal import print_facts
-from foretune.tasks.metrics import Metric
+from foretune.tasks.metrics import main_metric
 
 ROWS = 5  # of the course in the table
 
@@ -89,7 +89,7 @@ def print_forecast(console: Console, result: Mapping[str, Any]) -> None:
 
 def _table(result: Mapping[str, Any]) -> Table:
     """The course and its end with intervals; the simulated course where there is no calibration of this kind."""
-    end, metric = result["end"], Metric(**result["details"]["objective"]["metrics"][0])
+    end, metric = result["end"], main_metric(result["details"]["objective"]["kind"])
     points = result["simulated"] if end is None else result["points"]
     title = "Simulated run, not calibrated: no forecast" if end is None else "Forecast of the run, 90% intervals"
     table = Table(show_edge=False, pad_edge=False, title=title, title_justify="left")

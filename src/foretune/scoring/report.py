@@ -8,7 +8,7 @@ from rich.text import Text
 
 from foretune.forecasting.report import model_and_data_rows, print_layout_notes
 from foretune.report.terminal import print_facts
-from foretune.tasks.metrics import Metric
+from foretune.tasks.metrics import Metric, main_metric
 
 _GIB = 2.0**30
 
@@ -107,7 +107,7 @@ def _count(spread: dict[str, Any]) -> int:
 
 def _metric(result: dict[str, Any]) -> Metric:
     """The main metric of what was scored."""
-    return Metric(**result["details"]["objective"]["metrics"][0])
+    return main_metric(result["details"]["objective"]["kind"])
 
 
 def _mean(summary: dict[str, Any] | None, metric: Metric | None) -> str:
