@@ -14,7 +14,7 @@ from foretune.errors import DataError, border, few, shown
 from foretune.readers.table import Place, Split, is_missing
 from foretune.tasks.labels import HIDDEN, LabelMap, label_map, read_labels
 from foretune.tasks.multi_label import MultiLabel
-from foretune.tasks.numbers import same_length
+from foretune.tasks.numbers import read_lists
 
 _LOG = logging.getLogger(__name__)
 SEPARATORS = "|;,"  # the first of these that a column holds separates its labels
@@ -104,10 +104,7 @@ class FlagCoding:
             DataError: If a cell is missing or something else, or a list is shorter or longer than those of training.
         """
         if self.in_lists:
-            values, place = split.values(self.columns[0]), split.place(self.columns[0])
-            rows = same_length(values, place, width=len(self.objective.names))
-            flags = [[_flag(value, row, place) for value in cells] for row, cells in enumerate(rows)]
-            return np.array(flags, dtype=np.float64).reshape(len(rows), len(self.objective.names))
+            return read_lists(split, self.columns[0], _flag, width=len(self.objective.names))
         columns = []
         for column in self.columns:
             place = split.place(column)

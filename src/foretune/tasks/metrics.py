@@ -5,8 +5,9 @@ from math import atanh, exp, isfinite, log, tanh
 from typing import Literal
 
 from foretune.errors import ConfigError
+from foretune.settings.groups import TaskKind
 
-Kind = Literal["classification", "regression", "multi-label"]
+Kind = TaskKind
 Scale = Literal["logit", "fisher", "identity"]
 
 

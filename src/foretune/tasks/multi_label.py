@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from scipy.special import expit, log_expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -15,15 +14,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from foretune.arrays import Array
 from foretune.errors import ConfigError, DataError, few, shown
 from foretune.tasks.metrics import METRICS, Kind, Metric
-from foretune.tasks.objective import Objective, Targets
-from foretune.tasks.outputs import OutputReduction, identity_reduction
+from foretune.tasks.objective import SeparateOutputs, Targets
 from foretune.tasks.readout import best_temperature, standardised
 
 LEAST = 4  # samples
 
 
 @dataclass(frozen=True)
-class MultiLabel(Objective):
+class MultiLabel(SeparateOutputs):
     """A text has any of C labels.
 
     Attributes:
@@ -36,25 +34,9 @@ class MultiLabel(Objective):
     loss_unit: ClassVar[str] = "nats a label"
     metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 
-    def reduction(self, name: str | None) -> OutputReduction:
-        """`trace`; or that of the name."""
-        return identity_reduction(name, len(self.names))
-
-    def simulated(self) -> OutputReduction:
-        """`full`: every output."""
-        return identity_reduction("full", len(self.names))
-
     def encode(self, targets: Targets) -> Array:
         """1 where the label is there, else −1; n × C."""
         return np.asarray(2.0 * np.asarray(targets, dtype=np.float64) - 1.0)
-
-    def answers(self, reduction: OutputReduction, targets: Targets) -> Targets:
-        """The labels that the scores are of."""
-        return np.asarray(targets[:, reduction.columns >= 0])
-
-    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
-        """N × C zeros and ones."""
-        return torch.as_tensor(targets, dtype=dtype)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(1/C) Σ_c −log σ(±f_c), in nats a label."""

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -79,10 +79,7 @@ class NumberCoding:
         """
         if not self.in_lists:
             return np.column_stack([_column(split, column) for column in self.columns])
-        values, place = split.values(self.columns[0]), split.place(self.columns[0])
-        rows = same_length(values, place, width=len(self.objective.names))
-        numbers = [[_number(value, row, place) for value in cells] for row, cells in enumerate(rows)]
-        return np.array(numbers, dtype=np.float64).reshape(len(rows), len(self.objective.names))
+        return read_lists(split, self.columns[0], _number, width=len(self.objective.names))
 
 
 def number_coding(train: Split, columns: tuple[str, ...]) -> NumberCoding:
@@ -130,20 +127,27 @@ def _check_hidden(values: NDArray[np.float64], which: str, place: Place) -> None
         _LOG.warning("%s: -1 is taken for a number; if it marks rows without a label, drop them", which)
 
 
-def same_length(values: Sequence[Any], place: Place, *, width: int) -> list[Sequence[Any]]:
-    """Take a column of lists that are as long as each other.
+def read_lists(
+    split: Split, column: str, read: Callable[[Any, int, Place], float], *, width: int
+) -> NDArray[np.float64]:
+    """Read a column of lists that are as long as each other.
 
     Args:
-        values: Cells.
-        place: Where they stand, for messages.
-        width: Length of each.
+        split: Split.
+        column: Column.
+        read: Takes an entry, its row and the place of the column for messages.
+        width: Length of each list.
 
     Returns:
-        The lists.
-
-    Raises:
-        DataError: If a cell is missing or no list, or its list has another length.
+        n × width numbers.
     """
+    values, place = split.values(column), split.place(column)
+    rows = _same_length(values, place, width=width)
+    numbers = [[read(value, row, place) for value in cells] for row, cells in enumerate(rows)]
+    return np.array(numbers, dtype=np.float64).reshape(len(rows), width)
+
+
+def _same_length(values: Sequence[Any], place: Place, *, width: int) -> list[Sequence[Any]]:
     rows: list[Sequence[Any]] = []
     for row, value in enumerate(values):
         if is_missing(value):

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from foretune.arrays import Array
-from foretune.tasks.metrics import Kind as Kind
-from foretune.tasks.metrics import Metric as Metric
-from foretune.tasks.outputs import OutputReduction
+from foretune.tasks.metrics import Kind, Metric
+from foretune.tasks.outputs import OutputReduction, identity_reduction
 
 Targets = NDArray[Any]  # n integers (classes), n × C numbers (regression) or n × C zeros and ones (several labels)
 
@@ -114,9 +114,8 @@ class Objective(ABC):
             The mean.
         """
         f = torch.tensor(outputs, dtype=torch.float64)
-        return abs(
-            float(self.loss(f, self.tensor(targets, torch.float64)).mean())
-        )  # no loss is below 0, but it may be −0
+        mean = float(self.loss(f, self.tensor(targets, torch.float64)).mean())
+        return abs(mean)  # no loss is below 0, but it may be −0
 
     @abstractmethod
     def residual(self, outputs: Array, targets: Targets) -> Array:
@@ -182,3 +181,23 @@ class Objective(ABC):
     @abstractmethod
     def describe(self, targets: Targets) -> dict[str, Any]:
         """What to say of the targets of a split, JSON-ready."""
+
+
+class SeparateOutputs(Objective):
+    """A kind of task whose outputs stand for themselves, each with its own column of targets."""
+
+    def reduction(self, name: str | None) -> OutputReduction:
+        """`trace`; or that of the name."""
+        return identity_reduction(name, len(self.names))
+
+    def simulated(self) -> OutputReduction:
+        """`full`: every output."""
+        return identity_reduction("full", len(self.names))
+
+    def answers(self, reduction: OutputReduction, targets: Targets) -> Targets:
+        """Columns of the outputs that the scores are of."""
+        return np.asarray(targets[:, reduction.columns >= 0])
+
+    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Targets as they are, n × C."""
+        return torch.as_tensor(targets, dtype=dtype)

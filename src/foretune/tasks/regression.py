@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import r2_score
@@ -14,8 +13,7 @@ from torch import Tensor
 from foretune.arrays import Array
 from foretune.errors import ConfigError, DataError, few, shown
 from foretune.tasks.metrics import METRICS, Kind, Metric
-from foretune.tasks.objective import Objective, Targets
-from foretune.tasks.outputs import OutputReduction, identity_reduction
+from foretune.tasks.objective import SeparateOutputs, Targets
 from foretune.tasks.readout import standardised
 
 LEAST = 4  # samples: each fifth left out must leave some that differ
@@ -23,7 +21,7 @@ PENALTIES = np.geomspace(1e-3, 1e3, 13)
 
 
 @dataclass(frozen=True)
-class Regression(Objective):
+class Regression(SeparateOutputs):
     """A text has C numbers.
 
     Attributes:
@@ -36,25 +34,9 @@ class Regression(Objective):
     loss_unit: ClassVar[str] = "squared error"
     metrics: ClassVar[tuple[Metric, ...]] = METRICS[kind]
 
-    def reduction(self, name: str | None) -> OutputReduction:
-        """`trace`; or that of the name."""
-        return identity_reduction(name, len(self.names))
-
-    def simulated(self) -> OutputReduction:
-        """`full`: every output."""
-        return identity_reduction("full", len(self.names))
-
     def encode(self, targets: Targets) -> Array:
         """The numbers themselves, n × C."""
         return np.asarray(targets, dtype=np.float64)
-
-    def answers(self, reduction: OutputReduction, targets: Targets) -> Targets:
-        """Numbers of the outputs that the scores are of."""
-        return np.asarray(targets[:, reduction.columns >= 0])
-
-    def tensor(self, targets: Targets, dtype: torch.dtype = torch.float32) -> Tensor:
-        """N × C numbers."""
-        return torch.as_tensor(targets, dtype=dtype)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Squared error (1/C) Σ_c (f_c − y_c)²."""
