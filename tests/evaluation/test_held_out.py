@@ -28,7 +28,6 @@ from foretune.evaluation.quality import (
     forecast_figure,
     quality_table,
     rivals_table,
-    save_report,
     save_reports,
 )
 from foretune.evaluation.records import SECONDS, Record, by_kind, read_records
@@ -175,7 +174,7 @@ def test_tables_and_files(held_out, tmp_path):
     assert len(quality_table(held_out).rows) == 3
     area = area_table(held_out.records).rows[-1]
     assert area == ("all", "100", "25%", "0%")
-    paths = save_report(report, held_out, tmp_path)
+    paths = save_reports([(report, held_out)], tmp_path)
     assert all(path.is_file() for path in paths)
     with (tmp_path / "forecasts.csv").open(encoding="utf-8") as file:
         listed = list(csv.DictReader(file))
@@ -251,7 +250,7 @@ def test_the_committed_costs_are_those_of_the_committed_cells():
 
 def test_no_forecast_is_written_where_there_is_none(tmp_path):
     held_out = forecast_held_out(study("abc"))
-    paths = save_report(summarise(held_out.records, resamples=100), held_out, tmp_path)
+    paths = save_reports([(summarise(held_out.records, resamples=100), held_out)], tmp_path)
     assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}
     assert not {"forecasts.csv", "calibration.json", "rivals.csv", "forecast.png"} & {path.name for path in paths}
 
@@ -296,7 +295,7 @@ def test_each_kind_is_calibrated_by_its_own_cells(kind, tmp_path):
     assert rivals[f"foretune: {metric.label}"][3] == row[4]
     assert not {"LogME", "foretune: accuracy"} & set(rivals)
     assert forecast_figure(pairs[1][1]).axes[0].get_xlabel().startswith(f"forecast {metric.label}")
-    alone = save_report(*pairs[1], tmp_path / "alone")
+    alone = save_reports([pairs[1]], tmp_path / "alone")
     assert tmp_path / "alone" / "calibration.json" in alone
 
 

@@ -311,20 +311,6 @@ def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: st
     }
 
 
-def save_report(report: StudyReport, held_out: HeldOutForecasts, folder: Path) -> list[Path]:
-    """Write all that a report of one kind of task holds: see `save_reports`.
-
-    Args:
-        report: Report.
-        held_out: Forecasts of the same cells.
-        folder: Folder; files of an earlier report are replaced.
-
-    Returns:
-        The files.
-    """
-    return save_reports([(report, held_out)], folder)
-
-
 def save_reports(reports: Sequence[tuple[StudyReport, HeldOutForecasts]], folder: Path) -> list[Path]:
     """Write cells, tables, figures and, where runs were simulated, forecasts.
 

@@ -96,11 +96,6 @@ class KernelPrediction:
         """The main metric on the evaluation examples."""
         return self.metrics[f"eval_{self.metric}"]
 
-    @property
-    def loo_metric(self) -> float | None:
-        """The main metric of the leave-one-out predictions."""
-        return self.metrics[f"loo_{self.metric}"]
-
     def to_dict(self) -> dict[str, Any]:
         """Lay out as in `result.json`: the metrics beside the losses.
 
