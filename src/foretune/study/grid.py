@@ -82,8 +82,8 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
 
     `models` and `datasets` hold paths or hub ids, or mappings with the settings of `ModelConfig` and `DataConfig`,
     a `name`, and for data sets their own `score` and `train` and a `family`, the name that versions of one data set
-    share (by default their own); `placements` hold settings of `AdapterConfig` without
-    the rank, and a `name`. `ranks` is [8] and `seeds` [0] where not given. A `max_length` of `train` holds for
+    share (by default their own); `placements` hold settings of `AdapterConfig` and a `name`; one with
+    an `r` has that rank alone, whatever `ranks` says. `ranks` is [8] and `seeds` [0] where not given. A `max_length` of `train` holds for
     `score` too, unless that has its own.
 
     Args:
@@ -98,15 +98,15 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
     _check_keys(content, KEYS, "study")
     models = [_entry(ModelConfig, "model", entry) for entry in _list(content, "models")]
     datasets = [_dataset(entry) for entry in _list(content, "datasets")]
-    placements = [_entry(AdapterConfig, None, entry) for entry in _list(content, "placements")]
     ranks, seeds = _integers(content, "ranks", [8]), _integers(content, "seeds", [0])
+    placements = [placement for entry in _list(content, "placements") for placement in _placements(entry, ranks)]
     common = {name: _mapping(content, name) for name in ("score", "train")}
-    n_cells = len(models) * len(datasets) * len(placements) * len(ranks) * len(seeds)
+    n_cells = len(models) * len(datasets) * len(placements) * len(seeds)
     if n_cells > MOST_CELLS:
         raise ConfigError(f"the study has {n_cells:,} cells: at most {MOST_CELLS:,}, so split it")
     cells = []
-    for seed, (model, model_name, _), (data, data_name, own, family), (adapter, placement, _), rank in product(
-        seeds, models, datasets, placements, ranks
+    for seed, (model, model_name, _), (data, data_name, own, family), (adapter, placement) in product(
+        seeds, models, datasets, placements
     ):
         train = {**common["train"], **own["train"], "seed": seed}
         length = {"max_length": train["max_length"]} if "max_length" in train else {}
@@ -115,7 +115,7 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
             Cell(
                 model,
                 data,
-                replace(adapter, r=rank),
+                adapter,
                 _read(ScoreSettings, score, "score"),
                 _read(TuneSettings, train, "train"),
                 model_name,
@@ -158,6 +158,12 @@ def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     return settings
 
 
+def _placements(entry: Any, ranks: Sequence[int]) -> list[tuple[AdapterConfig, str]]:
+    config, name, _ = _entry(AdapterConfig, None, entry)
+    own = (config.r,) if "r" in entry else ranks
+    return [(replace(config, r=rank), name) for rank in own]
+
+
 def _dataset(entry: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
     config, name, own = _entry(DataConfig, "dataset", entry, extra=("score", "train"))
     return config, name, own, _word(entry, "family", "dataset") or name
@@ -176,8 +182,6 @@ def _entry(
     outside = ("name", "family", *extra) if kind is DataConfig else ("name", *extra)
     settings = {name: value for name, value in entry.items() if name not in outside}
     if kind is AdapterConfig:
-        if "r" in settings:
-            raise ConfigError("study: a placement has no r of its own: list the ranks under 'ranks'")
         if isinstance(settings.get("target_modules"), str):
             settings["target_modules"] = [settings["target_modules"]]
     if isinstance(settings.get("label_column"), str):
