@@ -71,7 +71,6 @@ def test_numbers_that_yaml_takes_for_words(tmp_path):
         ({"train": {"seed": 1}}, "list the seeds under 'seeds'"),
         ({"train": {"epochs": "many"}}, "epochs = 'many'"),
         ({"train": [1]}, "train must be a mapping"),
-        ({"placements": [{"r": 4}]}, "no r of its own"),
         ({"placements": ["query"]}, "must be a mapping"),
         ({"datasets": [{"max_train": 5}]}, "dataset"),
         ({"datasets": ["./a", "./x/a"]}, "two cells of the study are called"),
@@ -303,3 +302,9 @@ def test_the_shipped_experiment_is_the_papers():
         ("imdb", 16, 4e-4),
     ]
     assert yaml.safe_dump(content)
+
+
+def test_a_placement_with_a_rank_has_that_rank_alone():
+    cells = expand({**GRID, "ranks": [4, 8], "placements": [{"name": "own", "r": 3}, {"name": "listed"}]})
+    ranks = {name: {cell.adapter.r for cell in cells if cell.placement == name} for name in ("own", "listed")}
+    assert ranks == {"own": {3}, "listed": {4, 8}}
