@@ -82,9 +82,9 @@ def expand(content: Mapping[str, Any]) -> tuple[Cell, ...]:
 
     `models` and `datasets` hold paths or hub ids, or mappings with the settings of `ModelConfig` and `DataConfig`,
     a `name`, and for data sets their own `score` and `train` and a `family`, the name that versions of one data set
-    share (by default their own); `placements` hold settings of `AdapterConfig` and a `name`; one with
-    an `r` has that rank alone, whatever `ranks` says. `ranks` is [8] and `seeds` [0] where not given. A `max_length` of `train` holds for
-    `score` too, unless that has its own.
+    share (by default their own); `placements` hold settings of `AdapterConfig` and a `name`; one with an `r` has that
+    rank alone, whatever `ranks` says. `ranks` is [8] and `seeds` [0] where not given. A `max_length` of `train` holds
+    for `score` too, unless that has its own.
 
     Args:
         content: As in the YAML file.
@@ -181,9 +181,8 @@ def _entry(
     own = {name: _mapping(entry, name) for name in extra}
     outside = ("name", "family", *extra) if kind is DataConfig else ("name", *extra)
     settings = {name: value for name, value in entry.items() if name not in outside}
-    if kind is AdapterConfig:
-        if isinstance(settings.get("target_modules"), str):
-            settings["target_modules"] = [settings["target_modules"]]
+    if kind is AdapterConfig and isinstance(settings.get("target_modules"), str):
+        settings["target_modules"] = [settings["target_modules"]]
     if isinstance(settings.get("label_column"), str):
         settings["label_column"] = [settings["label_column"]]
     config = _read(kind, settings, what)
