@@ -25,6 +25,7 @@ from foretune.evaluation.metric_inputs import (
     quick_score,
 )
 from foretune.evaluation.transferability import gbc, h_score, log_me, nleep, parc, trans_rate
+from foretune.forecasting.outcomes import LOSSES
 from foretune.forecasting.reach import RUN
 from foretune.tasks.metrics import METRICS, Kind, main_metric
 
@@ -245,8 +246,8 @@ def calibrated(kind: Kind) -> tuple[str, ...]:
         Names, as in `case_values`.
     """
     metric = main_metric(kind).name
-    of_metric = (f"simulated_{metric}", "probe_loss", f"probe_{metric}")
-    return ("simulated_train_loss", "simulated_eval_loss", *of_metric, "movement", "doublings")
+    ends = [f"{which}_{name}" for which in ("simulated", "known", "half") for name in (*LOSSES, metric)]
+    return (*ends, "probe_loss", f"probe_{metric}", "movement", "doublings")
 
 
 # What is compared with the area under the real curves.

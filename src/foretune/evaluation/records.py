@@ -12,11 +12,12 @@ import numpy as np
 from foretune.errors import StoreError
 from foretune.evaluation.early_stop import RunLog
 from foretune.evaluation.predictors import QUANTITIES, predictors_of, quantities_of
+from foretune.evaluation.variants import VARIANTS_CSV, read_simulations, variants_from, variants_table
 from foretune.report.curves import Step, running_mean, steps_to_reach
-from foretune.report.store import Writer, read_json
+from foretune.report.store import Writer
 from foretune.report.tables import Table
 from foretune.report.texts import from_spreadsheet, printable
-from foretune.study.cell import CELLS, SIMULATIONS, cell_folder, stored_key
+from foretune.study.cell import CELLS, cell_folder, stored_key
 from foretune.study.damage import Value, check_losses, numbers, read_rows, same, undamaged
 from foretune.study.grid import Cell
 from foretune.study.stored import (
@@ -24,6 +25,7 @@ from foretune.study.stored import (
     FACTS,
     MEASURED,
     NAMES,
+    RECIPE,
     kind_of,
     measured,
     read_stored,
@@ -65,6 +67,7 @@ class Record:
         steps: Training loss over steps.
         family: Name that versions of one data set share.
         kind: Kind of its task.
+        variants: Of simulations from other numbers of known rows, what a calibration takes.
     """
 
     key: str
@@ -80,6 +83,7 @@ class Record:
     steps: tuple[Step, ...]
     family: str = ""
     kind: Kind = "classification"
+    variants: tuple[Mapping[str, Value], ...] = ()
 
     def __post_init__(self) -> None:
         """Make a data set that is alone a family of its own."""
@@ -171,7 +175,7 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
         StoreError: Naming the cell or its simulation if a file is missing, cut off or not as foretune writes it.
     """
     stored = read_stored(path)
-    simulated, seconds = _read_simulation(path, stored.facts["train_rows"])
+    simulated, seconds, variants = read_simulations(path, stored.facts["train_rows"])
     log = RunLog(stored.steps, stored.epochs, int(stored.facts["steps"] or 0))
     from_log = {entry.name: entry.from_log(log) for entry in predictors_of(stored.kind) if entry.from_log is not None}
     quantities = {**stored.quantities, **simulated, **from_log}
@@ -185,24 +189,8 @@ def read_cell(path: Path, cell: Cell | None = None) -> Record:
         steps=stored.steps,
         family=stored.family if cell is None else cell.family,
         kind=stored.kind,
+        variants=variants,
     )
-
-
-def _read_simulation(cell: Path, trained: Value) -> tuple[Mapping[str, Value], Mapping[str, Value]]:
-    """Quantities and seconds of a cell's simulation; none where there is none."""
-    path = cell.parent.parent / SIMULATIONS / f"{cell.name}.json"
-    if not path.is_file():
-        return {}, {}
-    with undamaged(f"simulation {str(path)!r}", "remove the file, and foretune study outlook makes it again"):
-        content = read_json(path)
-        quantities, seconds = numbers(content["quantities"]), numbers(content["seconds"])
-        simulated = content.get("train_rows")
-    if simulated not in (None, trained):  # versions before chose other rows where there is no evaluation split
-        raise StoreError(
-            f"cell {cell.name} was trained on {trained or 0:.0f} rows, its run simulated on {simulated}: simulate it "
-            f"anew with foretune study outlook; if they still differ, delete {str(cell)!r} and run the study"
-        )
-    return quantities, seconds
 
 
 def _curve_row(row: Mapping[str, str]) -> tuple[str, Step]:
@@ -273,6 +261,8 @@ def by_kind(records: Sequence[Record]) -> dict[Kind, list[Record]]:
 def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
     """Lay out `cells.csv`, one row for each cell, and `curves.csv`, the training losses over steps.
 
+    And `simulations.csv`, where cells were simulated from other numbers of known rows too.
+
     A metric that a cell's kind of task does not have is left blank; columns of kinds that no cell is of are left out.
 
     Args:
@@ -281,7 +271,9 @@ def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
     Returns:
         A writer for each file.
     """
-    return {CELLS_CSV: _cells_table(records).write_csv, CURVES_CSV: _curves_table(records).write_csv}
+    writers = {CELLS_CSV: _cells_table(records).write_csv, CURVES_CSV: _curves_table(records).write_csv}
+    variants = variants_table([(record.key, record.variants) for record in records])
+    return {**writers, VARIANTS_CSV: variants.write_csv} if variants.rows else writers
 
 
 def _cells_table(records: Sequence[Record]) -> Table:
@@ -290,12 +282,12 @@ def _cells_table(records: Sequence[Record]) -> Table:
     outcomes, several = (*present, *AREAS), len(kinds) > 1
     words = ("key", *NAMES, "family", *(["task"] if several else []))
     quantities = [name for name in QUANTITIES if any(name in quantities_of(kind) for kind in kinds)]
-    header = (*words, *quantities, *outcomes, *FACTS, *(f"seconds_{name}" for name in SECONDS))
+    header = (*words, *quantities, *outcomes, *FACTS, *RECIPE, *(f"seconds_{name}" for name in SECONDS))
     rows = []
     for record in records:
         values = [record.quantities.get(name) for name in quantities]
         values += [record.outcomes.get(name) for name in outcomes]
-        values += [record.facts[name] for name in FACTS]
+        values += [record.facts.get(name) for name in (*FACTS, *RECIPE)]
         values += [record.seconds.get(name) for name in SECONDS]
         names = (record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed))
         rows.append((*names, record.family, *([record.kind] if several else []), *map(_written, values)))
@@ -320,9 +312,13 @@ def _from_csv(folder: Path) -> list[Record]:
         with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
             for key, step in read_rows(folder / CURVES_CSV, _curve_row, ("key", "step", "loss")):
                 curves[key].append(step)
+    variants: Mapping[str, tuple[Mapping[str, Value], ...]] = {}
+    if (folder / VARIANTS_CSV).is_file():
+        with undamaged(f"table {str(folder / VARIANTS_CSV)!r}", again):
+            variants = variants_from(folder / VARIANTS_CSV)
     with undamaged(f"table {str(folder / CELLS_CSV)!r}", again):
         needed = ("key", *NAMES, *measured("classification"), *FACTS)
-        records = list(read_rows(folder / CELLS_CSV, lambda row: _from_row(row, curves), needed))
+        records = list(read_rows(folder / CELLS_CSV, lambda row: _from_row(row, curves, variants), needed))
         keys = [record.key for record in records]
         same(len(set(keys)), len(keys), "number of different keys")
     with undamaged(f"table {str(folder / CURVES_CSV)!r}", again):
@@ -333,7 +329,11 @@ def _from_csv(folder: Path) -> list[Record]:
     return records
 
 
-def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> Record:
+def _from_row(
+    row: Mapping[str, str],
+    curves: Mapping[str, Sequence[Step]],
+    variants: Mapping[str, tuple[Mapping[str, Value], ...]],
+) -> Record:
     row = with_present_names(row)
 
     def values(names: Iterable[str], prefix: str = "") -> dict[str, Value]:
@@ -348,9 +348,10 @@ def _from_row(row: Mapping[str, str], curves: Mapping[str, Sequence[Step]]) -> R
         seed=int(row["seed"]),
         quantities=values(QUANTITIES),
         outcomes=values((*MEASURED, *AREAS)),
-        facts=values(FACTS),
+        facts=values((*FACTS, *RECIPE)),
         seconds=values(SECONDS, "seconds_"),
         steps=tuple(curves.get(words["key"], ())),
         family=printable(from_spreadsheet(row.get("family", ""))),
         kind=kind_of(row.get("task")),
+        variants=variants.get(words["key"], ()),
     )

@@ -1,7 +1,7 @@
 """Simulated runs of a study's cells: one pass over the samples of each data set and seed serves all its placements.
 
-They lie beside the cells, as STUDY/outlooks/KEY.json, and hold nothing that was fitted on finished runs: the report
-calibrates them, each data set by the others.
+They lie beside the cells, as STUDY/outlooks/KEY.json or, from other than 512 samples, KEY-SAMPLES.json, and hold
+nothing that was fitted on finished runs: the report calibrates them, each data set by the others.
 """
 
 import time
@@ -29,13 +29,14 @@ from foretune.models.placement import adapted_names, lora_config
 from foretune.problem import Plan, prepare, settings_of_pass
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.settings.groups import AdapterConfig, Sample
-from foretune.study.cell import SIMULATIONS, stored_key
+from foretune.study.cell import SIMULATIONS, USUAL_SAMPLES, simulation_file, stored_key
 from foretune.study.grid import Cell
 from foretune.tasks.load import Task, load_task
 from foretune.tasks.sampling import n_training
 
 # 1: without an evaluation split samples and run were of other rows than were trained, and no kind of run was said
-SCHEMA = 2
+# 2: no runs on the known rows alone, and on half of them
+SCHEMA = 3
 POINTS = 6
 OnProgress = Callable[[str, int, int], None]  # what is done now, groups done, groups in all
 
@@ -51,7 +52,7 @@ class SimulationSettings:
             and with a random backbone. Costs three more passes.
     """
 
-    samples: int = 512
+    samples: int = USUAL_SAMPLES
     eval_samples: int = 256
     comparisons: bool = False
 
@@ -104,7 +105,7 @@ def simulate_cells(
         group = _Group(tuple(cell for _, cell in keyed), load_task(first.data), settings)
         for (key, _), record in zip(keyed, _records(group), strict=True):
             content = finite({"schema": SCHEMA, "key": key, "settings": asdict(settings), **record})
-            write_whole(store / SIMULATIONS / f"{key}.json", partial(_write, content))
+            write_whole(simulation_file(store, key, settings.samples), partial(_write, content))
             made += 1
     return made
 
@@ -114,7 +115,7 @@ def _write(content: dict[str, Any], path: Path) -> None:
 
 
 def _is_made(store: Path, key: str, settings: SimulationSettings) -> bool:
-    path = store / SIMULATIONS / f"{key}.json"
+    path = simulation_file(store, key, settings.samples)
     if not path.is_file():
         return False
     try:
@@ -132,7 +133,8 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     names = _module_names(group, classifier)
     starts = _starts(group, names, linearised)
     clock = time.perf_counter()
-    alone, *simulated = simulate_runs(linearised, [linearised.start([]), *starts], group.schedule, points=POINTS)
+    adapters = [linearised.start([]), *starts]
+    alone, *simulated = simulate_runs(linearised, adapters, group.schedule, points=POINTS, nested=True)
     seconds["simulate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     metrics = _metrics(MetricInputs(plan, linearised, starts, alone.end, group.first.train.seed))

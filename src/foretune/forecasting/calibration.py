@@ -1,41 +1,34 @@
-"""Calibration: from what the simulation says to what runs gave, fitted on finished runs of other data sets.
+"""Calibration: from what simulation and trials say to what runs gave, fitted on finished runs of other data sets.
 
-Accuracy is taken as its logit, another main metric on its own scale, losses as their logarithms. On that scale the
-run's value is
-
-    y = s + Σ_j β_j x_j + error
-
-with s the simulated value, w = min(1, movement) and three x: w, w times the probe's value less s, and, for N training
-rows and fewer samples n, c · log(simulated eval loss / simulated train loss), c = (1 − √(n/N)) / (√2 − 1). The
-simulated run sees the n rows again where the real one sees new ones: the more it fits them, the more it loses by that.
-What is still to come from n to N rows is c times what came from n/2 to n, where that which lacks falls as one over the
-root of the rows. A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it
-alone. β is fitted by ridge regression towards 0, that is towards the simulation itself, every data set with the same
-weight. The third x, which grows with rows, epochs and learning rate, counts only as far as the fit has seen it; the
-others are bounded by their scale. A run outside what the fit has seen gets a wider interval or none
-(`foretune.forecasting.reach`).
+Accuracy is taken as its logit, another main metric on its own scale, losses as their logarithms. Without trials a run's
+value on that scale is that of `foretune.forecasting.terms`; with trials that of `foretune.forecasting.with_trials`. β
+is fitted by ridge regression towards 0, that is towards the simulation or the trial itself, every data set with the
+same weight. The spread of the error grows with the distance d, in doublings, from the rows that were seen (simulated
+or trained on) to those of the run: variance a² + b² d². A run outside what the fit has seen gets a wider interval or
+none (`foretune.forecasting.reach`).
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
-from math import exp2, inf, isfinite, sqrt
+from math import exp2, inf, isfinite, log2, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 
-from foretune.arrays import Array
 from foretune.errors import ConfigError, border
-from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, scale, unscale
+from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
+from foretune.forecasting.shown import Shown
+from foretune.forecasting.terms import TERMS, terms, within_limits
+from foretune.forecasting.with_trials import TRIAL_TERMS, Trials, reach_of_trials, together, trial_terms
 from foretune.tasks.metrics import Kind, Metric, main_metric
 
-TERMS = ("constant", "probe", "more_rows")
 LEAST_GROUPS = 3
-SCHEMA = 2
+SCHEMA = 3
 CALIBRATION = "calibration.json"  # in the report of a study, and in the folder of a run that was given one
 
 
@@ -59,13 +52,14 @@ class Line:
     """Calibration of one outcome, on the logit or logarithmic scale.
 
     Attributes:
-        coefficients: β of `TERMS`, each for its term as it is.
-        limits: Least and largest value of the last term, `more_rows`, in the fit; beyond them it counts as these.
+        coefficients: β of `TERMS` or `TRIAL_TERMS`, each for its term as it is.
+        limits: Least and largest value of the last term in the fit; beyond them it counts as these.
         penalty: Ridge penalty, chosen by leaving each data set out.
-        spread: Root mean square error on data sets left out of the fit.
-        within: The same less each data set's mean error: how well runs on one data set are told apart.
+        spread: a: root mean square error on data sets left out of the fit, of runs no larger than what was seen.
+        within: The error on data sets left out less each data set's mean: how well runs on one are told apart.
         groups: Data sets.
         runs: Runs.
+        growth: b: by how much the spread grows with a doubling of the rows beyond what was seen, in quadrature.
     """
 
     coefficients: tuple[float, ...]
@@ -75,6 +69,7 @@ class Line:
     within: float
     groups: int
     runs: int
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +82,8 @@ class Calibration:
         groups: Data sets that it was fitted on.
         source: Study that it comes from.
         domain: What its runs have shown; None where that is not known, so that it makes no forecast of other runs.
+        trial_lines: By outcome, of runs of which a trial is known; empty where the fit had none.
+        trial_domain: What these have shown, `known_rows` the rows of the trials; None where there are none.
     """
 
     lines: Mapping[str, Line]
@@ -94,6 +91,8 @@ class Calibration:
     groups: tuple[str, ...]
     source: str
     domain: Domain | None
+    trial_lines: Mapping[str, Line] = field(default_factory=dict)
+    trial_domain: Domain | None = None
 
     @property
     def kind(self) -> Kind:
@@ -110,11 +109,14 @@ class Calibration:
         return {
             "schema": SCHEMA,
             "terms": list(TERMS),
+            "trial_terms": list(TRIAL_TERMS),
             "outputs": list(self.outputs),
             "groups": list(self.groups),
             "source": self.source,
             "lines": lines,
             "domain": None if self.domain is None else asdict(self.domain),
+            "trial_lines": {name: asdict(line) for name, line in self.trial_lines.items()},
+            "trial_domain": None if self.trial_domain is None else asdict(self.trial_domain),
         }
 
 
@@ -162,76 +164,52 @@ class RunForecast:
         return {"levels": levels, "reach": self.reach.to_dict()}
 
 
-def terms(outcome: Outcome, values: Mapping[str, float], kind: Kind = "classification") -> tuple[float, Array]:
-    """Lay out one case for the fit.
-
-    Args:
-        outcome: Which outcome.
-        values: From `case_values`.
-        kind: Kind of task.
-
-    Returns:
-        s, and x in the order of `TERMS`.
-    """
-    simulated = scale(outcome, values[f"simulated_{outcome}"], kind)
-    of_eval, of_train = (scale(name, values[f"simulated_{name}"], kind) for name in ("eval_loss", "train_loss"))
-    gap = of_eval - of_train
-    probe = scale(outcome, values["probe_loss" if outcome in LOSSES else f"probe_{outcome}"], kind)
-    moved = min(1.0, values["movement"])
-    to_come = (1.0 - 2.0 ** (-values["doublings"] / 2.0)) / (2.0**0.5 - 1.0)
-    return simulated, np.array([moved, moved * (probe - simulated), to_come * gap])
-
-
-def within_limits(x: Array, limits: tuple[float, float]) -> Array:
-    """Keep the last term within what a fit has seen.
-
-    Args:
-        x: Terms, one case or a row for each.
-        limits: Least and largest value of the last term.
-
-    Returns:
-        The same with the last one clipped.
-    """
-    kept = x.copy()
-    kept[..., -1] = np.clip(x[..., -1], *limits)
-    return kept
-
-
-def half_width(line: Line, extra: float = 0.0) -> float:
+def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0) -> float:
     """Half the width of an interval inside what the calibration has seen, on its scale.
 
     Args:
         line: Calibration of the outcome.
         extra: Variance to add.
+        doublings: Distance from the rows that were seen to those of the run.
 
     Returns:
-        t · √(spread² + extra).
+        t · √(spread² + growth² doublings² + extra).
     """
-    return float(student.ppf(0.95, line.groups - 1)) * sqrt(line.spread**2 + extra)
+    variance = line.spread**2 + (line.growth * doublings) ** 2 + extra
+    return float(student.ppf(0.95, line.groups - 1)) * sqrt(variance)
 
 
 def apply_calibration(
-    calibration: Calibration, values: Mapping[str, float], output: str, *, run: Run | None = None
+    calibration: Calibration,
+    values: Mapping[str, float],
+    output: str,
+    *,
+    run: Run | None = None,
+    shown: Sequence[Shown] = (),
 ) -> RunForecast:
     """Forecast a run.
 
     Of a kind of task that the calibration has not seen no level is forecast, and the order is as simulated. On the
     scale of the fit, the last x kept within its limits and d from `reach`, the interval is
 
-        s + Σ_j β_j x_j ± 2^d · t · √(spread² + v · max(0, 1/m − 1/m₀))
+        s + Σ_j β_j x_j ± 2^d · t · √(spread² + growth² δ² + v · max(0, 1/m − 1/m₀))
 
     with the 95% quantile t of Student's distribution with (data sets − 1) degrees of freedom, since the spread is known
-    from few data sets. The second term is what fewer evaluation rows m than the m₀ of the fit leave open: v is
-    1/(p (1−p)) for an accuracy p (`Metric.row_variance`), and 1 for losses (as if they spread by
-    their mean). With d > 1 there is no
-    interval, and outside (d > 0) none of the training loss: the runs checked there missed it by up to five times the
-    half-width, since the simulation fits its rows too well.
+    from few data sets, and δ the doublings from the known rows to those of the run. The last term is what fewer
+    evaluation rows m than the m₀ of the fit leave open: v is 1/(p (1−p)) for an accuracy p (`Metric.row_variance`), and
+    1 for losses (as if they spread by their mean). With d > 1 there is no interval, and outside (d > 0) none of the
+    training loss: the runs checked there missed it by up to five times the half-width, since the simulation fits its
+    rows too well.
+
+    With trials, and a calibration that has seen some, s, x, spread and δ are those of `with_trials`, the forecast
+    without them one of the terms where it may be relied on. A trial on the most rows that diverged leaves no level.
 
     Args:
         calibration: Calibration.
         values: From `case_values`.
         output: Output reduction that they were made with.
         run: What kind of run it is; None to take it for one of the kind that the calibration was fitted on.
+        shown: What trials of the same adapter and recipe showed; they count where `run` is given.
 
     Returns:
         The forecast.
@@ -240,7 +218,6 @@ def apply_calibration(
         ConfigError: If the calibration was made for other output reductions, or does not say what it has seen.
     """
     kind = calibration.kind
-    metric = main_metric(kind)
     if run is not None and calibration.domain is not None and run.kind != kind:
         return _as_simulated(calibration.domain, values, run)
     if output not in calibration.outputs:
@@ -257,17 +234,55 @@ def apply_calibration(
             )
         reached = reach(calibration.domain, run)
         fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
+    plain = {}
+    for outcome, line in calibration.lines.items():
+        simulated, x = terms(outcome, values, kind)
+        plain[outcome] = simulated + float(within_limits(x, line.limits) @ np.array(line.coefficients))
+    if run is None or not shown or not calibration.trial_lines or calibration.trial_domain is None:
+        return _leveled(calibration.lines, plain, reached, fewer, values["doublings"], kind)
+    trials = together(shown, kind)
+    if trials is None:
+        rows = max(one.rows for one in shown)
+        return _leveled(calibration.lines, plain, Reach(inf, (f"the trial on {rows:,} rows diverged",)), 0.0, 0.0, kind)
+    middle = _from_trials(calibration, plain, trials, run, reached)
+    reached = reach_of_trials(calibration.trial_domain, run, trials)
+    doublings = max(0.0, log2(run.train_rows / trials.rows))
+    return _leveled(calibration.trial_lines, middle, reached, fewer, doublings, kind)
+
+
+def _from_trials(
+    calibration: Calibration, plain: Mapping[Outcome, float], trials: Trials, run: Run, reached: Reach
+) -> dict[Outcome, float]:
+    """Forecasts by outcome, on the scale; what is withheld without trials is no term."""
+    middle = {}
+    for outcome, line in calibration.trial_lines.items():
+        relied_on = None if reached.withheld else plain[outcome]
+        t, x = trial_terms(outcome, trials, relied_on, run.train_rows)
+        middle[outcome] = t + float(within_limits(x, line.limits) @ np.array(line.coefficients))
+    return middle
+
+
+def _leveled(
+    lines: Mapping[Outcome, Line],
+    middle: Mapping[Outcome, float],
+    reached: Reach,
+    fewer: float,
+    doublings: float,
+    kind: Kind,
+) -> RunForecast:
+    """Put intervals around forecasts on the scale."""
+    metric = main_metric(kind)
     levels: dict[str, Interval] = {}
     for outcome in outcomes_of(kind):
-        line = calibration.lines[outcome]
-        simulated, x = terms(outcome, values, kind)
-        middle = simulated + float(within_limits(x, line.limits) @ np.array(line.coefficients))
-        value = unscale(outcome, middle)
-        of_rows = 1.0 if outcome in LOSSES else metric.row_variance(value)
-        half = 0.0 if reached.withheld else reached.widening * half_width(line, of_rows * fewer)
+        value = unscale(outcome, middle[outcome])
         if outcome == "train_loss" and reached.reasons:
             continue
-        levels[outcome] = Interval(value, unscale(outcome, middle - half), unscale(outcome, middle + half))
+        of_rows = 1.0 if outcome in LOSSES else metric.row_variance(value)
+        half = 0.0
+        if not reached.withheld:
+            half = reached.widening * half_width(lines[outcome], of_rows * fewer, doublings=doublings)
+        low, high = unscale(outcome, middle[outcome] - half), unscale(outcome, middle[outcome] + half)
+        levels[outcome] = Interval(value, low, high)
     order = (levels[metric.name].value, levels["eval_loss"].value)
     return RunForecast(None if reached.withheld else levels, order, reached, kind)
 
@@ -350,9 +365,10 @@ def calibration_from(content: Any) -> Calibration:
 
     if not isinstance(content, Mapping) or "schema" not in content or "terms" not in content:
         raise ConfigError("this is no calibration")
-    if content["schema"] != SCHEMA or content["terms"] != list(TERMS):
+    said = (content["schema"], content["terms"], content.get("trial_terms"))
+    if said != (SCHEMA, list(TERMS), list(TRIAL_TERMS)):
         raise ConfigError(f"calibration of schema {content['schema']!r}, not {SCHEMA}: fit it again")
-    fields = {name: value for name, value in content.items() if name not in ("schema", "terms")}
+    fields = {name: value for name, value in content.items() if name not in ("schema", "terms", "trial_terms")}
     try:
         calibration = TypeAdapter(Calibration).validate_json(json.dumps(fields), strict=True)
     except (ValidationError, ValueError, TypeError) as error:
@@ -362,11 +378,19 @@ def calibration_from(content: Any) -> Calibration:
     needed = outcomes_of(calibration.kind)
     if set(calibration.lines) != set(needed):
         raise ConfigError(f"calibration of {', '.join(sorted(calibration.lines))}: needs {', '.join(needed)}")
-    for name, line in calibration.lines.items():
-        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within)
-        whole = len(line.coefficients) == len(TERMS) and all(map(isfinite, numbers))
-        if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within) < 0:
-            raise ConfigError(f"calibration with {name} {line}: fit it again")
-    if calibration.domain is not None:
-        calibration.domain.check()
+    if calibration.trial_lines and set(calibration.trial_lines) != set(needed):
+        raise ConfigError(f"calibration of trials of {', '.join(sorted(calibration.trial_lines))}: fit it again")
+    _check_lines(calibration.lines, len(TERMS))
+    _check_lines(calibration.trial_lines, len(TRIAL_TERMS))
+    for domain in (calibration.domain, calibration.trial_domain):
+        if domain is not None:
+            domain.check()
     return calibration
+
+
+def _check_lines(lines: Mapping[Outcome, Line], terms: int) -> None:
+    for name, line in lines.items():
+        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within, line.growth)
+        whole = len(line.coefficients) == terms and all(map(isfinite, numbers))
+        if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within, line.growth) < 0:
+            raise ConfigError(f"calibration with {name} {line}: fit it again")

@@ -1,16 +1,20 @@
 """Fit a calibration on finished runs, and see up to how many training rows and classes its intervals hold."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import isfinite, log2
 
 import numpy as np
+from scipy.optimize import nnls
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Line, half_width, terms, within_limits
+from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Line, half_width
 from foretune.forecasting.outcomes import Outcome, outcomes_of, scale
-from foretune.forecasting.reach import Run, domain_of
+from foretune.forecasting.reach import Domain, Run, domain_of
+from foretune.forecasting.shown import Shown
+from foretune.forecasting.terms import terms, within_limits
+from foretune.forecasting.with_trials import together, trial_terms
 from foretune.tasks.metrics import Kind
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -19,19 +23,21 @@ HELD = 0.85  # share of the left-out intervals that must hold for a size to coun
 
 @dataclass(frozen=True)
 class Case:
-    """A finished run, and what its simulation says.
+    """A finished run, and what its simulation and its trials say.
 
     Attributes:
         simulated: Simulated values by name, as in `case_values`.
         outcomes: What the run gave, by the names of `outcomes_of`.
         group: Data set.
         run: What kind of run it was; None if that is not known.
+        trials: Sets of trials of the same adapter and recipe on fewer rows, each as one spend buys it.
     """
 
     simulated: Mapping[str, float]
     outcomes: Mapping[str, float]
     group: str
     run: Run | None = None
+    trials: tuple[tuple[Shown, ...], ...] = ()
 
 
 def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) -> Calibration:
@@ -44,7 +50,9 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
 
     Returns:
         The calibration. Its domain ends, in training rows over known rows and in classes, where less than 85% of the
-        runs lay within their left-out intervals; it is None if a case does not say what run it was.
+        runs lay within their left-out intervals; it is None if a case does not say what run it was. Runs with trials
+        are fitted where there are some of at least 3 data sets, the forecast without them among the terms, of each
+        data set as a fit on the others gives it.
 
     Raises:
         ConfigError: If there are too few data sets.
@@ -53,28 +61,110 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     if len(groups) < LEAST_GROUPS:
         raise ConfigError(f"a calibration needs runs of {LEAST_GROUPS} data sets or more, got {len(groups)}")
     runs = [case.run for case in cases if case.run is not None]
-    kind: Kind = runs[0].kind if len(runs) == len(cases) else "classification"
-    fits = {name: _fit_line(name, cases, kind) for name in outcomes_of(kind)}
-    domain = None
-    if len(runs) == len(cases):
-        most_rows = _most(fits.values(), [run.rows_ratio for run in runs])
-        most_classes = _most(fits.values(), [float(run.classes) for run in runs])
-        domain = domain_of(runs, most_rows=most_rows, most_classes=most_classes)
-    return Calibration({name: fit.line for name, fit in fits.items()}, tuple(outputs), tuple(groups), source, domain)
+    known = len(runs) == len(cases)
+    kind: Kind = runs[0].kind if known else "classification"
+    fits = {name: _fit(_laid_out(name, cases, kind), name) for name in outcomes_of(kind)}
+    calibration = Calibration(
+        {name: fit.line for name, fit in fits.items()}, tuple(outputs), tuple(groups), source, None
+    )
+    if not known:
+        return calibration
+    trial_lines, trial_domain = _with_trials(cases, fits, kind)
+    domain = _domain(fits.values(), runs)
+    return replace(calibration, domain=domain, trial_lines=trial_lines, trial_domain=trial_domain)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is fitted: a row for each run, or each set of trials of one.
+
+    Attributes:
+        base: What is known of it, on the scale.
+        x: Terms.
+        real: What it gave, on the scale; NaN where that is none.
+        doublings: From the rows that were seen to those of the run.
+        group: Number of the data set.
+    """
+
+    base: Array
+    x: Array
+    real: Array
+    doublings: Array
+    group: Array
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A line, and by how far it missed each run when its data set was left out; NaN where the outcome is none."""
+    """A line, and by how far it missed each row when its data set was left out; NaN where the outcome is none."""
 
     line: Line
+    rows: _Rows
     errors: Array
 
+    @property
+    def forecasts(self) -> Array:
+        """Of each row, by the fit without its data set, on the scale."""
+        return self.rows.real - self.errors
 
-def _most(fits: Iterable[_Fit], sizes: Sequence[float]) -> float:
+
+def _laid_out(outcome: Outcome, cases: Sequence[Case], kind: Kind) -> _Rows:
+    laid = [terms(outcome, case.simulated, kind) for case in cases]
+    return _rows(laid, [case.simulated["doublings"] for case in cases], outcome, cases, kind)
+
+
+def _rows(
+    laid: Sequence[tuple[float, Array]], doublings: Sequence[float], outcome: Outcome, cases: Sequence[Case], kind: Kind
+) -> _Rows:
+    groups = sorted({case.group for case in cases})
+    values = [case.outcomes[outcome] for case in cases]
+    return _Rows(
+        base=np.array([base for base, _ in laid]),
+        x=np.array([x for _, x in laid]),
+        real=np.array([scale(outcome, value, kind) if isfinite(value) else np.nan for value in values]),
+        doublings=np.array(doublings),
+        group=np.array([groups.index(case.group) for case in cases]),
+    )
+
+
+def _domain(fits: Iterable[_Fit], runs: Sequence[Run]) -> Domain:
+    lines = list(fits)
+    most_rows = _most(lines, [run.rows_ratio for run in runs])
+    most_classes = _most(lines, [float(run.classes) for run in runs])
+    return domain_of(runs, most_rows=most_rows, most_classes=most_classes)
+
+
+def _with_trials(
+    cases: Sequence[Case], fits: Mapping[Outcome, _Fit], kind: Kind
+) -> tuple[dict[Outcome, Line], Domain | None]:
+    """Lines and domain of the runs with trials; nothing where these are of too few data sets."""
+    each = [
+        (number, case, trials)
+        for number, case in enumerate(cases)
+        for shown in case.trials
+        if (trials := together(shown, kind)) is not None
+    ]
+    if len({case.group for _, case, _ in each}) < LEAST_GROUPS:
+        return {}, None
+    runs = [replace(case.run, known_rows=trials.rows) for _, case, trials in each if case.run is not None]
+    ratios = [log2(run.rows_ratio) for run in runs]
+    found = {}
+    for outcome, plain in fits.items():
+        forecasts = plain.forecasts
+        laid = []
+        for (number, _, trials), run in zip(each, runs, strict=True):
+            forecast = float(forecasts[number])
+            laid.append(trial_terms(outcome, trials, forecast if isfinite(forecast) else None, run.train_rows))
+        rows = _rows(laid, ratios, outcome, [case for _, case, _ in each], kind)
+        found[outcome] = _fit(rows, outcome)
+    lines = {name: fit.line for name, fit in found.items()}
+    return lines, _domain(found.values(), runs)
+
+
+def _most(fits: Sequence[_Fit], sizes: Sequence[float]) -> float:
     """Largest size of the runs, taken in steps of a doubling, up to which the left-out intervals held."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
-    holds = np.array([np.abs(fit.errors) <= half_width(fit.line) for fit in fits])
+    halves = [np.array([half_width(fit.line, doublings=of_run) for of_run in fit.rows.doublings]) for fit in fits]
+    holds = np.array([np.abs(fit.errors) <= half for fit, half in zip(fits, halves, strict=True)])
     known = np.array([np.isfinite(fit.errors) for fit in fits])
     most = min(sizes)
     for one in np.unique(step):
@@ -85,45 +175,53 @@ def _most(fits: Iterable[_Fit], sizes: Sequence[float]) -> float:
     return most
 
 
-def _fit_line(outcome: Outcome, cases: Sequence[Case], kind: Kind) -> _Fit:
-    measured = [case for case in cases if isfinite(case.outcomes[outcome])]
-    groups = sorted({case.group for case in measured})
-    if len(groups) < LEAST_GROUPS:
-        raise ConfigError(f"a calibration needs {outcome} of {LEAST_GROUPS} data sets or more, got {len(groups)}")
-    laid = [terms(outcome, case.simulated, kind) for case in measured]
-    x = np.array([row for _, row in laid])
-    real = np.array([scale(outcome, case.outcomes[outcome], kind) for case in measured])
-    error = real - np.array([s for s, _ in laid])
-    group = np.array([groups.index(case.group) for case in measured])
-    weight = 1.0 / np.bincount(group, minlength=len(groups))[group]
+def _fit(rows: _Rows, outcome: Outcome) -> _Fit:
+    measured = np.isfinite(rows.real)
+    _, group = np.unique(rows.group[measured], return_inverse=True)
+    groups = len(np.unique(group))
+    if groups < LEAST_GROUPS:
+        raise ConfigError(f"a calibration needs {outcome} of {LEAST_GROUPS} data sets or more, got {groups}")
+    x, error = rows.x[measured], (rows.real - rows.base)[measured]
+    weight = 1.0 / np.bincount(group)[group]
 
     def left_out(penalty: float) -> Array:
         errors = np.empty(len(error))
-        for one in np.unique(group):
+        for one in range(groups):
             rest = group != one
             beta = _ridge(x[rest], error[rest], weight[rest], penalty)
             errors[~rest] = error[~rest] - within_limits(x[~rest], _limits(x[rest])) @ beta
         return errors
 
-    def size(errors: Array) -> float:
-        return float(np.sqrt(np.average(errors**2, weights=weight)))
-
     missed = [left_out(penalty) for penalty in PENALTIES]
-    best = int(np.argmin([size(errors) for errors in missed]))
+    best = int(np.argmin([_size(errors, weight) for errors in missed]))
     beta = _ridge(x, error, weight, PENALTIES[best])
     around = missed[best] - (np.bincount(group, missed[best]) / np.bincount(group))[group]
+    spread, growth = _spread(missed[best], rows.doublings[measured], weight)
     line = Line(
         coefficients=tuple(map(float, beta)),
         limits=_limits(x),
         penalty=PENALTIES[best],
-        spread=size(missed[best]),
-        within=size(around),
-        groups=len(groups),
-        runs=len(measured),
+        spread=spread,
+        within=_size(around, weight),
+        groups=groups,
+        runs=len(error),
+        growth=growth,
     )
-    errors = np.full(len(cases), np.nan)
-    errors[[isfinite(case.outcomes[outcome]) for case in cases]] = missed[best]
-    return _Fit(line, errors)
+    errors = np.full(len(rows.real), np.nan)
+    errors[measured] = missed[best]
+    return _Fit(line, rows, errors)
+
+
+def _size(errors: Array, weight: Array) -> float:
+    return float(np.sqrt(np.average(errors**2, weights=weight)))
+
+
+def _spread(errors: Array, doublings: Array, weight: Array) -> tuple[float, float]:
+    """Root mean square of the errors as a² + b² d², a and b by least squares and not negative."""
+    root = np.sqrt(weight)
+    columns = np.stack([np.ones(len(errors)), doublings**2], axis=1)
+    (a, b), _ = nnls(columns * root[:, None], errors**2 * root)
+    return float(np.sqrt(a)), float(np.sqrt(b))
 
 
 def _limits(x: Array) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from math import log2
 import numpy as np
 
 from foretune.forecasting.linear_model import Start
-from foretune.forecasting.linearise import Linearised, probe_scores
+from foretune.forecasting.linearise import Linearised, first_examples, probe_scores
 from foretune.forecasting.reach import Run
 from foretune.forecasting.schedule import Schedule
 from foretune.forecasting.simulate import Trajectory, simulate
@@ -61,6 +61,8 @@ class SimulatedRun:
         samples: Labelled training examples n.
         train_rows: Training rows N of the run.
         metric: The main metric.
+        known: End of a run on the n known rows alone, with the same epochs; None where that is `end`, or not simulated.
+        half: The same on the first half of them; None where it was not simulated.
     """
 
     trajectory: Trajectory
@@ -70,6 +72,8 @@ class SimulatedRun:
     samples: int
     train_rows: int
     metric: Metric
+    known: Ending | None = None
+    half: Ending | None = None
 
 
 def simulate_runs(
@@ -79,9 +83,14 @@ def simulate_runs(
     *,
     points: int = 1,
     train_a: bool = True,
+    nested: bool = False,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[SimulatedRun, ...]:
     """Simulate the schedule for each adapter.
+
+    A run of more rows than are known sees the known ones again and again, and fits them better than the real one fits
+    its own. The nested runs, on the known rows and on half of them with as many epochs, see each row as often as the
+    real one does; how they differ is how much rows are worth.
 
     Args:
         linearised: The model after the pass over the samples.
@@ -89,6 +98,7 @@ def simulate_runs(
         schedule: Schedule of the run; its rows may be more than the samples.
         points: Evaluations over the steps.
         train_a: Whether A trains.
+        nested: Whether to simulate the nested runs as well.
         on_step: Called after each step of each group of adapters, `n_steps` times in all.
 
     Returns:
@@ -108,11 +118,28 @@ def simulate_runs(
             train_a=train_a,
             on_step=on_step,
         )
-        runs += [
+        simulated = [
             SimulatedRun(trajectory, ending(trajectory, schedule), *of_probe, n, schedule.train_rows, metric)
             for trajectory in trajectories
         ]
+        for part, smaller in (_nested(schedule, n) if nested else {}).items():
+            train = first_examples(linearised.train, smaller.train_rows)
+            ends = simulate(
+                group, linearised.head, train, linearised.evaluation, smaller, train_a=train_a, on_step=on_step
+            )
+            simulated = [
+                replace(run, **{part: ending(trajectory, smaller)})
+                for run, trajectory in zip(simulated, ends, strict=True)
+            ]
+        runs += simulated
     return tuple(runs)
+
+
+def _nested(schedule: Schedule, n: int) -> dict[str, Schedule]:
+    """Schedules of the runs on the known rows, where the run itself has more, and on half of the rows that it sees."""
+    seen = min(n, schedule.train_rows)
+    sizes = {"half": max(1, seen // 2)} | ({"known": n} if schedule.train_rows > n else {})
+    return {part: replace(schedule, train_rows=rows) for part, rows in sizes.items()}
 
 
 def kind_of(plan: Plan, schedule: Schedule) -> Run:
@@ -171,17 +198,19 @@ def ending(trajectory: Trajectory, schedule: Schedule) -> Ending:
     return Ending(float(np.mean(last)), trajectory.eval_loss[-1], trajectory.eval_metric[-1])
 
 
-def n_steps(starts: Sequence[Start], schedule: Schedule) -> int:
+def n_steps(starts: Sequence[Start], schedule: Schedule, *, nested: int | None = None) -> int:
     """Count the steps that `simulate_runs` simulates, for a progress bar.
 
     Args:
         starts: Adapters.
         schedule: Schedule.
+        nested: Known rows, where the nested runs are simulated too; None where they are not.
 
     Returns:
         Steps, summed over groups of adapters.
     """
-    return len(_groups(starts)) * schedule.steps
+    smaller = [] if nested is None else _nested(schedule, nested).values()
+    return len(_groups(starts)) * (schedule.steps + sum(one.steps for one in smaller))
 
 
 def _groups(starts: Sequence[Start]) -> list[list[Start]]:
@@ -208,10 +237,12 @@ def case_values(simulated: SimulatedRun) -> dict[str, float]:
         Numbers by name, those of the metric under its name.
     """
     name = simulated.metric.name
+    known = simulated.known or simulated.end
+    ends = {"simulated": simulated.end, "known": known, "half": simulated.half or known}
     return {
-        "simulated_train_loss": simulated.end.train_loss,
-        "simulated_eval_loss": simulated.end.eval_loss,
-        f"simulated_{name}": simulated.end.eval_metric,
+        **{f"{which}_train_loss": end.train_loss for which, end in ends.items()},
+        **{f"{which}_eval_loss": end.eval_loss for which, end in ends.items()},
+        **{f"{which}_{name}": end.eval_metric for which, end in ends.items()},
         "probe_loss": simulated.probe_loss,
         f"probe_{name}": simulated.probe_metric,
         "movement": simulated.trajectory.movement,

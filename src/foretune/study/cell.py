@@ -30,6 +30,7 @@ from foretune.training.tune import run_tune
 SCHEMA = 1
 CELLS = "cells"
 SIMULATIONS = "outlooks"  # as foretune study outlook names them
+USUAL_SAMPLES = 512  # known rows of a simulation that is named after its cell alone
 _PART, _DAMAGED = ".part", ".damaged"
 OnStatus = Callable[[str], None]
 
@@ -45,6 +46,20 @@ def cell_folder(store: Path, key: str) -> Path:
         Folder; it exists once the cell is finished, and then never changes.
     """
     return store / CELLS / key
+
+
+def simulation_file(store: Path, key: str, samples: int) -> Path:
+    """Say where the simulation of a cell lies.
+
+    Args:
+        store: Folder of the study.
+        key: Key of the cell.
+        samples: Known rows that were asked for.
+
+    Returns:
+        The file.
+    """
+    return store / SIMULATIONS / (f"{key}.json" if samples == USUAL_SAMPLES else f"{key}-{samples}.json")
 
 
 def stored_key(cell: Cell, store: Path) -> str:

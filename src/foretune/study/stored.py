@@ -18,6 +18,7 @@ LOSSES = ("train_loss", "train_loss_eval_mode", "eval_loss")
 # Losses and the metrics of every kind of task; a cell has those of its own.
 MEASURED = (*LOSSES, *dict.fromkeys(metric.name for metrics in METRICS.values() for metric in metrics))
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
+RECIPE = ("epochs", "learning_rate")  # of the settings; the tables of earlier versions lack them
 DIGITS = 6  # of a loss, so that a report from its CSV files is the same
 # What earlier versions called numbers that cells of theirs hold: kernel regression was a forecast too.
 FORMER_NAMES = {
@@ -37,7 +38,7 @@ class StoredCell:
         names: Model, data set, placement, rank and seed.
         family: Name that versions of one data set share; empty where the grid gave none.
         kind: Kind of its task.
-        facts: Rows, classes, parameters, steps.
+        facts: Rows, classes, parameters, steps, and what `RECIPE` names.
         outcomes: Numbers after training.
         quantities: Numbers at initialisation.
         seconds: Time of each stage.
@@ -104,6 +105,8 @@ def read_stored(path: Path) -> StoredCell:
         result = read_json(path / RESULT)
         same(result["key"], path.name, "key")
         facts, kind = numbers(result["facts"], FACTS), kind_of(result.get("task"))
+        settings = result.get("settings", {}).get("train", {})
+        facts = {**facts, **numbers({name: settings.get(name) for name in RECIPE})}
         main = f"eval_{main_metric(kind).name}"
         stored = StoredCell(
             path.name,
