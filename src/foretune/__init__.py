@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from foretune.evaluation.records import read_records as read_records
     from foretune.forecasting.calibration import Calibration as Calibration
     from foretune.forecasting.calibration import Interval as Interval
-    from foretune.forecasting.calibration import read_calibration as read_calibration
+    from foretune.forecasting.calibration_file import read_calibration as read_calibration
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
     from foretune.forecasting.forecast import forecast as forecast
@@ -78,7 +78,8 @@ _HOME = {
     "errors": ["ForetuneError"],
     "evaluation.correlations": ["StudyReport", "summarise"],
     "evaluation.records": ["Record", "read_records"],
-    "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
+    "forecasting.calibration": ["Calibration", "Interval"],
+    "forecasting.calibration_file": ["read_calibration"],
     "forecasting.files": ["save_forecast"],
     "forecasting.forecast": ["ForecastResult", "forecast"],
     "models.adapted": ["Batch"],

@@ -73,7 +73,7 @@ def test_both_stand_side_by_side(small, tiny, tmp_path, monkeypatch, capsys):
     classifier = load_classifier(tiny, label_names=("business", "politics"), seed=0)
     placed = place(classifier.model, lora_config(classifier.model, AdapterConfig(("query",))), seed=0)
     calibration = domains.by_hand(domains.everywhere(fingerprint(placed)))
-    monkeypatch.setattr("foretune.forecasting.calibration.read_calibration", lambda path: calibration)
+    monkeypatch.setattr("foretune.forecasting.calibration_file.read_calibration", lambda path: calibration)
     out = tmp_path / "run"
     assert run(["demo", "--samples", "8", "--output", str(out)]) == 0
     text = capsys.readouterr().out

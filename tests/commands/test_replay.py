@@ -85,7 +85,7 @@ def written(command, tokens, folder, monkeypatch):
     for place in ("scoring.files", "forecasting.files", "ranking.report"):
         monkeypatch.setattr(f"foretune.{place}.write_run", lambda _, writers: files.update(writers))
     if command == "rank":
-        from foretune.forecasting.calibration import read_calibration
+        from foretune.forecasting.calibration_file import read_calibration
         from foretune.ranking import report
 
         monkeypatch.setattr(report, "best_first", lambda _: [])
@@ -97,7 +97,7 @@ def written(command, tokens, folder, monkeypatch):
         monkeypatch.setattr(score_files, "score_content", lambda _: {"versions": {"foretune": "0"}})
         score_files.save_score(None, out, args[0], loading.read_adapter(args[0]))
     else:
-        from foretune.forecasting.calibration import read_calibration
+        from foretune.forecasting.calibration_file import read_calibration
         from foretune.forecasting.files import save_forecast
 
         result = SimpleNamespace(to_dict=dict, curve=SimpleNamespace(points=()))

@@ -31,7 +31,8 @@ from foretune.evaluation.quality import (
     save_reports,
 )
 from foretune.evaluation.records import SECONDS, Record, by_kind, read_records
-from foretune.forecasting.calibration import apply_calibration, calibration_from
+from foretune.forecasting.calibration import apply_calibration
+from foretune.forecasting.calibration_file import calibration_from
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.report.curves import Step
 from foretune.study.stored import FACTS, MEASURED, measured

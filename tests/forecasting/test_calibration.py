@@ -10,20 +10,13 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import (
-    TERMS,
-    Calibration,
-    Line,
-    RunForecast,
-    apply_calibration,
-    calibration_from,
-    terms,
-    tied,
-)
+from foretune.forecasting.calibration import Calibration, Line, RunForecast, apply_calibration, tied
+from foretune.forecasting.calibration_file import calibration_from
 from foretune.forecasting.calibration_fit import PENALTIES, Case, fit_calibration
 from foretune.forecasting.outcomes import OUTCOMES, scale, unscale
 from foretune.forecasting.reach import INSIDE
 from foretune.forecasting.simulated_runs import Ending, SimulatedRun, case_values
+from foretune.forecasting.terms import TERMS, terms
 from foretune.tasks.metrics import main_metric
 
 OUTPUT = "margin"

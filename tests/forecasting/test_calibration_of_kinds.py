@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import RunForecast, apply_calibration, calibration_from, shipped_calibration, tied
+from foretune.forecasting.calibration import RunForecast, apply_calibration, tied
+from foretune.forecasting.calibration_file import calibration_from, shipped_calibration
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.curve import Curve, bend, write_curve
 from foretune.forecasting.outcomes import outcomes_of, scale

@@ -16,7 +16,8 @@ from scipy.stats import t as student
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import apply_calibration, calibration_from, shipped_calibration, tied
+from foretune.forecasting.calibration import apply_calibration, tied
+from foretune.forecasting.calibration_file import calibration_from, shipped_calibration
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.linearise import linearise
 from foretune.forecasting.outcomes import OUTCOMES, scale

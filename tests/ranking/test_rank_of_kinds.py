@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import foretune as ft
-from foretune.forecasting.calibration import shipped_calibration
+from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.curve import forecast_run
 from foretune.forecasting.forecast import ForecastResult
 from foretune.forecasting.linearise import linearise

@@ -101,7 +101,7 @@ def _forecast(
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
-        from foretune.forecasting.calibration import read_calibration
+        from foretune.forecasting.calibration_file import read_calibration
         from foretune.forecasting.files import save_forecast
         from foretune.forecasting.forecast import prepare_forecast, run_forecast
         from foretune.forecasting.report import print_forecast_plan

@@ -89,7 +89,7 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
 
     log = console(stderr=True)
     with log.status("loading"):
-        from foretune.forecasting.calibration import read_calibration
+        from foretune.forecasting.calibration_file import read_calibration
         from foretune.ranking.rank import rank_one
         from foretune.ranking.report import Wanted, ranking_content, save_rankings
 

@@ -9,47 +9,119 @@ from foretune.arrays import Array
 from foretune.evaluation.predictors import calibrated, predictors_of
 from foretune.evaluation.records import Record
 from foretune.evaluation.statistics import spearman
-from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, apply_calibration
+from foretune.evaluation.trial_runs import trials_of
+from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, forecast_inside
 from foretune.forecasting.calibration_fit import Case, fit_calibration
-from foretune.forecasting.outcomes import Outcome, outcomes_of, scale, unscale
+from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, scale, unscale
 from foretune.forecasting.reach import Run, run_from
+from foretune.forecasting.shown import Shown
+from foretune.forecasting.with_trials import together
+from foretune.study.damage import Value
 from foretune.tasks.metrics import main_metric
 
 OUTPUTS = ("margin", "full")  # of two classes and of all else: what is differentiated for a simulation
 
 
-def simulated_values(record: Record) -> dict[str, float] | None:
+def simulated_values(record: Record, simulation: Mapping[str, Value] | None = None) -> dict[str, float] | None:
     """Take what was simulated for a cell out of its quantities.
 
     Args:
         record: Cell.
+        simulation: One of its variants; None takes its quantities.
 
     Returns:
-        Values of `case_values`; None if the cell was not simulated.
+        Values of `case_values`; None if the cell was not simulated. Simulations of earlier versions lack the nested
+        runs: where all rows are known, more of them is nothing that these say.
     """
-    values = {name: record.quantities.get(name) for name in calibrated(record.kind)}
+    quantities = record.quantities if simulation is None else simulation
+    values = {name: quantities.get(name) for name in calibrated(record.kind)}
+    if values["doublings"] == 0.0:
+        for name in (*LOSSES, main_metric(record.kind).name):
+            for which, instead in (("known", "simulated"), ("half", "known")):
+                if values[f"{which}_{name}"] is None:
+                    values[f"{which}_{name}"] = values[f"{instead}_{name}"]
     if any(value is None for value in values.values()):
         return None
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def calibration_cases(records: Sequence[Record]) -> list[Case]:
-    """Pair simulations with what the runs gave.
+@dataclass(frozen=True)
+class CellCase:
+    """A case, and the cell and simulation that it is of.
+
+    Attributes:
+        record: Cell.
+        case: What the fit takes.
+        primary: Whether it is of the cell's own simulation, not of a variant.
+    """
+
+    record: Record
+    case: Case
+    primary: bool
+
+
+def cell_cases(records: Sequence[Record]) -> list[CellCase]:
+    """Pair simulations, and runs of the same recipe on fewer rows, with what the runs gave.
 
     Args:
         records: Cells of one kind of task.
 
     Returns:
-        Cases of those cells that have both.
+        Cases of those cells that have an end and a simulation, one for each of its simulations.
     """
     cases = []
+    found = trials_of(records)
     for record in records:
-        simulated = simulated_values(record)
         outcomes = {name: record.outcomes[name] for name in outcomes_of(record.kind)}
-        if simulated is not None and not record.facts["diverged"] and None not in outcomes.values():
-            real: dict[str, float] = {name: float(value or 0.0) for name, value in outcomes.items()}
-            cases.append(Case(simulated, real, record.family, _run(record)))
+        if record.facts["diverged"] or None in outcomes.values():
+            continue
+        real: dict[str, float] = {name: float(value or 0.0) for name, value in outcomes.items()}
+        for number, simulation in enumerate((record.quantities, *record.variants)):
+            values = simulated_values(record, simulation)
+            if values is not None:
+                case = Case(values, real, record.family, _run(record, simulation), found.get(record.key, ()))
+                cases.append(CellCase(record, case, number == 0))
     return cases
+
+
+def calibration_cases(records: Sequence[Record]) -> list[Case]:
+    """Take what a calibration is fitted on.
+
+    Args:
+        records: Cells of one kind of task.
+
+    Returns:
+        Cases of those cells that have an end and a simulation.
+    """
+    return [entry.case for entry in cell_cases(records)]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One forecast of a cell by a calibration that knows no run of its data set.
+
+    Attributes:
+        record: Cell.
+        case: What was known of it.
+        trials: Trials that the forecast was made with; none without training.
+        levels: Forecasts by outcome, each with its 90% interval.
+    """
+
+    record: Record
+    case: Case
+    trials: tuple[Shown, ...]
+    levels: Mapping[str, Interval]
+
+    @property
+    def spend(self) -> float:
+        """Rows of the trials over those of the run, as all see them as often."""
+        return sum(one.rows for one in self.trials) / float(self.record.facts["train_rows"] or 1.0)
+
+    @property
+    def rows_ratio(self) -> float:
+        """N over the known rows, or over the rows of the largest trial."""
+        rows = max((one.rows for one in self.trials), default=0)
+        return float(self.record.facts["train_rows"] or 1.0) / rows if rows else 2.0 ** self.case.simulated["doublings"]
 
 
 @dataclass(frozen=True)
@@ -58,15 +130,21 @@ class HeldOutForecasts:
 
     Attributes:
         records: Cells, the forecasts among their quantities.
-        forecasts: By cell's key: forecasts by outcome. Empty where nothing was simulated or for too few data sets.
+        forecasts: By cell's key: forecasts by outcome, without trials and from the cell's own simulation. Empty where
+            nothing was simulated or for too few data sets.
+        judged: All forecasts: from every number of known rows, and with the study's runs on fewer rows as trials.
     """
 
     records: tuple[Record, ...]
     forecasts: Mapping[str, Mapping[str, Interval]]
+    judged: tuple[Judged, ...] = ()
 
 
 def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
     """Forecast every cell by a calibration fitted on the other data sets of the study alone.
+
+    No reach is asked for: what a left-out data set has that the others lack is no reason to widen, since the spread
+    comes from leaving out.
 
     Args:
         records: Cells of one kind of task.
@@ -74,17 +152,17 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
     Returns:
         Cells with forecasts; as they were if the simulated cells are of fewer than 4 data sets.
     """
-    cases = calibration_cases(records)
-    groups = sorted({case.group for case in cases})
+    cases = cell_cases(records)
+    groups = sorted({entry.case.group for entry in cases})
     if len(groups) < LEAST_GROUPS + 1:
         return HeldOutForecasts(tuple(records), {})
     fitted: dict[str, Calibration] = {}
     for group in sorted({record.family for record in records}):
-        rest = [case for case in cases if case.group != group]
+        rest = [entry.case for entry in cases if entry.case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
             fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
-    kind = records[0].kind
-    columns = {entry.forecast_of: entry.name for entry in predictors_of(kind) if entry.forecast_of is not None}
+    judged = [one for entry in cases if entry.case.group in fitted for one in _judge(entry, fitted[entry.case.group])]
+    columns = {entry.forecast_of: entry.name for entry in predictors_of(records[0].kind) if entry.forecast_of}
     forecasts = {}
     changed = []
     for record in records:
@@ -92,24 +170,32 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
         if simulated is None or record.family not in fitted:
             changed.append(record)
             continue
-        # no run is given: what a left-out data set has that the others lack is no reason to widen, since the spread
-        # comes from leaving out
-        levels = apply_calibration(fitted[record.family], simulated, _output(record)).levels or {}
+        levels = forecast_inside(fitted[record.family], simulated).levels or {}
         forecasts[record.key] = levels
         values = {column: levels[outcome].value for outcome, column in columns.items() if outcome in levels}
         changed.append(replace(record, quantities={**record.quantities, **values}))
-    return HeldOutForecasts(tuple(changed), forecasts)
+    return HeldOutForecasts(tuple(changed), forecasts, tuple(judged))
 
 
-def _run(record: Record) -> Run | None:
+def _judge(entry: CellCase, calibration: Calibration) -> list[Judged]:
+    """Forecasts of a cell: without trials, and from its own simulation with each set of them."""
+    case, record = entry.case, entry.record
+    made = [Judged(record, case, (), forecast_inside(calibration, case.simulated).levels or {})]
+    if not calibration.trial_lines or not entry.primary:
+        return made
+    for shown in case.trials:
+        trials = together(shown, record.kind)
+        if trials is not None:
+            rows = int(record.facts["train_rows"] or 0)
+            said = forecast_inside(calibration, case.simulated, trials=trials, train_rows=rows)
+            made.append(Judged(record, case, shown, said.levels or {}))
+    return made
+
+
+def _run(record: Record, simulation: Mapping[str, Value]) -> Run | None:
     """What kind of run the cell's was; the numbers that are stored of it do not say its kind of task, the cell does."""
-    run = run_from(record.quantities)
+    run = run_from(simulation)
     return None if run is None else replace(run, kind=record.kind)
-
-
-def _output(record: Record) -> str:
-    """What was differentiated for the cell's simulation: of two classes their difference, of all else each output."""
-    return OUTPUTS[0] if record.kind == "classification" and record.facts["classes"] == 2 else OUTPUTS[1]
 
 
 def why_no_forecast(held_out: HeldOutForecasts) -> str | None:

@@ -271,7 +271,10 @@ def record_writers(records: Sequence[Record]) -> dict[str, Writer]:
     Returns:
         A writer for each file.
     """
-    writers = {CELLS_CSV: _cells_table(records).write_csv, CURVES_CSV: _curves_table(records).write_csv}
+    writers: dict[str, Writer] = {
+        CELLS_CSV: _cells_table(records).write_csv,
+        CURVES_CSV: _curves_table(records).write_csv,
+    }
     variants = variants_table([(record.key, record.variants) for record in records])
     return {**writers, VARIANTS_CSV: variants.write_csv} if variants.rows else writers
 

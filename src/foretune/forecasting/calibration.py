@@ -8,18 +8,15 @@ or trained on) to those of the run: variance a² + b² d². A run outside what t
 none (`foretune.forecasting.reach`).
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from math import exp2, inf, isfinite, log2, sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 
-from foretune.errors import ConfigError, border
+from foretune.errors import ConfigError
 from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 from foretune.forecasting.shown import Shown
@@ -225,62 +222,94 @@ def apply_calibration(
             f"the calibration {calibration.source!r} was made for output {' and '.join(calibration.outputs)}, "
             f"not {output!r}: leave --reduction out"
         )
-    reached, fewer = INSIDE, 0.0
-    if run is not None:
-        if calibration.domain is None:
-            raise ConfigError(
-                f"the calibration {calibration.source!r} does not say which runs it has seen: make the study's "
-                "outlooks and report again"
-            )
-        reached = reach(calibration.domain, run)
-        fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
-    plain = {}
-    for outcome, line in calibration.lines.items():
-        simulated, x = terms(outcome, values, kind)
-        plain[outcome] = simulated + float(within_limits(x, line.limits) @ np.array(line.coefficients))
-    if run is None or not shown or not calibration.trial_lines or calibration.trial_domain is None:
-        return _leveled(calibration.lines, plain, reached, fewer, values["doublings"], kind)
+    if run is None:
+        return forecast_inside(calibration, values)
+    if calibration.domain is None:
+        raise ConfigError(
+            f"the calibration {calibration.source!r} does not say which runs it has seen: make the study's "
+            "outlooks and report again"
+        )
+    reached = reach(calibration.domain, run)
+    fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
+    plain = _without_trials(calibration, values)
+    if not shown or calibration.trial_domain is None:
+        return _leveled(calibration.lines, plain, _Spread(values["doublings"], fewer, reached), kind)
     trials = together(shown, kind)
     if trials is None:
-        rows = max(one.rows for one in shown)
-        return _leveled(calibration.lines, plain, Reach(inf, (f"the trial on {rows:,} rows diverged",)), 0.0, 0.0, kind)
-    middle = _from_trials(calibration, plain, trials, run, reached)
-    reached = reach_of_trials(calibration.trial_domain, run, trials)
-    doublings = max(0.0, log2(run.train_rows / trials.rows))
-    return _leveled(calibration.trial_lines, middle, reached, fewer, doublings, kind)
+        diverged = Reach(inf, (f"the trial on {max(one.rows for one in shown):,} rows diverged",))
+        return _leveled(calibration.lines, plain, _Spread(0.0, 0.0, diverged), kind)
+    middle = _with_trials(calibration, None if reached.withheld else plain, trials, run.train_rows)
+    spread = _Spread(
+        max(0.0, log2(run.train_rows / trials.rows)), fewer, reach_of_trials(calibration.trial_domain, run, trials)
+    )
+    return _leveled(calibration.trial_lines, middle, spread, kind)
 
 
-def _from_trials(
-    calibration: Calibration, plain: Mapping[Outcome, float], trials: Trials, run: Run, reached: Reach
+def forecast_inside(
+    calibration: Calibration, values: Mapping[str, float], *, trials: Trials | None = None, train_rows: int = 0
+) -> RunForecast:
+    """Forecast a run of the kind that a calibration was fitted on, whatever else it is.
+
+    Args:
+        calibration: Calibration.
+        values: From `case_values`.
+        trials: What trials of it showed; None for none.
+        train_rows: Rows N of the run, asked for with trials alone.
+
+    Returns:
+        The forecast as `apply_calibration` makes it, with d = 0 and as many evaluation rows as in the fit.
+    """
+    plain = _without_trials(calibration, values)
+    if trials is None:
+        return _leveled(calibration.lines, plain, _Spread(values["doublings"]), calibration.kind)
+    middle = _with_trials(calibration, plain, trials, train_rows)
+    spread = _Spread(max(0.0, log2(train_rows / trials.rows)))
+    return _leveled(calibration.trial_lines, middle, spread, calibration.kind)
+
+
+def _without_trials(calibration: Calibration, values: Mapping[str, float]) -> dict[Outcome, float]:
+    """Forecasts by outcome, on the scale."""
+    plain = {}
+    for outcome, line in calibration.lines.items():
+        s, x = terms(outcome, values, calibration.kind)
+        plain[outcome] = s + float(within_limits(x, line.limits) @ np.array(line.coefficients))
+    return plain
+
+
+def _with_trials(
+    calibration: Calibration, plain: Mapping[Outcome, float] | None, trials: Trials, train_rows: int
 ) -> dict[Outcome, float]:
-    """Forecasts by outcome, on the scale; what is withheld without trials is no term."""
+    """Forecasts by outcome, on the scale; where those without trials are withheld, they are no term."""
     middle = {}
     for outcome, line in calibration.trial_lines.items():
-        relied_on = None if reached.withheld else plain[outcome]
-        t, x = trial_terms(outcome, trials, relied_on, run.train_rows)
+        t, x = trial_terms(outcome, trials, None if plain is None else plain[outcome], train_rows)
         middle[outcome] = t + float(within_limits(x, line.limits) @ np.array(line.coefficients))
     return middle
 
 
+@dataclass(frozen=True)
+class _Spread:
+    """What widens an interval: doublings beyond the rows that were seen, fewer evaluation rows, reach."""
+
+    doublings: float
+    fewer: float = 0.0
+    reached: Reach = INSIDE
+
+
 def _leveled(
-    lines: Mapping[Outcome, Line],
-    middle: Mapping[Outcome, float],
-    reached: Reach,
-    fewer: float,
-    doublings: float,
-    kind: Kind,
+    lines: Mapping[Outcome, Line], middle: Mapping[Outcome, float], spread: _Spread, kind: Kind
 ) -> RunForecast:
     """Put intervals around forecasts on the scale."""
-    metric = main_metric(kind)
+    metric, reached = main_metric(kind), spread.reached
     levels: dict[str, Interval] = {}
     for outcome in outcomes_of(kind):
         value = unscale(outcome, middle[outcome])
         if outcome == "train_loss" and reached.reasons:
             continue
-        of_rows = 1.0 if outcome in LOSSES else metric.row_variance(value)
         half = 0.0
         if not reached.withheld:
-            half = reached.widening * half_width(lines[outcome], of_rows * fewer, doublings=doublings)
+            of_rows = 1.0 if outcome in LOSSES else metric.row_variance(value)
+            half = reached.widening * half_width(lines[outcome], of_rows * spread.fewer, doublings=spread.doublings)
         low, high = unscale(outcome, middle[outcome] - half), unscale(outcome, middle[outcome] + half)
         levels[outcome] = Interval(value, low, high)
     order = (levels[metric.name].value, levels["eval_loss"].value)
@@ -313,84 +342,3 @@ def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> b
     difference = first.metric.to_scale(first.order[0]) - second.metric.to_scale(second.order[0])
     widening = max(exp2(min(forecast.reach.doublings, FARTHEST)) for forecast in (first, second))
     return abs(difference) <= 1.645 * 2**0.5 * widening * calibration.lines[first.metric.name].within
-
-
-def shipped_calibration() -> Calibration:
-    """Read the calibration that comes with foretune.
-
-    Returns:
-        The calibration.
-    """
-    text = (files("foretune.forecasting") / "calibration.json").read_text(encoding="utf-8")
-    return calibration_from(json.loads(text))
-
-
-def read_calibration(path: Path | None = None) -> Calibration:
-    """Read a calibration.
-
-    Args:
-        path: `calibration.json` of a study's report; None for the one that comes with foretune.
-
-    Returns:
-        The calibration.
-
-    Raises:
-        ConfigError: If it cannot be read.
-    """
-    if path is None:
-        return shipped_calibration()
-    path = path.expanduser()
-    remedy = "foretune study report writes one"
-    with border(ConfigError, f"cannot read calibration {str(path)!r}", remedy=remedy):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    try:
-        return calibration_from(content)
-    except ConfigError as error:
-        raise ConfigError(f"calibration {str(path)!r}: {error}; {remedy}") from error
-
-
-def calibration_from(content: Any) -> Calibration:
-    """Read a calibration.
-
-    Args:
-        content: As `Calibration.to_dict` gives it.
-
-    Returns:
-        The calibration.
-
-    Raises:
-        ConfigError: If it is none, or one of another version.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    if not isinstance(content, Mapping) or "schema" not in content or "terms" not in content:
-        raise ConfigError("this is no calibration")
-    said = (content["schema"], content["terms"], content.get("trial_terms"))
-    if said != (SCHEMA, list(TERMS), list(TRIAL_TERMS)):
-        raise ConfigError(f"calibration of schema {content['schema']!r}, not {SCHEMA}: fit it again")
-    fields = {name: value for name, value in content.items() if name not in ("schema", "terms", "trial_terms")}
-    try:
-        calibration = TypeAdapter(Calibration).validate_json(json.dumps(fields), strict=True)
-    except (ValidationError, ValueError, TypeError) as error:
-        what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        where = ".".join(map(str, what["loc"]))
-        raise ConfigError(f"this is no calibration: {where} {what['msg']}") from error
-    needed = outcomes_of(calibration.kind)
-    if set(calibration.lines) != set(needed):
-        raise ConfigError(f"calibration of {', '.join(sorted(calibration.lines))}: needs {', '.join(needed)}")
-    if calibration.trial_lines and set(calibration.trial_lines) != set(needed):
-        raise ConfigError(f"calibration of trials of {', '.join(sorted(calibration.trial_lines))}: fit it again")
-    _check_lines(calibration.lines, len(TERMS))
-    _check_lines(calibration.trial_lines, len(TRIAL_TERMS))
-    for domain in (calibration.domain, calibration.trial_domain):
-        if domain is not None:
-            domain.check()
-    return calibration
-
-
-def _check_lines(lines: Mapping[Outcome, Line], terms: int) -> None:
-    for name, line in lines.items():
-        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within, line.growth)
-        whole = len(line.coefficients) == terms and all(map(isfinite, numbers))
-        if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within, line.growth) < 0:
-            raise ConfigError(f"calibration with {name} {line}: fit it again")

@@ -8,7 +8,8 @@ from typing import Any
 
 from peft import LoraConfig
 
-from foretune.forecasting.calibration import Calibration, shipped_calibration
+from foretune.forecasting.calibration import Calibration
+from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.curve import Curve, forecast_run
 from foretune.forecasting.linearise import check_linearisable
 from foretune.forecasting.schedule import schedule_of

@@ -127,10 +127,11 @@ def simulate_runs(
             ends = simulate(
                 group, linearised.head, train, linearised.evaluation, smaller, train_a=train_a, on_step=on_step
             )
-            simulated = [
-                replace(run, **{part: ending(trajectory, smaller)})
-                for run, trajectory in zip(simulated, ends, strict=True)
-            ]
+            found = [ending(trajectory, smaller) for trajectory in ends]
+            if part == "known":
+                simulated = [replace(run, known=end) for run, end in zip(simulated, found, strict=True)]
+            else:
+                simulated = [replace(run, half=end) for run, end in zip(simulated, found, strict=True)]
         runs += simulated
     return tuple(runs)
 

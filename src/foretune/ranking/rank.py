@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 
 from foretune.errors import KernelError
-from foretune.forecasting.calibration import (
-    Calibration,
-    Interval,
-    RunForecast,
-    apply_calibration,
-    shipped_calibration,
-    tied,
-)
+from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration, tied
+from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.linearise import linearise
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
