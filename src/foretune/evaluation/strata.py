@@ -1,0 +1,239 @@
+"""How good forecasts were at each distance: by rows of the run over known rows, and by what was spent on trials."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+
+import numpy as np
+from scipy.stats import binomtest
+
+from foretune.arrays import Array
+from foretune.evaluation.held_out import HeldOutForecasts, Judged
+from foretune.evaluation.statistics import spearman
+from foretune.forecasting.outcomes import Outcome
+from foretune.report.tables import Table
+from foretune.tasks.metrics import Kind, main_metric
+
+RATIOS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # ends of the strata of N/n
+SPENDS = (0.02, 0.05, 0.13, 0.3)  # of a run's rows, for each adapter
+ALIKE = 0.15  # adapters whose parameters differ by no more are of equal size
+LEAST = 3  # adapters to put into order
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Forecasts at one distance against what the runs gave.
+
+    Attributes:
+        name: Which distance.
+        forecasts: How many.
+        groups: Data sets.
+        error: Mean absolute error of the main metric.
+        loss_error: Mean of |forecast − real| / real of the evaluation loss.
+        bias: Mean of forecast less outcome, of the main metric.
+        covered: Share of the main metric's outcomes within the 90% interval, with its 95% interval (Wilson).
+        loss_covered: The same of the evaluation loss.
+        width: Mean width of the main metric's interval.
+        spearman: ρ of forecast and outcome over all.
+        within: Mean over data sets of ρ over the adapters of one; NaN where none has three.
+        equal: The same over adapters of equal size.
+        lost: Mean of the best adapter's metric less that of the one with the best forecast.
+        lost_largest: The same for the largest adapter.
+        as_shown: Mean absolute error of the trial's own value; NaN without trials.
+    """
+
+    name: str
+    forecasts: int
+    groups: int
+    error: float
+    loss_error: float
+    bias: float
+    covered: tuple[float, float, float]
+    loss_covered: tuple[float, float, float]
+    width: float
+    spearman: float
+    within: float
+    equal: float
+    lost: float
+    lost_largest: float
+    as_shown: float
+
+
+def strata(held_out: HeldOutForecasts) -> tuple[Stratum, ...]:
+    """Judge the forecasts of a study at each distance.
+
+    Args:
+        held_out: Forecasts, each by a calibration that knows no run of its data set.
+
+    Returns:
+        Those without trials by N/n, then those with trials by their spend; of several sets of trials of one cell
+        within a stratum the dearest. Strata without forecasts are left out.
+    """
+    found = []
+    plain = [one for one in held_out.judged if not one.trials]
+    for low, high in zip((0.0, *RATIOS), RATIOS, strict=False):
+        there = [one for one in plain if low < one.rows_ratio / 1.05 <= high]  # rows are round, ratios are not
+        if there:
+            found.append(_stratum(f"N/n ≤ {high:g}", there))
+    for low, high in zip((0.0, *SPENDS), (*SPENDS, 1.0), strict=True):
+        dearest: dict[str, Judged] = {}
+        for one in held_out.judged:
+            before = dearest.get(one.record.key)
+            if one.trials and low < one.spend <= high and (before is None or one.spend > before.spend):
+                dearest[one.record.key] = one
+        if dearest:
+            found.append(_stratum(f"spend ≤ {high:.0%}", list(dearest.values())))
+    return tuple(found)
+
+
+def _stratum(name: str, judged: Sequence[Judged]) -> Stratum:
+    kind = judged[0].record.kind
+    metric = main_metric(kind).name
+    value, real = _column(judged, metric), _real(judged, metric)
+    loss, real_loss = _column(judged, "eval_loss"), _real(judged, "eval_loss")
+    chosen, largest = _lost(judged, value, real)
+    shown = [one.trials[0].outcomes[metric] for one in judged if one.trials]
+    return Stratum(
+        name=name,
+        forecasts=len(judged),
+        groups=len({one.record.family for one in judged}),
+        error=float(np.abs(value - real).mean()),
+        loss_error=float((np.abs(loss - real_loss) / real_loss).mean()),
+        bias=float((value - real).mean()),
+        covered=_covered(judged, metric),
+        loss_covered=_covered(judged, "eval_loss"),
+        width=float(np.mean([one.levels[metric].high - one.levels[metric].low for one in judged])),
+        spearman=_rho(value, real),
+        within=_within(judged, value, real, equal=False),
+        equal=_within(judged, value, real, equal=True),
+        lost=chosen,
+        lost_largest=largest,
+        as_shown=float(np.abs(np.array(shown) - real).mean()) if len(shown) == len(judged) else nan,
+    )
+
+
+def _column(judged: Sequence[Judged], outcome: Outcome) -> Array:
+    return np.array([one.levels[outcome].value for one in judged])
+
+
+def _real(judged: Sequence[Judged], outcome: Outcome) -> Array:
+    return np.array([one.case.outcomes[outcome] for one in judged])
+
+
+def _covered(judged: Sequence[Judged], outcome: Outcome) -> tuple[float, float, float]:
+    held = sum(one.levels[outcome].low <= one.case.outcomes[outcome] <= one.levels[outcome].high for one in judged)
+    ends = binomtest(held, len(judged)).proportion_ci(method="wilson")
+    return held / len(judged), float(ends.low), float(ends.high)
+
+
+def _rho(x: Array, y: Array) -> float:
+    if len(x) < LEAST:
+        return nan
+    return float(spearman(x[:, None], y[:, None])[0, 0])
+
+
+def _compared(judged: Sequence[Judged]) -> list[list[int]]:
+    """Positions of forecasts of one data set and seed, from as many known rows and trials of as many."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for position, one in enumerate(judged):
+        rows = tuple(trial.rows for trial in one.trials)
+        groups[(*one.record.group, one.record.seed, one.case.simulated["doublings"], rows)].append(position)
+    return list(groups.values())
+
+
+def _within(judged: Sequence[Judged], value: Array, real: Array, *, equal: bool) -> float:
+    found = []
+    for positions in _compared(judged):
+        chosen = _of_equal_size(judged, positions) if equal else positions
+        found.append(_rho(value[chosen], real[chosen]))
+    known = [rho for rho in found if isfinite(rho)]
+    return float(np.mean(known)) if known else nan
+
+
+def _of_equal_size(judged: Sequence[Judged], positions: Sequence[int]) -> list[int]:
+    """The largest set of adapters whose parameters lie within 15% above those of its smallest."""
+    sizes = {position: judged[position].record.quantities.get("adapter_parameters") or 0.0 for position in positions}
+    sets = [[other for other in positions if size <= sizes[other] <= (1.0 + ALIKE) * size] for size in sizes.values()]
+    return max(sets, key=len)
+
+
+def _lost(judged: Sequence[Judged], value: Array, real: Array) -> tuple[float, float]:
+    by_forecast, by_size = [], []
+    for positions in _compared(judged):
+        if len(positions) < LEAST:
+            continue
+        sizes = [judged[position].record.quantities.get("adapter_parameters") or 0.0 for position in positions]
+        best = real[positions].max()
+        by_forecast.append(best - real[positions[int(np.argmax(value[positions]))]])
+        by_size.append(best - real[positions[int(np.argmax(sizes))]])
+    return (float(np.mean(by_forecast)), float(np.mean(by_size))) if by_size else (nan, nan)
+
+
+def strata_table(held_out: HeldOutForecasts, kind: Kind) -> Table:
+    """Lay out how good forecasts were at each distance.
+
+    Args:
+        held_out: Forecasts.
+        kind: Kind of task.
+
+    Returns:
+        A row for each stratum; empty without forecasts.
+    """
+    metric = main_metric(kind)
+    unit, digits = (100.0, 1) if metric.percent else (1.0, 3)
+
+    def points(value: float) -> str:
+        return f"{unit * value:.{digits}f}" if isfinite(value) else "–"
+
+    def rho(value: float) -> str:
+        return f"{value:+.2f}" if isfinite(value) else "–"
+
+    def share(three: tuple[float, float, float]) -> str:
+        return f"{three[0]:.0%} [{three[1]:.0%}, {three[2]:.0%}]"
+
+    rows = [
+        (
+            one.name,
+            str(one.forecasts),
+            str(one.groups),
+            points(one.error),
+            points(one.as_shown),
+            points(one.bias),
+            f"{one.loss_error:.0%}",
+            share(one.covered),
+            share(one.loss_covered),
+            points(one.width),
+            rho(one.spearman),
+            rho(one.within),
+            rho(one.equal),
+            points(one.lost),
+            points(one.lost_largest),
+        )
+        for one in strata(held_out)
+    ]
+    caption = (
+        f"Forecasts by distance, each data set by a calibration fitted on the others; {metric.label}"
+        f"{' in points' if metric.percent else ''}. N/n: training rows for each known one, without training. spend: "
+        "rows of the trials over those of the run, for each adapter. as shown: error of the trial's own value. "
+        "in interval: of 90%, with its 95% Wilson interval. equal size: adapters within 15% of one size. lost: by "
+        "choosing the adapter by the forecast, and by taking the largest."
+    )
+    header = (
+        "distance",
+        "forecasts",
+        "data sets",
+        "error",
+        "as shown",
+        "bias",
+        "eval loss, relative",
+        "in interval",
+        "eval loss in interval",
+        "width",
+        "ρ, all",
+        "ρ within a data set",
+        "ρ, equal size",
+        "lost",
+        "lost by largest",
+    )
+    return Table(caption, header, tuple(rows))
