@@ -61,7 +61,7 @@ def note_outcome(forecast: "Forecast", tuned: Mapping[str, Any], began: str, log
     """
     from rich.text import Text
 
-    from foretune.errors import StoreError
+    from foretune.errors import StoreError, border
     from foretune.ledger.files import append, own_ledger
     from foretune.ledger.judgement import Times, entry_of
     from foretune.report.provenance import now
@@ -69,9 +69,10 @@ def note_outcome(forecast: "Forecast", tuned: Mapping[str, Any], began: str, log
     if forecast.statement is None:
         return
     try:
-        place = own_ledger()
-        entry = entry_of(forecast.statement, tuned, Times(began, now()))
-        added = append([entry], place)
+        with border(StoreError, "forecast and run cannot be compared"):  # whatever a file of a forecast holds
+            place = own_ledger()
+            entry = entry_of(forecast.statement, tuned, Times(began, now()))
+            added = append([entry], place)
     except StoreError as error:
         log.print(Text(f"no line in the ledger: {error}"), style="yellow", soft_wrap=True)
         return

@@ -59,11 +59,12 @@ def ledger_table(title: str, groups: Sequence[Group], totals: Sequence[Group]) -
         rows += [_row(group, "all", "") for group in totals]
     caption = (
         f"{title} Error: mean of |forecast − real|; bias: mean of forecast − real; both in points (pts) where the "
-        "metric is a share, of the loss relative to the real one. Shares with their 95% intervals."
+        "metric is a share, of the loss relative to the real one. Shares with their 95% intervals, which take runs for "
+        "independent: runs on one data set are less than that."
     )
     lost = sum(2 * group.runs - group.main.known - group.eval_loss.known for group in groups)
     if lost:
-        caption += f" {lost} outcomes are not finite: they count as outside the interval, and in no mean."
+        caption += f" Outcomes that are not finite: {lost}; they count as outside the interval, and in no mean."
     return Table(caption, (*_HEAD, *_LOSS_HEAD), tuple(rows), right_from=3)
 
 
