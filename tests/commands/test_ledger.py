@@ -255,7 +255,7 @@ def test_a_file_that_is_no_ledger_is_one_line(tmp_path, capsys):
 
 
 def test_names_that_a_terminal_would_obey(tmp_path, capsys):
-    append([line(model='a\x1b[31m,"b"\n', dataset="[red]=x"), LINE], tmp_path / "l.csv")
+    append([line(model='a\x1b[31m,"b"\n', dataset="[red]=x", run="2"), LINE], tmp_path / "l.csv")
     with (tmp_path / "l.csv").open("ab") as file:
         file.write(b"\x1b[2J,half a li")
     assert run(["ledger", str(tmp_path / "l.csv")]) == 0

@@ -94,7 +94,7 @@ def test_by_hand():
 def printed(entries):
     file = StringIO()
     print_ledger(Screen(file=file), summarise_ledger(entries))
-    return file.getvalue()
+    return " ".join(file.getvalue().split())
 
 
 def test_it_is_printed_in_points_where_the_metric_is_a_share():

@@ -109,14 +109,15 @@ def differences(forecast: Mapping[str, Any], tuned: Mapping[str, Any]) -> tuple[
         "data": facts["data"]["fingerprint"] == tuned["details"]["data"]["fingerprint"],
         "rows": forecast["train_rows"] == tuned["details"]["data"]["train_rows"],
         "modules": set(placed["modules"]) <= set(placement["modules"]) and idle <= set(facts["adapter"]["left_out"]),
-        "parameters": bool(idle) or placed["trainable_parameters"] == placement["trainable_parameters"],
         **{name: placed[name] == placement[name] for name in ADAPTER},
         **{name: ours[name] == theirs[name] for name in RECIPE},
+    }
+    follows = {  # from what is named above, as a rule
+        "parameters": bool(idle) or placed["trainable_parameters"] == placement["trainable_parameters"],
         "steps": forecast["steps"] == tuned["steps"],
     }
     named = [name for name, alike in same.items() if not alike]
-    # what follows from another is no news
-    return tuple(name for name in named if name not in ("parameters", "steps") or name == named[0])
+    return tuple(named or [name for name, alike in follows.items() if not alike])
 
 
 def run_hash(tuned: Mapping[str, Any]) -> str:
@@ -132,12 +133,17 @@ def run_hash(tuned: Mapping[str, Any]) -> str:
     content = {
         "weights": details["weights"],
         "data": details["data"]["fingerprint"],
-        "placement": {name: placement[name] for name in ("modules", "trainable_parameters", *ADAPTER)},
-        "recipe": {name: tuned["settings"][name] for name in (*RECIPE, "bf16")},
+        "placement": {name: _plain(placement[name]) for name in ("modules", "trainable_parameters", *ADAPTER)},
+        "recipe": {name: _plain(tuned["settings"][name]) for name in (*RECIPE, "bf16")},
         "rows": [details["data"]["train_rows"], details["data"]["eval_rows"]],
         "steps": tuned["steps"],
     }
     return digest(content)
+
+
+def _plain(value: Any) -> Any:
+    """One spelling for 8 and 8.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def digest(content: Mapping[str, Any]) -> str:
