@@ -105,3 +105,9 @@ def test_it_is_printed_in_points_where_the_metric_is_a_share():
         assert words in text, words
     assert "Held-out" not in text
     assert "Held-out" in printed([line(state="held out")])
+
+
+@pytest.mark.parametrize(("real", "inside"), [(0.7, 1), (0.9, 1), (0.699, 0), (0.901, 0), (None, 0)])
+def test_the_ends_are_inside(real, inside):
+    (group,) = summarise_ledger([line(main=Told(0.8, 0.7, 0.9, real))]).totals
+    assert group.main.inside == inside
