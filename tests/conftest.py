@@ -25,3 +25,11 @@ def _seed():
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
     torch.set_num_threads(1)  # tiny models: threads cost more than they bring, and xdist has the other core
+
+
+@pytest.fixture(autouse=True)
+def foretune_home(tmp_path_factory, monkeypatch):
+    """Keep what outlives a run away from the user's own folder."""
+    folder = tmp_path_factory.mktemp("foretune-home")
+    monkeypatch.setenv("FORETUNE_HOME", str(folder))
+    return folder

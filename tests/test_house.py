@@ -20,7 +20,7 @@ FLOORS = [
     ["ntk"],
     ["problem"],
     ["forecasting"],
-    ["scoring", "ranking", "training"],
+    ["ledger", "scoring", "ranking", "training"],
     ["study"],
     ["evaluation"],
     ["paper"],
@@ -49,6 +49,8 @@ WITHOUT = {
     "forecasting.calibration_file": NO_TORCH,
     "forecasting.terms": NO_TORCH,
     "forecasting.with_trials": NO_TORCH,
+    "forecasting.seal": NO_TORCH,
+    "ledger": NO_TORCH,
     "ranking.candidates": NO_TORCH,
     "ranking.search": NO_TORCH,
     "ranking.quick_score": NO_TORCH,
@@ -113,6 +115,7 @@ def test_help_imports_nothing_heavy():
     code = (
         "import sys; from foretune.cli import run;"
         "commands = [[], ['score'], ['forecast'], ['tune'], ['rank'], ['study'], ['study', 'report'], ['paper']];"
+        "commands += [['ledger']];"
         "[run([*command, '--help']) for command in commands];"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy',"
         "'sklearn', 'matplotlib', 'pydantic', 'ray'};"

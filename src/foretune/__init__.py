@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
     from foretune.forecasting.forecast import forecast as forecast
+    from foretune.ledger.files import read_ledger as read_ledger
+    from foretune.ledger.summary import summarise_ledger as summarise_ledger
     from foretune.models.adapted import Batch as Batch
     from foretune.models.classifier import Classifier as Classifier
     from foretune.models.classifier import batches as batches
@@ -82,6 +84,8 @@ _HOME = {
     "forecasting.calibration_file": ["read_calibration"],
     "forecasting.files": ["save_forecast"],
     "forecasting.forecast": ["ForecastResult", "forecast"],
+    "ledger.files": ["read_ledger"],
+    "ledger.summary": ["summarise_ledger"],
     "models.adapted": ["Batch"],
     "models.classifier": ["Classifier", "batches", "encode", "load_classifier"],
     "models.placement": ["place", "read_adapters"],

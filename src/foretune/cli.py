@@ -17,6 +17,7 @@ from cyclopts.config import Yaml
 
 from foretune.commands.demo import demo
 from foretune.commands.forecast import forecast
+from foretune.commands.ledger import ledger
 from foretune.commands.paper import paper
 from foretune.commands.rank import rank
 from foretune.commands.score import score
@@ -73,6 +74,7 @@ app.command(score)
 app.command(forecast)
 app.command(demo)
 app.command(tune)
+app.command(ledger)
 app.command(rank)
 app.command(study)
 app.command(paper)

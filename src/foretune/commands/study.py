@@ -1,5 +1,6 @@
 """`foretune study` and `foretune study report`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -108,6 +109,7 @@ def report_study(
     *,
     output: Path | None = None,
     grid: Path | None = None,
+    ledger: Path | None = None,
     coefficient: Literal["spearman", "kendall", "pearson"] = "spearman",
     resamples: int = 2000,
 ) -> None:
@@ -117,6 +119,7 @@ def report_study(
         folder: Folder of a study, or of the `cells.csv` of a report.
         output: Folder for CSV, Markdown, LaTeX, PNG, SVG and PDF; by default `report` in the study's folder.
         grid: YAML file of the study, if the folder holds cells of several.
+        ledger: CSV file that the held-out forecasts are added to, for foretune ledger FILE; each line once.
         coefficient: Which one to print; all are written.
         resamples: Draws of the bootstrap.
 
@@ -128,11 +131,14 @@ def report_study(
     from foretune.evaluation.held_out import forecast_held_out
     from foretune.evaluation.quality import save_reports
     from foretune.evaluation.records import by_kind, read_records
+    from foretune.ledger.files import read_ledger
     from foretune.report.terminal import console
     from foretune.study.grid import read_grid
 
     Range(100, 100_000).check("resamples", resamples)
     log, screen = console(stderr=True), console()
+    if ledger is not None:  # before the work
+        read_ledger(ledger, on_note=lambda note: log.print(note, style="yellow", soft_wrap=True))
     parts = by_kind(read_records(folder, None if grid is None else read_grid(grid)))
     reports = []
     for kind, records in parts.items():
@@ -153,6 +159,23 @@ def report_study(
             screen.rule(report.kind)
         _show(report, held_out, coefficient, screen)
     log.print(f"saved to {out}")
+    if ledger is not None:
+        _add_to(ledger, [held_out for _, held_out in reports], log)
+
+
+def _add_to(ledger: Path, parts: Sequence["HeldOutForecasts"], log: "Console") -> None:
+    from rich.text import Text
+
+    from foretune.evaluation.held_out_entries import held_out_entries
+    from foretune.ledger.files import append
+    from foretune.report.provenance import now
+
+    made = now()
+    entries = [entry for held_out in parts for entry in held_out_entries(held_out, made)]
+    added = append(entries, ledger)
+    there = f", {len(entries) - added} were there" if added < len(entries) else ""
+    words = f"{added} held-out forecasts added to the ledger {ledger}{there}"
+    log.print(Text(words if entries else f"no held-out forecasts for the ledger {ledger}"), soft_wrap=True)
 
 
 def _show(report: "StudyReport", held_out: "HeldOutForecasts", coefficient: str, screen: "Console") -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Group, Parameter
 from rich.text import Text
 
+from foretune.commands.ledger import note_outcome
 from foretune.commands.loading import load, read_adapter, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import Configuration, TuneSettings, one_adapter
@@ -40,7 +41,8 @@ def tune(
         adapter: Adapter.
         adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         settings: How to train.
-        forecast: Folder of a forecast, or its curve.csv, that loss.png shows beside the run.
+        forecast: Folder of a forecast that loss.png shows beside the run, and that foretune ledger compares with it; or
+            its curve.csv alone, for the figure only.
         output: Folder for result.json, history.csv, steps.csv, config.yaml, loss.png and the adapter.
         config: YAML file with any of these flags by name, or the config.yaml of another command; the command line wins.
         json: Print result.json to stdout instead of the table.
@@ -118,7 +120,7 @@ def _tune(
     start = time.perf_counter()
     with log.status("loading"):
         from foretune.training.fit import Hooks
-        from foretune.training.folder import begun, claim, close_folder, read_forecast, write_history
+        from foretune.training.folder import begun, claim, close_folder, read_forecast, start_of, write_history
         from foretune.training.plan import describe_tune, prepare_tune
         from foretune.training.report import print_tune_plan
         from foretune.training.tune import run_tune
@@ -135,6 +137,15 @@ def _tune(
         print_tune_plan(log, describe_tune(plan), loaded.words)
     if goes_on:
         log.print(f"going on with the run in {output}", style="yellow")
+    if drawn is not None and drawn.statement is None:
+        log.print(
+            Text(
+                "the forecast is a curve alone, without time and hash: it is drawn, and does not come into the "
+                "ledger (name the folder of a forecast)"
+            ),
+            style="yellow",
+            soft_wrap=True,
+        )
     with ExitStack() as stack:
         if writes:
             stack.enter_context(begun(folder, flags, given, forecast=drawn))
@@ -155,8 +166,11 @@ def _tune(
             raise KeyboardInterrupt(f"interrupted: {kept}") from error
     if not result.is_main:
         return None
+    content = result.to_dict()
     if output is not None:
+        if drawn is not None:  # before the run counts as finished, so that one that is cut off here comes by again
+            note_outcome(drawn, content, start_of(folder), log)
         close_folder(result, folder, forecast=drawn)
     if not brief:
         say_where(log, output)
-    return result.to_dict()
+    return content

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft import LoraConfig
@@ -13,10 +13,12 @@ from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.curve import Curve, forecast_run
 from foretune.forecasting.linearise import check_linearisable
 from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.seal import HASH, content_hash
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import Classifier, own_classifier
+from foretune.models.identity import fingerprint
 from foretune.problem import Plan, describe, prepare, settings_of_pass
-from foretune.report.provenance import versions
+from foretune.report.provenance import now, versions
 from foretune.report.store import finite
 from foretune.settings.commands import ForecastSettings
 from foretune.tasks.load import Task
@@ -35,6 +37,7 @@ class ForecastResult:
         curve: Its course and its end.
         calibration: What the forecast was calibrated with.
         seconds: Of `load`, `forecast` and `total`.
+        made: When it was made, in UTC.
     """
 
     plan: Plan
@@ -42,6 +45,7 @@ class ForecastResult:
     curve: Curve
     calibration: Calibration
     seconds: Mapping[str, float]
+    made: str = field(default_factory=now)
 
     @property
     def steps(self) -> int:
@@ -58,7 +62,9 @@ class ForecastResult:
         sites = plan.adapted.sites
         content = {
             "schema": SCHEMA,
+            "made": self.made,
             "model": plan.classifier.source,
+            "weights": fingerprint(plan.placed),
             "dataset": plan.task.source,
             "placement": {
                 **describe_placement(plan.placed.active_peft_config, sites),
@@ -80,7 +86,7 @@ class ForecastResult:
             "settings": dataclasses.asdict(self.settings),
         }
         laid_out: dict[str, Any] = finite(content)
-        return laid_out
+        return {**laid_out, HASH: content_hash(laid_out)}
 
 
 def notes(curve: Curve) -> list[str]:

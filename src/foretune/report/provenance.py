@@ -1,8 +1,9 @@
-"""Which versions made a result, and on how many cores."""
+"""Which versions made a result, when, and on how many cores."""
 
 import importlib.metadata
 import os
 import platform
+from datetime import UTC, datetime
 
 PACKAGES = ("foretune", "torch", "transformers", "peft", "datasets", "accelerate", "numpy", "scipy", "scikit-learn")
 
@@ -14,6 +15,15 @@ def versions() -> dict[str, str]:
         Version of Python and of each package by name.
     """
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def now() -> str:
+    """Tell the time.
+
+    Returns:
+        UTC to the second, in ISO 8601: `2026-03-01T12:00:00+00:00`.
+    """
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def usable_cores() -> int:

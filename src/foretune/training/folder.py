@@ -3,8 +3,9 @@
 import csv
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from foretune.models.adapter_file import adapter_from_file, same_adapter, save_a
 from foretune.report.curve_figure import Caption, loss_figure
 from foretune.report.curves import CURVE, CurvePoint, History, Step, epoch_columns, read_curve
 from foretune.report.folders import LOCK, disk, remove
-from foretune.report.provenance import versions
+from foretune.report.provenance import now, versions
 from foretune.report.store import (
     RESULT,
     check_free,
     make_folder,
+    read_json,
     read_yaml,
     settle,
     temporary_of,
@@ -36,24 +38,26 @@ from foretune.training.tune import TuneResult
 CONFIG = "config.yaml"
 HISTORY, STEPS = "history.csv", "steps.csv"
 DRAWN = "forecast"  # the flag that a figure is drawn by, which the run itself does not hang on
-FORECAST = "forecast.csv"  # copy of a forecast's curve
+FORECAST, STATEMENT = "forecast.csv", "forecast.json"  # copies of a forecast: its curve, and its result.json
 FIGURE, ADAPTER, NEW_ADAPTER = "loss.png", "adapter", ".adapter"
 TRACKED = "runs"  # TensorBoard's
-BEGUN = (CONFIG, ADAPTER_FILE, FORECAST)  # what a run begins with
+BEGUN = (CONFIG, ADAPTER_FILE, FORECAST, STATEMENT)  # what a run begins with
 FILES = (*BEGUN, HISTORY, STEPS, FIGURE, RESULT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A forecast curve.
+    """A forecast that a run is made beside.
 
     Attributes:
-        text: The file.
-        points: Its points.
+        text: The file of its curve; empty where its level was withheld, so that there is none.
+        points: The curve's points.
+        statement: Its `result.json`, which shows when it was made and that it was not altered; None of a curve alone.
     """
 
     text: str
     points: tuple[CurvePoint, ...]
+    statement: Mapping[str, Any] | None = None
 
 
 def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None) -> bool:
@@ -141,7 +145,7 @@ def open_folder(
         folder: Folder, claimed.
         flags: Settings of the run.
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
-        forecast: The forecast curve, kept beside them; None leaves what is there.
+        forecast: The forecast, kept beside them; None leaves what is there.
 
     Raises:
         StoreError: If the disk refuses.
@@ -150,14 +154,39 @@ def open_folder(
     make_folder(folder)
     with disk(f"cannot write to {str(folder)!r}"):
         sweep(folder, finished=False)
+    start = start_of(folder) if config.exists() else now()
     if not config.exists():
         header = f"# foretune {versions()['foretune']}. Replay: foretune tune --config {CONFIG} --output NEW_FOLDER\n"
-        given = flags if forecast is None else {**flags, DRAWN: FORECAST}  # beside it, wherever that lies
+        kept = {} if forecast is None else {DRAWN: FORECAST if forecast.text else STATEMENT}
+        given = {**flags, **kept}  # beside it, wherever that lies
         write_text(config, header + yaml.safe_dump(given, sort_keys=False, allow_unicode=True))
     if adapter is not None and not (folder / ADAPTER_FILE).exists():
         write_whole(folder / ADAPTER_FILE, lambda path: save_adapter(adapter, path))
-    if forecast is not None:
+    if forecast is not None and forecast.text:
         write_text(folder / FORECAST, forecast.text)
+    if forecast is not None and forecast.statement is not None:
+        copy = {"began": start, "forecast": forecast.statement}
+        write_whole(folder / STATEMENT, lambda path: write_json(path, copy))
+
+
+def start_of(folder: Path) -> str:
+    """Find out when the run in a folder began.
+
+    Args:
+        folder: Folder of a run.
+
+    Returns:
+        UTC in ISO 8601: as noted with its forecast, or else when its settings were written.
+
+    Raises:
+        StoreError: If the disk refuses.
+    """
+    if (folder / STATEMENT).is_file():
+        with suppress(StoreError, KeyError, ValueError):
+            return datetime.fromisoformat(str(read_json(folder / STATEMENT)["began"])).isoformat(timespec="seconds")
+    with disk(f"cannot read {str(folder)!r}"):
+        written = (folder / CONFIG).stat().st_mtime
+    return datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
@@ -170,7 +199,7 @@ def begun(
         folder: Folder, claimed.
         flags: Settings of the run.
         adapter: The adapter that was read from a file; None if the settings describe it.
-        forecast: The forecast curve.
+        forecast: The forecast.
 
     Yields:
         Nothing.
@@ -191,31 +220,52 @@ def begun(
         raise
 
 
-def read_forecast(folder: Path, curve: Path | None) -> Forecast | None:
-    """Read a forecast curve.
+def read_forecast(folder: Path, given: Path | None) -> Forecast | None:
+    """Read a forecast: its curve, and what it says of itself.
 
     Args:
         folder: Folder of the run, which may keep it from before.
-        curve: `curve.csv`, or the folder of the forecast; None for what the run keeps.
+        given: The folder of the forecast, its `curve.csv` alone, or what another run kept of it; None for what this
+            run keeps.
 
     Returns:
-        The curve, None if there is none.
+        The forecast, None if there is none.
 
     Raises:
-        ConfigError: If it cannot be read, or is no curve.
+        ConfigError: If it cannot be read, or has no curve though its level was not withheld.
     """
-    if curve is None and not (folder / FORECAST).is_file():
-        return None
-    source = folder / FORECAST if curve is None else curve.expanduser()
+    source = given.expanduser() if given is not None else folder / FORECAST
+    if given is None and not source.is_file():
+        source = folder / STATEMENT
+        if not source.is_file():
+            return None
     remedy = "make it with foretune forecast --output"
     with border(ConfigError, f"cannot read the forecast curve {str(source)!r}", remedy=remedy):
         if source.is_dir():
-            source /= CURVE
-        text, points = source.read_text(encoding="utf-8"), read_curve(source)
+            curve, statement = source / CURVE, _statement(source / RESULT)
+        elif source.suffix == ".json":
+            curve, statement = None, _statement(source)
+        else:
+            curve = source
+            statement = _statement(source.with_name(STATEMENT)) if source.name == FORECAST else None
+        if statement is not None and statement.get("end", ()) is None and (curve is None or not curve.exists()):
+            return Forecast("", (), statement)  # withheld
+        if curve is None:
+            raise ConfigError(f"{str(source)!r} is no forecast: name its folder, or {remedy}")
+        text, points = curve.read_text(encoding="utf-8"), read_curve(curve)
     numbers = [value for point in points for value in dataclasses.astuple(point) if value is not None]
     if not numbers or not all(map(isfinite, numbers)):
-        raise ConfigError(f"the forecast curve {str(source)!r} holds no points, or no numbers: {remedy}")
-    return Forecast(text, points)
+        raise ConfigError(f"the forecast curve {str(curve)!r} holds no points, or no numbers: {remedy}")
+    return Forecast(text, points, statement)
+
+
+def _statement(path: Path) -> Mapping[str, Any] | None:
+    """A forecast's `result.json`, or a run's copy of it; None where there is none, or it carries no time and hash."""
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    said = content.get("forecast", content) if path.name != RESULT else content
+    return said if isinstance(said, dict) and {"made", "hash"} <= said.keys() else None
 
 
 def write_history(history: History, folder: Path) -> None:

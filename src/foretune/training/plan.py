@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import Classifier, Encoded, encode
 from foretune.models.head_parts import check_saved
+from foretune.models.identity import fingerprint
 from foretune.models.placement import is_base, read_adapters
 from foretune.models.sites import Site
 from foretune.problem import place_for
@@ -151,6 +152,7 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
     encoded = (plan.train.encoded, plan.evaluation.encoded)
     return {
         "model": plan.classifier.source,
+        "weights": fingerprint(plan.placed),
         "dataset": task.source,
         "architecture": type(plan.placed.get_base_model()).__name__,
         "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
