@@ -46,6 +46,7 @@ WITHOUT = {
     "forecasting.schedule": NO_TORCH,
     "forecasting.reach": NO_TORCH,
     "forecasting.calibration": NO_TORCH,
+    "forecasting.verdicts": NO_TORCH,
     "ranking.candidates": NO_TORCH,
     "ranking.search": NO_TORCH,
     "ranking.quick_score": NO_TORCH,
