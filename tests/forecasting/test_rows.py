@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,7 +57,7 @@ def test_gains_at_the_end_of_the_list():
     curve = curve_of([500, 1000, 2000], [0.60, 0.70, 0.723])
     assert curve.enough is None
     assert "the last doubling, to 2,000 rows, gains 2.3 points" in curve.sentence
-    late = curve_of([1000, 1900, 3000], [0.60, 0.70, 0.702])
+    late = curve_of([1000, 1490, 2970], [0.60, 0.65, 0.651])
     assert late.enough is None
     assert "though" in late.sentence
 
@@ -191,7 +190,7 @@ def test_the_list_changes_nothing_else(plan):
 
 def test_each_point_is_the_forecast_of_a_run_of_so_many_rows(plan, place):
     """More rows than known, and as many as are known: as if the data set had so many."""
-    model, dataset, _ = place
+    _, dataset, _ = place
     found = run_forecast(plan, listing(20, 40), calibration_of(plan)).rows
     for n_rows, point in zip((20, 40), found.points, strict=True):
         few = ft.load_task(ft.DataConfig(dataset))
@@ -301,7 +300,3 @@ def test_wrong_lists(rows, words, place, capsys):
     model, dataset, _ = place
     assert run(["forecast", "--model", model, "--dataset", dataset, *FEW, "--rows", *rows]) == 2
     assert words in capsys.readouterr().err
-
-
-def test_levels_are_read_in_order():
-    assert all(a < b for a, b in pairwise(ft.ForecastSettings(rows=[500, 1000]).rows))

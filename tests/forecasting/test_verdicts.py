@@ -72,18 +72,18 @@ def test_the_ends_of_a_metric():
     # beyond the limits within which counts of rows are kept: 99.5% beats 99.2% more often than not
     assert probability_above(interval(ACCURACY, 5.3, 0.5), ACCURACY, 0.992, 5) > 0.9
     rounded = Interval(1.0 - 1e-12, 0.999, 1.0)
-    assert 0.99 < probability_above(rounded, ACCURACY, 0.9, 5) < 1.0
+    assert 0.95 < probability_above(rounded, ACCURACY, 0.9, 5) < 1.0
     assert probability_above(Interval(1.0, 1.0, 1.0), ACCURACY, 0.99, 5) == 1.0
 
 
 def test_sentences():
     levels = {"accuracy": interval(ACCURACY, 1.4, 0.5), "eval_loss": Interval(0.5, 0.4, 0.6)}
-    majority, head, probe = go_sentences(levels, ACCURACY, 5, majority=0.25, head_alone=0.79, probe=0.743)
+    majority, head, probe = go_sentences(levels, ACCURACY, 5, majority=0.25, head_alone=0.77, probe=0.743)
     assert majority.sentence == (
         "More than 99 of 100 runs like this beat the majority class (25.0%) by 2 points or more."
     )
-    assert (head.against, head.threshold) == ("the head alone", pytest.approx(0.81))
-    assert head.probability == probability_above(levels["accuracy"], ACCURACY, 0.81, 5)
+    assert (head.against, head.threshold) == ("the head alone", pytest.approx(0.79))
+    assert head.probability == probability_above(levels["accuracy"], ACCURACY, 0.79, 5)
     assert probe.sentence == (
         f"{100 * probe.probability:.0f} of 100 runs like this beat the linear probe (74.3%) by 2 points or more."
     )

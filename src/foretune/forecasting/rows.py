@@ -196,10 +196,8 @@ def rows_curve(points: Sequence[RowsPoint]) -> RowsCurve:
 
 
 def _most_gain(at: Array, risen: Array, start: float) -> float:
-    """Largest gain of a doubling that lies between `start` and the end; infinite where none does.
-
-    Between its knots the curve is linear, so that the gain is largest where a doubling begins or ends at a knot.
-    """
+    """Largest gain of a doubling that lies between `start` and the end; infinite where none does."""
+    # between its knots the curve is linear, so that the gain is largest where a doubling begins or ends at a knot
     ends = np.concatenate([at, at - 1.0, [start]])
     begins = ends[(ends >= start - ROUNDING) & (ends <= at[-1] - 1.0 + ROUNDING)]
     gains = np.interp(begins + 1.0, at, risen) - np.interp(begins, at, risen)
@@ -218,9 +216,7 @@ def _of_gain(rows: Sequence[int], at: Array, risen: Array, enough: int | None, m
     last = float(risen[-1] - np.interp(at[-1] - 1.0, at, risen))
     gains = f"the last doubling, to {rows[-1]:,} rows, gains {_amount(last, metric)} of {metric.label}"
     if last < POINT:  # flat at the end, but the listed numbers that have a doubling lie before that
-        return (
-            f"More rows gain {point} or more from each listed number that has a doubling in the list, though {gains}."
-        )
+        return f"From each listed number that has a doubling in the list some gains {point} or more, though {gains}."
     return f"No listed number of rows is enough: {gains}."
 
 
