@@ -116,9 +116,8 @@ def _forecast(
     seconds_load = time.perf_counter() - start
     if not brief:
         print_forecast_plan(log, describe(plan), loaded.words)
-    with progress(
-        log, "steps of the simulated runs" if config.settings.rows else "steps of the simulated run", None
-    ) as update:
+    title = "steps of the simulated runs" if config.settings.rows else "steps of the simulated run"
+    with progress(log, title, None) as update:
         result = run_forecast(
             plan,
             config.settings,
