@@ -110,7 +110,8 @@ def most_gain(rows, values, start):
     logs = np.log2(rows)
     grid = np.union1d(np.linspace(np.log2(start), logs[-1] - 1, 4000), [*logs, *(logs - 1)])
     grid = grid[(grid >= np.log2(start) - 1e-12) & (grid <= logs[-1] - 1 + 1e-12)]
-    return max((np.interp(x + 1, logs, risen) - np.interp(x, logs, risen) for x in grid), default=np.inf)
+    gains = np.interp(grid + 1, logs, risen) - np.interp(grid, logs, risen)
+    return gains.max() if len(gains) else np.inf
 
 
 @given(st.lists(st.tuples(st.integers(2, 4000), st.floats(0.3, 0.4)), min_size=1, max_size=7, unique_by=lambda x: x[0]))

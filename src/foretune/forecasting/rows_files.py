@@ -60,7 +60,7 @@ def rows_figure(curve: RowsCurve, own: int, caption: Caption, path: Path) -> Non
         low, _ = metric.get_ylim()
         metric.plot(withheld, [low] * len(withheld), "x", color="0.4", clip_on=False, label="withheld")
     metric.set(ylabel=caption.metric)
-    metric.legend(frameon=False, fontsize=8)
+    metric.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     metric.set_title(for_figure(caption.title), fontsize=10)
     losses.set(xlabel="training rows", ylabel=f"evaluation loss\n({caption.unit})", xscale="log")
     losses.set_xticks(rows, [f"{n_rows:,}" for n_rows in rows], rotation=30 if len(rows) > 6 else 0)
