@@ -51,6 +51,7 @@ WITHOUT = {
     "forecasting.with_trials": NO_TORCH,
     "forecasting.seal": NO_TORCH,
     "ledger": NO_TORCH,
+    "forecasting.verdicts": NO_TORCH,
     "ranking.candidates": NO_TORCH,
     "ranking.search": NO_TORCH,
     "ranking.quick_score": NO_TORCH,

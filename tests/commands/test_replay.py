@@ -24,6 +24,7 @@ VALUES = {
     "label-column": "kind", "train-split": "first", "max-train": "50", "positive-from": "4",
     "target-modules": "query", "exclude-modules": "key", "layers": "1", "budget": "300k", "reduction": "trace",
     "eval-samples": "7", "report-to": "tensorboard", "ridge": "0.5", "warmup-ratio": "0.25", "init": "gaussian",
+    "rows": "300",
 }  # fmt: skip
 STRUCTURE = {"model": "m", "dataset": "d"}
 
@@ -100,7 +101,7 @@ def written(command, tokens, folder, monkeypatch):
         from foretune.forecasting.calibration_file import read_calibration
         from foretune.forecasting.files import save_forecast
 
-        result = SimpleNamespace(to_dict=dict, curve=SimpleNamespace(points=()))
+        result = SimpleNamespace(to_dict=dict, curve=SimpleNamespace(points=()), rows=None)
         own = None if args[2] is None else read_calibration(args[2])
         save_forecast(result, out, args[0].to_dict(), adapter=loading.read_adapter(args[0]), calibration=own)
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 
 from foretune.commands.loading import free_folder, load, read_adapter, say_where
 from foretune.settings.commands import Configuration, ForecastSettings, one_adapter
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe, Sample
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pair, Recipe, Sample
 
 
 def forecast(
@@ -19,6 +19,7 @@ def forecast(
     adapter_config: Annotated[Path | None, Parameter(group=Group("Adapter"))] = None,
     sample: Annotated[Sample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
+    rows: Annotated[tuple[Pair, ...] | None, Parameter(group="Training")] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -37,12 +38,13 @@ def forecast(
         adapter_config: peft's adapter_config.json, or the folder that holds it, instead of the adapter's flags.
         sample: What is known of the data.
         recipe: The run that is forecast.
+        rows: Numbers of training rows, rising, for which the run is forecast as well: how many are enough?
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
-        output: New folder for result.json, curve.csv, curve.png and config.yaml.
+        output: New folder for result.json, curve.csv, curve.png and config.yaml; with --rows rows.csv and rows.png.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
-    settings = ForecastSettings(**vars(sample or Sample()), **vars(recipe or Recipe()))
+    settings = ForecastSettings(**vars(sample or Sample()), **vars(recipe or Recipe()), rows=rows)
     run_config = Configuration(model, data, one_adapter(adapter, adapter_config), settings)
     forecast_command(run_config, output, calibration, as_json=json)
 
@@ -114,7 +116,8 @@ def _forecast(
     seconds_load = time.perf_counter() - start
     if not brief:
         print_forecast_plan(log, describe(plan), loaded.words)
-    with progress(log, "steps of the simulated run", None) as update:
+    title = "steps of the simulated runs" if config.settings.rows else "steps of the simulated run"
+    with progress(log, title, None) as update:
         result = run_forecast(
             plan,
             config.settings,

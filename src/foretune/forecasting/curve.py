@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration
-from foretune.forecasting.linearise import linearise
+from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.reach import reach
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
+from foretune.forecasting.verdicts import Verdict, go_sentences
 from foretune.problem import Plan
 from foretune.report.curves import CurvePoint, curve_header
 from foretune.settings.groups import Recipe
@@ -30,11 +31,13 @@ class Curve:
         points: From before training to the end; none where the level is withheld.
         forecast: Forecast at the end.
         simulated: The same before calibration, where there is none of this kind of task: no level, but all there is.
+        verdicts: How likely the run is to beat what costs less; none where the level is withheld.
     """
 
     points: tuple[CurvePoint, ...]
     forecast: RunForecast
     simulated: tuple[CurvePoint, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
 
     @property
     def end(self) -> Mapping[str, Interval] | None:
@@ -47,6 +50,7 @@ class Curve:
         Returns:
             Points and forecasts at the end with their 90% intervals, both None where withheld; `reach` and `note` say
             why, or why the intervals are wider. `simulated`: points before calibration, None where there is one.
+            `verdicts`: against what costs less.
         """
         said, metric = self.forecast.to_dict(), self.forecast.metric.name
         return {
@@ -55,11 +59,17 @@ class Curve:
             "end": said["levels"],
             "reach": said["reach"],
             "note": self.forecast.reach.verdict or None,
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
         }
 
 
 def forecast_run(
-    plan: Plan, settings: Recipe, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
+    plan: Plan,
+    settings: Recipe,
+    calibration: Calibration,
+    *,
+    model: Callable[[], Linearised] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Curve:
     """Forecast the course of the run that trains an adapter.
 
@@ -69,6 +79,7 @@ def forecast_run(
         plan: The placed adapter and the known rows, with rows to predict.
         settings: How the run trains.
         calibration: Calibration of the forecasts.
+        model: Gives the linearised model, where others use it as well; None makes one of the plan.
         on_step: Called with the steps done and the steps in all.
 
     Returns:
@@ -82,8 +93,8 @@ def forecast_run(
     if domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:
         # before the work: there is no order to simulate for
         return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
-    linearised = linearise(replace(plan, reduction=reduction))
-    starts = [linearised.start(range(len(linearised.sites)))]
+    linearised = linearise_run(plan) if model is None else model()
+    starts = [linearised.start(range(len(linearised.sites))), linearised.start([])]
     total, done = n_steps(starts, schedule), 0
 
     def step() -> None:
@@ -92,10 +103,34 @@ def forecast_run(
         if on_step is not None:
             on_step(done, total)
 
-    (simulated,) = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
-    (run,) = runs_of(kind, starts)
+    simulated, head = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
+    run, run_of_head = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run)
-    return bend(simulated, forecast)
+    if forecast.levels is None:
+        return bend(simulated, forecast)
+    metric = forecast.metric.name
+    alone = apply_calibration(calibration, case_values(head), reduction.name, run=run_of_head).levels
+    verdicts = go_sentences(
+        forecast.levels,
+        forecast.metric,
+        calibration.lines[metric].groups - 1,
+        majority=objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
+        head_alone=None if alone is None else alone[metric].value,
+        probe=simulated.probe_metric,
+    )
+    return replace(bend(simulated, forecast), verdicts=verdicts)
+
+
+def linearise_run(plan: Plan) -> Linearised:
+    """Make the one pass over the samples that a forecast takes.
+
+    Args:
+        plan: The placed adapter and the known rows, with rows to predict.
+
+    Returns:
+        The linearised model, of the outputs that a run needs.
+    """
+    return linearise(replace(plan, reduction=plan.task.objective.simulated()))
 
 
 def bend(simulated: SimulatedRun, forecast: RunForecast) -> Curve:

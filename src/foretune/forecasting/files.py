@@ -1,4 +1,4 @@
-"""The files of a forecast's run folder: result.json, curve.csv, curve.png, config.yaml."""
+"""The files of a forecast's run folder: result.json, curve.csv, curve.png, rows.csv, rows.png, config.yaml."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +10,7 @@ from peft import LoraConfig
 from foretune.forecasting.calibration import CALIBRATION, Calibration
 from foretune.forecasting.curve import write_curve
 from foretune.forecasting.forecast import ForecastResult
+from foretune.forecasting.rows_files import ROWS, rows_figure, write_rows
 from foretune.models.adapter_file import save_adapter
 from foretune.report.curve_figure import Caption, curve_figure
 from foretune.report.curves import CURVE
@@ -35,13 +36,17 @@ def save_forecast(
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
         calibration: The calibration that was given, written beside them; None if it is foretune's.
     """
-    content, curve = result.to_dict(), result.curve
+    content, curve, rows = result.to_dict(), result.curve, result.rows
     writers: dict[str, Callable[[Path], None]] = {"result.json": lambda path: write_json(path, content)}
     if curve.points:
-        unit, metric = result.plan.task.objective.loss_unit, curve.forecast.metric.label
-        caption = Caption(f"forecast for {content['dataset']}", unit, metric)
+        caption = _caption(result)
         writers[CURVE] = lambda path: write_curve(curve, path)
         writers["curve.png"] = lambda path: curve_figure(curve.points, caption, path)
+    if rows is not None:
+        writers[ROWS] = lambda path: write_rows(rows, path)
+        if any(point.forecast.levels for point in rows.points):
+            of_rows = _caption(result)
+            writers["rows.png"] = lambda path: rows_figure(rows, result.plan.train_rows, of_rows, path)
     if flags is not None:
         given = {**flags, **({} if calibration is None else {"calibration": CALIBRATION})}  # beside config.yaml
         header = f"# foretune {versions()['foretune']}. Replay: foretune forecast --config config.yaml --output NEW\n"
@@ -53,3 +58,8 @@ def save_forecast(
         own = calibration.to_dict()
         writers[CALIBRATION] = lambda path: write_json(path, own)
     write_run(folder, writers)
+
+
+def _caption(result: ForecastResult) -> Caption:
+    objective = result.plan.task.objective
+    return Caption(f"forecast for {result.plan.task.source}", objective.loss_unit, objective.metric.label)

@@ -4,14 +4,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
 from typing import Any
 
 from peft import LoraConfig
 
 from foretune.forecasting.calibration import Calibration
 from foretune.forecasting.calibration_file import shipped_calibration
-from foretune.forecasting.curve import Curve, forecast_run
+from foretune.forecasting.curve import Curve, forecast_run, linearise_run
 from foretune.forecasting.linearise import check_linearisable
+from foretune.forecasting.rows import RowsCurve, RowsPoint, forecast_rows, list_rows, rows_curve
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.seal import HASH, content_hash
 from foretune.models.adapted import describe_placement
@@ -37,6 +40,7 @@ class ForecastResult:
         curve: Its course and its end.
         calibration: What the forecast was calibrated with.
         seconds: Of `load`, `forecast` and `total`.
+        rows: The forecast over the numbers of rows that the settings list; None without a list.
         made: When it was made, in UTC.
     """
 
@@ -45,6 +49,7 @@ class ForecastResult:
     curve: Curve
     calibration: Calibration
     seconds: Mapping[str, float]
+    rows: RowsCurve | None = None
     made: str = field(default_factory=now)
 
     @property
@@ -78,6 +83,7 @@ class ForecastResult:
             plan.task.objective.noun: plan.task.objective.n_outputs,
             "steps": self.steps,
             **self.curve.to_dict(),
+            "rows": None if self.rows is None else self.rows.to_dict(),
             "notes": notes(self.curve),
             "calibration": {"source": self.calibration.source, "outputs": list(self.calibration.outputs)},
             "details": facts,
@@ -139,7 +145,7 @@ def run_forecast(
     seconds_load: float = 0.0,
     on_step: OnStep | None = None,
 ) -> ForecastResult:
-    """Carry out a plan: one pass over the samples, and the simulated run.
+    """Carry out a plan: one pass over the samples, and the simulated runs.
 
     Args:
         plan: From `prepare_forecast`.
@@ -152,10 +158,26 @@ def run_forecast(
         The result.
     """
     start = time.perf_counter()
-    curve = forecast_run(plan, settings, calibration, on_step=on_step)
+    model = cache(lambda: linearise_run(plan))  # made where a run is simulated, once for all of them
+    listed = list_rows(plan, settings, calibration, settings.rows or ())
+    own, of_list = 0, sum(entry.steps for entry in listed)
+    tell = on_step or (lambda *_: None)
+
+    def own_step(done: int, total: int) -> None:
+        nonlocal own
+        own = total
+        tell(done, own + of_list)
+
+    curve = forecast_run(plan, settings, calibration, model=model, on_step=own_step)
+    rows = None
+    if settings.rows is not None:
+        done = count(own + 1)
+        points = forecast_rows(listed, calibration, model, on_step=lambda: tell(next(done), own + of_list))
+        known = {point.rows: point for point in (*points, RowsPoint(plan.train_rows, curve.forecast))}
+        rows = rows_curve([known[n_rows] for n_rows in settings.rows])
     spent = time.perf_counter() - start
     seconds = {"load": seconds_load, "forecast": spent, "total": seconds_load + spent}
-    return ForecastResult(plan, settings, curve, calibration, seconds)
+    return ForecastResult(plan, settings, curve, calibration, seconds, rows)
 
 
 def forecast(

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from foretune.models.sites import kinds_in_words
 from foretune.report.terminal import print_facts
-from foretune.tasks.metrics import main_metric
+from foretune.tasks.metrics import Metric, main_metric
 
 ROWS = 5  # of the course in the table
 
@@ -79,8 +79,12 @@ def print_forecast(console: Console, result: Mapping[str, Any]) -> None:
     console.print(Text(said, style="bold"), soft_wrap=True)
     if result["end"] or result["simulated"]:
         console.print(_table(result))
+    for verdict in result["verdicts"]:
+        console.print(Text(f"• {verdict['sentence']}"))
     for note in result["notes"]:
         console.print(Text(f"• {note}"), style="yellow")
+    if result["rows"] is not None:
+        _print_rows(console, result["rows"], main_metric(result["details"]["objective"]["kind"]))
     seconds = result["seconds"]
     console.print(
         f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, forecast {seconds['forecast']:.1f}", style="dim"
@@ -107,11 +111,33 @@ def _table(result: Mapping[str, Any]) -> Table:
     if end is None:
         add(points[-1])
         return table
+    table.add_row(str(points[-1]["step"]), *_levels(end, metric))
+    return table
+
+
+def _levels(end: Mapping[str, Any], metric: Metric) -> tuple[str, str, str]:
+    """Main metric, evaluation loss and training loss with their intervals."""
     value = end[metric.name]
     words = f"{metric.written(value['value'])} [{metric.written(value['low'])}, {metric.written(value['high'])}]"
     train = "withheld" if end["train_loss"] is None else interval_of_loss(end["train_loss"])
-    table.add_row(str(points[-1]["step"]), words, interval_of_loss(end["eval_loss"]), train)
-    return table
+    return words, interval_of_loss(end["eval_loss"]), train
+
+
+def _print_rows(console: Console, rows: Mapping[str, Any], metric: Metric) -> None:
+    """The forecast over training rows: a table, why levels are withheld, and how many rows are enough."""
+    table = Table(show_edge=False, pad_edge=False, title="Forecast over training rows, 90% intervals")
+    table.title_justify = "left"
+    for name in ("rows", f"eval {metric.label}", "eval loss", "train loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in rows["points"]:
+        levels = point["levels"]
+        table.add_row(f"{point['rows']:,}", *(("withheld",) * 3 if levels is None else _levels(levels, metric)))
+    console.print(Text())
+    console.print(table)
+    for point in rows["points"]:
+        if point["reach"]["withheld"]:
+            console.print(Text(f"• {point['rows']:,} rows: {'; '.join(point['reach']['reasons'])}"), style="yellow")
+    console.print(Text(f"• {rows['sentence']}"), style="bold")
 
 
 def interval_of_loss(value: Mapping[str, float]) -> str:

@@ -31,7 +31,7 @@ from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.settings.commands import KernelSample, RankSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.tasks.load import Task, load_task
-from foretune.tasks.objective import Objective, Targets
+from foretune.tasks.objective import Objective
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -217,7 +217,7 @@ def _rank(
         quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
         single=_single(blocks),
         head_alone=said_alone,
-        constant=_constant_metric(task.objective, linearised.evaluation.targets.cpu().numpy()),
+        constant=task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
         samples=linearised.train.factors.n,
         train_rows=schedule.train_rows,
         objective=task.objective,
@@ -240,13 +240,6 @@ def _counter(report: OnProgress, what: str, total: int) -> Callable[[int], None]
         report(what, done, total)
 
     return count
-
-
-def _constant_metric(objective: Objective, targets: Targets) -> float | None:
-    """Main metric of the best prediction that is the same for all."""
-    constant = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
-    reached = objective.main(constant, targets)
-    return reached if np.isfinite(reached) else None
 
 
 def _of_checkpoint(classifier: Classifier) -> tuple[str, ...]:

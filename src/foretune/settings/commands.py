@@ -17,6 +17,7 @@ NtkParams = Literal["adapter", "adapter+head"]
 EngineName = Literal["local", "ray"]
 
 ADAPTER_FILE = "adapter_config.json"  # peft's name
+MOST_ROWS = 12  # numbers of rows in one forecast, each with a simulated run of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,28 @@ class TuneSettings(Batching, Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastSettings(Sample, Recipe):
-    """Which run is forecast, and from what is known."""
+    """Which run is forecast, and from what is known.
+
+    Attributes:
+        rows: Numbers of training rows, rising, for which the run is forecast as well: the same recipe on fewer or more
+            rows than there are.
+    """
+
+    rows: tuple[Pair, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, and that the numbers of rows rise.
+
+        Raises:
+            ConfigError: If there are none or too many of them, or they do not rise.
+        """
+        super().__post_init__()
+        if self.rows is None:
+            return
+        if not 1 <= len(self.rows) <= MOST_ROWS:
+            raise ConfigError(f"rows = {shown(list(self.rows))}: name 1 to {MOST_ROWS} numbers")
+        if list(self.rows) != sorted(set(self.rows)):
+            raise ConfigError(f"rows = {shown(list(self.rows))}: must rise, each number once")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,6 +145,19 @@ class Objective(ABC):
     def constant(self, targets: Targets) -> Array:
         """The C outputs that are best for all examples alike: what is reached without a model."""
 
+    def constant_metric(self, targets: Targets) -> float | None:
+        """Main metric of the best prediction that is the same for all.
+
+        Args:
+            targets: Targets of the examples that are predicted.
+
+        Returns:
+            Of classes the share of the most frequent one; None where the metric is not defined.
+        """
+        constant = np.broadcast_to(self.constant(targets), (len(targets), self.n_outputs))
+        reached = self.main(constant, targets)
+        return reached if np.isfinite(reached) else None
+
     @abstractmethod
     def temperature(self, scores: Array, targets: Targets) -> float:
         """Factor on scores that makes outputs of them, fitted on scores of examples that the fit has not seen."""
