@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration import read_calibration as read_calibration
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
-    from foretune.forecasting.forecast import forecast as forecast
     from foretune.models.adapted import Batch as Batch
     from foretune.models.classifier import Classifier as Classifier
     from foretune.models.classifier import batches as batches
@@ -72,6 +71,7 @@ if TYPE_CHECKING:
     from foretune.tasks.regression import Regression as Regression
     from foretune.training.tune import TuneResult as TuneResult
     from foretune.training.tune import tune as tune
+    from foretune.trials.forecast import forecast as forecast
 
 # Where each public name lives, by stage.
 _HOME = {
@@ -80,7 +80,7 @@ _HOME = {
     "evaluation.records": ["Record", "read_records"],
     "forecasting.calibration": ["Calibration", "Interval", "read_calibration"],
     "forecasting.files": ["save_forecast"],
-    "forecasting.forecast": ["ForecastResult", "forecast"],
+    "forecasting.forecast": ["ForecastResult"],
     "models.adapted": ["Batch"],
     "models.classifier": ["Classifier", "batches", "encode", "load_classifier"],
     "models.placement": ["place", "read_adapters"],
@@ -107,6 +107,7 @@ _HOME = {
     "tasks.outputs": ["OutputReduction", "output_reduction"],
     "tasks.regression": ["Regression"],
     "training.tune": ["TuneResult", "tune"],
+    "trials.forecast": ["forecast"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

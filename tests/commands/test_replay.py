@@ -24,6 +24,7 @@ VALUES = {
     "label-column": "kind", "train-split": "first", "max-train": "50", "positive-from": "4",
     "target-modules": "query", "exclude-modules": "key", "layers": "1", "budget": "300k", "reduction": "trace",
     "eval-samples": "7", "report-to": "tensorboard", "ridge": "0.5", "warmup-ratio": "0.25", "init": "gaussian",
+    "spend": "2%",
 }  # fmt: skip
 STRUCTURE = {"model": "m", "dataset": "d"}
 

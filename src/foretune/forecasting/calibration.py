@@ -17,7 +17,7 @@ others are bounded by their scale. A run outside what the fit has seen gets a wi
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from math import exp2, inf, isfinite, sqrt
@@ -31,6 +31,7 @@ from foretune.arrays import Array
 from foretune.errors import ConfigError, border
 from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, scale, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
+from foretune.forecasting.shown import Shown
 from foretune.tasks.metrics import Kind, Metric, main_metric
 
 TERMS = ("constant", "probe", "more_rows")
@@ -211,7 +212,12 @@ def half_width(line: Line, extra: float = 0.0) -> float:
 
 
 def apply_calibration(
-    calibration: Calibration, values: Mapping[str, float], output: str, *, run: Run | None = None
+    calibration: Calibration,
+    values: Mapping[str, float],
+    output: str,
+    *,
+    run: Run | None = None,
+    shown: Sequence[Shown] = (),
 ) -> RunForecast:
     """Forecast a run.
 
@@ -232,6 +238,7 @@ def apply_calibration(
         values: From `case_values`.
         output: Output reduction that they were made with.
         run: What kind of run it is; None to take it for one of the kind that the calibration was fitted on.
+        shown: What trials of the same adapter showed; this calibration has no terms for them.
 
     Returns:
         The forecast.

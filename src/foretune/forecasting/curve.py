@@ -1,7 +1,7 @@
 """The loss curve that a run will draw: simulated step by step, bent to the calibrated end."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log, nan
 from pathlib import Path
@@ -14,6 +14,7 @@ from foretune.forecasting.linearise import linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.reach import reach
 from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.shown import Shown
 from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
 from foretune.problem import Plan
 from foretune.report.curves import CurvePoint, curve_header
@@ -59,7 +60,12 @@ class Curve:
 
 
 def forecast_run(
-    plan: Plan, settings: Recipe, calibration: Calibration, *, on_step: Callable[[int, int], None] | None = None
+    plan: Plan,
+    settings: Recipe,
+    calibration: Calibration,
+    *,
+    shown: Sequence[Shown] = (),
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Curve:
     """Forecast the course of the run that trains an adapter.
 
@@ -69,6 +75,7 @@ def forecast_run(
         plan: The placed adapter and the known rows, with rows to predict.
         settings: How the run trains.
         calibration: Calibration of the forecasts.
+        shown: What trials of this adapter showed.
         on_step: Called with the steps done and the steps in all.
 
     Returns:
@@ -94,7 +101,7 @@ def forecast_run(
 
     (simulated,) = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
     (run,) = runs_of(kind, starts)
-    forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run)
+    forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run, shown=shown)
     return bend(simulated, forecast)
 
 

@@ -2,18 +2,19 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
 
-from foretune.forecasting.calibration import Calibration, shipped_calibration
+from foretune.forecasting.calibration import Calibration
 from foretune.forecasting.curve import Curve, forecast_run
 from foretune.forecasting.linearise import check_linearisable
 from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.shown import Shown
 from foretune.models.adapted import describe_placement
-from foretune.models.classifier import Classifier, own_classifier
+from foretune.models.classifier import Classifier
 from foretune.problem import Plan, describe, prepare, settings_of_pass
 from foretune.report.provenance import versions
 from foretune.report.store import finite
@@ -33,7 +34,8 @@ class ForecastResult:
         settings: The run, and what is known of the data.
         curve: Its course and its end.
         calibration: What the forecast was calibrated with.
-        seconds: Of `load`, `forecast` and `total`.
+        seconds: Of `load`, `forecast` and `total`; of `trials` where there are any, whenever they were made.
+        trials: Trials that it was made with: what `Shown` says, and their `passes` and `seconds`.
     """
 
     plan: Plan
@@ -41,6 +43,7 @@ class ForecastResult:
     curve: Curve
     calibration: Calibration
     seconds: Mapping[str, float]
+    trials: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -72,6 +75,7 @@ class ForecastResult:
             "steps": self.steps,
             **self.curve.to_dict(),
             "notes": notes(self.curve),
+            "trials": [dict(trial) for trial in self.trials],
             "calibration": {"source": self.calibration.source, "outputs": list(self.calibration.outputs)},
             "details": facts,
             "seconds": dict(self.seconds),
@@ -129,6 +133,7 @@ def run_forecast(
     settings: ForecastSettings,
     calibration: Calibration,
     *,
+    shown: Sequence[Shown] = (),
     seconds_load: float = 0.0,
     on_step: OnStep | None = None,
 ) -> ForecastResult:
@@ -138,6 +143,7 @@ def run_forecast(
         plan: From `prepare_forecast`.
         settings: Settings that it was made with.
         calibration: Calibration of the forecast.
+        shown: What trials of this adapter showed.
         seconds_load: Time that loading took, for the record.
         on_step: Called with the steps done and the steps in all.
 
@@ -145,35 +151,7 @@ def run_forecast(
         The result.
     """
     start = time.perf_counter()
-    curve = forecast_run(plan, settings, calibration, on_step=on_step)
+    curve = forecast_run(plan, settings, calibration, shown=shown, on_step=on_step)
     spent = time.perf_counter() - start
     seconds = {"load": seconds_load, "forecast": spent, "total": seconds_load + spent}
     return ForecastResult(plan, settings, curve, calibration, seconds)
-
-
-def forecast(
-    model: Any,
-    tokenizer: Any,
-    config: LoraConfig | None,
-    task: Task,
-    *,
-    settings: ForecastSettings | None = None,
-    calibration: Calibration | None = None,
-) -> ForecastResult:
-    """Forecast the run that fine-tunes a LoRA configuration of the user's own model; the model is left as it is.
-
-    Args:
-        model: transformers sequence classifier in eval mode, or a peft model with its adapter.
-        tokenizer: Its tokenizer.
-        config: peft's configuration; None if the model is a peft model already.
-        task: Data, from `load_task` or `task_from_datasets`.
-        settings: The run and what is known of the data; None takes the defaults.
-        calibration: Calibration of the forecast; None takes the one that comes with foretune.
-
-    Returns:
-        The forecast: `result.curve.end` by outcome with 90% intervals, `result.curve.points` on the way.
-    """
-    wanted = settings or ForecastSettings()
-    classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
-    plan = prepare_forecast(classifier, task, config, wanted)
-    return run_forecast(plan, wanted, calibration or shipped_calibration())
