@@ -17,6 +17,7 @@ from foretune.trials.spend import EVALUATED, percent, run_passes, whole_run
 FEWEST = 32  # rows
 FEWEST_STEPS = 4  # a run of fewer steps is all warm-up
 FACTOR = 4  # between nested sizes
+LEAST_COMPARED = 2  # candidates on a rung, where there are several: one alone compares nothing
 SHARE_OF_LARGEST = 0.8  # of the budget, at most; by the ladder's steps of a quarter it is never less than half
 SHARE_OF_EVALUATION = 5  # one part in so many of a trial may go into evaluating after each epoch
 
@@ -99,9 +100,10 @@ def smallest(recipe: Recipe, outputs: int) -> int:
         outputs: Classes, labels or columns C.
 
     Returns:
-        max(32, 2 C, as many full batches as make 4 steps in all epochs).
+        The least n' ≥ max(32, 2 C) with epochs · ⌈n' / batch size⌉ ≥ 4 steps.
     """
-    return max(fewest_rows(outputs), ceil(FEWEST_STEPS / recipe.epochs) * recipe.train_batch_size)
+    full = ceil(FEWEST_STEPS / recipe.epochs) - 1  # batches of an epoch before the last
+    return max(fewest_rows(outputs), full * recipe.train_batch_size + 1)
 
 
 def plan_trials(
@@ -116,7 +118,8 @@ def plan_trials(
     """Choose the trials that a spend buys. A pure function: the same arguments give the same plan.
 
     The largest trial of the best candidate takes as many rows as 80% of the budget pays for, at least half of it
-    unless the rows run out first; the rungs below take what is left, the largest first. For a second stage give the
+    unless the rows run out first; the rungs below take what is left, the largest first, each for two candidates or
+    more where there are several. For a second stage give the
     trials that were made as `done` and the candidates in the order that they showed: all that is left goes
     into the largest trial of the one that is the best now.
 
@@ -148,30 +151,32 @@ def plan_trials(
         )
     if not done and offers[0].passes > budget:
         raise ConfigError(
-            f"spend = {percent(share)} buys no trial: the smallest, {offers[0].rows:,} rows, costs "
-            f"{percent(offers[0].passes / whole)} of the run of {extent.run_rows:,} rows; raise --spend or leave it out"
+            f"spend = {percent(share)} buys no trial: the smallest, {offers[0].rows:,} rows and an evaluation on "
+            f"{extent.eval_rows:,}, costs {percent(offers[0].passes / whole)} of the run of {extent.run_rows:,} rows; "
+            "raise --spend, lower --eval-samples or leave it out"
         )
     room = budget - _cost(done) if done else max(SHARE_OF_LARGEST * budget, offers[0].passes)
     chosen = [*done]
     largest = max((offer for offer in offers if offer.passes <= room), key=lambda offer: offer.rows, default=None)
-    for trial in [] if largest is None else [largest, *_rungs(recipes, extent, order, largest)]:
-        if not _is_there(trial, chosen) and _cost([*chosen, trial]) <= budget:
-            chosen.append(trial)
+    for rung in [] if largest is None else [[largest], *_rungs(recipes, extent, order, largest)]:
+        wanted = [trial for trial in rung if not _is_there(trial, chosen)]
+        n_paid = max(n for n in range(len(wanted) + 1) if _cost([*chosen, *wanted[:n]]) <= budget)
+        if n_paid >= min(len(wanted), LEAST_COMPARED):
+            chosen += wanted[:n_paid]
     place = {candidate: position for position, candidate in enumerate(order)}
     chosen.sort(key=lambda trial: (trial.rows, place.get(trial.candidate, len(place)), trial.candidate))
     return TrialPlan(tuple(chosen), budget, _cost(chosen), _note(chosen, share, recipes, extent))
 
 
-def _rungs(recipes: Sequence[Recipe], extent: Extent, order: Sequence[int], largest: Trial) -> Iterable[Trial]:
+def _rungs(recipes: Sequence[Recipe], extent: Extent, order: Sequence[int], largest: Trial) -> Iterable[list[Trial]]:
     """Smaller trials, the rung below the largest first: each for twice as many candidates."""
     sizes, rows = [], smallest(recipes[largest.candidate], extent.outputs)
     while rows * (FACTOR - 1) <= largest.rows:
         sizes.append(rows)
         rows *= FACTOR
     for rung, rows in enumerate(reversed(sizes), start=1):
-        for candidate in order[: 2**rung]:
-            if rows >= smallest(recipes[candidate], extent.outputs):
-                yield _trial(candidate, rows, recipes[candidate], extent, largest.seed)
+        able = [number for number in order[: 2**rung] if rows >= smallest(recipes[number], extent.outputs)]
+        yield [_trial(number, rows, recipes[number], extent, largest.seed) for number in able]
 
 
 def _sizes(recipe: Recipe, extent: Extent) -> list[int]:
