@@ -1,6 +1,7 @@
 """What a spend buys, as properties of any plan."""
 
 from dataclasses import replace
+from itertools import pairwise
 from math import ceil
 
 import pytest
@@ -62,7 +63,7 @@ def test_a_plan_keeps_its_rules(recipes, extent, share):
         every = recipe.epochs * extent.eval_rows / 3
         assert trial.evaluations == (recipe.epochs if every <= (trained + every) / 5 + 1e-9 else 1)
     smaller = sorted({trial.rows for trial in plan.trials} - {top.rows})
-    assert all(large % small == 0 and large // small >= 4 for small, large in zip(smaller, smaller[1:], strict=False))
+    assert all(large % small == 0 and large // small >= 4 for small, large in pairwise(smaller))
     assert not smaller or 3 * smaller[-1] <= top.rows
 
 
@@ -129,14 +130,16 @@ def test_nothing_is_bought_for_nothing():
 
 def test_a_spend_too_small_says_what_the_smallest_costs():
     extent = Extent(4000, 4000, 60, 2)
-    with pytest.raises(ConfigError, match=r"^spend = 0\.4% buys no trial: the smallest, 32 rows .*, costs 0\.92% of the "
-                       r"run of 4,000 rows; raise --spend"):  # fmt: skip
+    with pytest.raises(ConfigError, match=r"^spend = 0\.4% buys no trial: the smallest, 32 rows .*, costs 0\.92% of "
+                       r"the run of 4,000 rows; raise --spend"):  # fmt: skip
         plan_trials([Recipe(epochs=4)], extent, 0.004)
     assert plan_trials([Recipe(epochs=4)], extent, 0.01).trials
 
 
 def test_a_run_too_small_for_trials():
-    with pytest.raises(ConfigError, match=r"takes 32 rows, and a run of 50 rows has trials of 25 at most; leave --spend"):
+    with pytest.raises(
+        ConfigError, match=r"takes 32 rows, and a run of 50 rows has trials of 25 at most; leave --spend"
+    ):
         plan_trials([Recipe()], Extent(50, 50, 10, 2), 0.5)
 
 

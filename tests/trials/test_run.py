@@ -34,7 +34,9 @@ def bench(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def candidate(bench):
-    return Candidate("query", lora_config(bench.classifier.model, AdapterConfig(("query", "value"), layers=(0,))), RECIPE)
+    return Candidate(
+        "query", lora_config(bench.classifier.model, AdapterConfig(("query", "value"), layers=(0,))), RECIPE
+    )
 
 
 def state(model):

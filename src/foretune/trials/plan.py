@@ -117,11 +117,11 @@ def plan_trials(
 ) -> TrialPlan:
     """Choose the trials that a spend buys. A pure function: the same arguments give the same plan.
 
-    The largest trial of the best candidate takes as many rows as 80% of the budget pays for, at least half of it
-    unless the rows run out first; the rungs below take what is left, the largest first, each for two candidates or
-    more where there are several. For a second stage give the
-    trials that were made as `done` and the candidates in the order that they showed: all that is left goes
-    into the largest trial of the one that is the best now.
+    The largest trial of the best candidate takes as many rows as the budget pays for, 80% of it where there are smaller
+    trials beside it; at least half of the budget, unless the rows run out first. The rungs below take what is left, the
+    largest first, each for two candidates or more where there are several. For a second stage give the trials that were
+    made as `done` and the candidates in the order that they showed: all that is left goes into the largest trial of the
+    one that is the best now.
 
     Args:
         recipes: How each candidate trains.
@@ -155,9 +155,14 @@ def plan_trials(
             f"{extent.eval_rows:,}, costs {percent(offers[0].passes / whole)} of the run of {extent.run_rows:,} rows; "
             "raise --spend, lower --eval-samples or leave it out"
         )
-    room = budget - _cost(done) if done else max(SHARE_OF_LARGEST * budget, offers[0].passes)
+    nested = (FACTOR - 1) * offers[0].rows  # from here on there are smaller trials to pay for
+
+    def price(offer: Trial) -> float:
+        return offer.passes if done or offer.rows < nested else offer.passes / SHARE_OF_LARGEST
+
     chosen = [*done]
-    largest = max((offer for offer in offers if offer.passes <= room), key=lambda offer: offer.rows, default=None)
+    left = budget - _cost(done)
+    largest = max((offer for offer in offers if price(offer) <= left), key=lambda offer: offer.rows, default=None)
     for rung in [] if largest is None else [[largest], *_rungs(recipes, extent, order, largest)]:
         wanted = [trial for trial in rung if not _is_there(trial, chosen)]
         n_paid = max(n for n in range(len(wanted) + 1) if _cost([*chosen, *wanted[:n]]) <= budget)
