@@ -144,7 +144,8 @@ def test_a_key_is_of_content(bench, folder, tmp_path):
     assert elsewhere.task.source != bench.task.source
     assert key_of(elsewhere) == key
     assert key_of(bench, dataclasses.replace(CANDIDATES[0], name="x")) == key
-    same = LoraConfig(r=2, target_modules={"value", "query"}, task_type="SEQ_CLS", base_model_name_or_path="m")
+    same = LoraConfig(r=2, lora_alpha=8.0, target_modules={"value", "query"}, task_type="SEQ_CLS",
+                      base_model_name_or_path="m")  # fmt: skip
     assert key_of(bench, Candidate("q", same, RECIPE)) == key
     fewer = dataclasses.replace(bench.held, eval_indices=bench.held.eval_indices[1:])
     others = [

@@ -118,7 +118,7 @@ def trial_key(store: Store, bench: Bench, candidate: Candidate, trial: Trial) ->
         "model": store.model,
         "data": restrict(bench.task, trial.rows, bench.held, seed=trial.seed).fingerprint,
         "adapter": adapter,
-        "recipe": {name: _number(value) for name, value in fields_of(candidate.recipe, Recipe).items()},
+        "recipe": fields_of(candidate.recipe, Recipe),
         "rows": trial.rows,
         "seed": trial.seed,
         "evaluations": trial.evaluations,
@@ -127,14 +127,19 @@ def trial_key(store: Store, bench: Bench, candidate: Candidate, trial: Trial) ->
     return hashlib.sha256(_json(content).encode()).hexdigest()[:20]
 
 
-def _number(value: Any) -> Any:
-    """One spelling for 8 and 8.0."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _json(content: Any) -> str:
-    return json.dumps(content, sort_keys=True, default=lambda value: sorted(map(str, value))
-                      if isinstance(value, set | frozenset) else str(value))  # fmt: skip
+    return json.dumps(_one_spelling(content), sort_keys=True, default=str)
+
+
+def _one_spelling(value: Any) -> Any:
+    """One spelling for 8 and 8.0, for sets whatever their order, and for what a library counts as not set."""
+    if isinstance(value, Mapping):
+        return {str(name): _one_spelling(one) for name, one in value.items() if one is not None}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [_one_spelling(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def find(store: Store, key: str, kind: Kind, *, on_note: Callable[[str], None] | None = None) -> Tried | None:
