@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from foretune.training.plan import TunePlan
 RECORDS_PER_EPOCH = 50
 OnStep = Callable[[int, int, float | None], None]
 OnRecord = Callable[[History], None]
-# `whole`: evaluated before training and after each epoch, with checkpoints to go on from; `epochs`: after each epoch;
-# `end`: after the last one; both without checkpoints.
-Course = Literal["whole", "epochs", "end"]
 
 
 @dataclass(frozen=True)
@@ -100,17 +97,16 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
             self._hooks.on_step(state.global_step, state.max_steps, loss)
 
 
-def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None, course: Course = "whole") -> Fitted:
+def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
     """Train adapter and head with AdamW on the loss of the task; go on from the last whole checkpoint if there is one.
 
-    The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. Unless the course says
+    The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. Unless the plan says
     otherwise, the model is evaluated before training and after each epoch, and the last two checkpoints are kept.
 
     Args:
         plan: From `prepare_tune`; its model is trained in place.
         folder: Folder of the run.
         hooks: What to call meanwhile.
-        course: When it is evaluated, and whether it can be resumed.
 
     Returns:
         The course of the training.
@@ -121,20 +117,20 @@ def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None, course: Cou
     """
     hooks = hooks or Hooks()
     with disk(f"the run in {str(folder)!r} stopped", "make room: the same command goes on from the last whole epoch"):
-        return _fit(plan, folder, hooks, course)
+        return _fit(plan, folder, hooks)
 
 
-def _fit(plan: TunePlan, folder: Path, hooks: Hooks, course: Course) -> Fitted:
-    arguments = _arguments(plan, folder, course)
+def _fit(plan: TunePlan, folder: Path, hooks: Hooks) -> Fitted:
+    arguments = _arguments(plan, folder)
     first = arguments.process_index == 0
     last = last_whole(folder, clean=first, on_note=hooks.on_note if first else None)
-    arguments.eval_on_start = course == "whole" and last is None  # on resuming, the log has it already
+    arguments.eval_on_start = plan.course == "whole" and last is None  # on resuming, the log has it already
     steps_per_epoch = plan.steps_per_epoch(arguments.world_size)
     arguments.logging_steps = max(1, steps_per_epoch // RECORDS_PER_EPOCH)
     with _quiet():
         trainer = _trainer(plan, arguments, hooks)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        if course == "end":
+        if plan.course == "end":
             trainer.evaluate()
     plan.placed.eval()
     return Fitted(
@@ -192,7 +188,7 @@ def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trai
     return trainer
 
 
-def _arguments(plan: TunePlan, folder: Path, course: Course) -> TrainingArguments:
+def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
     settings = plan.settings
     try:
         arguments = TrainingArguments(
@@ -208,8 +204,8 @@ def _arguments(plan: TunePlan, folder: Path, course: Course) -> TrainingArgument
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
             use_cpu=plan.classifier.device.type == "cpu",
-            eval_strategy="no" if course == "end" else "epoch",
-            save_strategy="epoch" if course == "whole" else "no",
+            eval_strategy="no" if plan.course == "end" else "epoch",
+            save_strategy="epoch" if plan.course == "whole" else "no",
             save_total_limit=2,  # the one before counts until the last is sealed
             logging_nan_inf_filter=False,  # a run that diverges says so
             remove_unused_columns=False,

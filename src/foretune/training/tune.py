@@ -17,7 +17,7 @@ from foretune.report.provenance import versions
 from foretune.report.store import finite
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task
-from foretune.training.fit import Course, Hooks, fit
+from foretune.training.fit import Hooks, fit
 from foretune.training.plan import TunePlan, describe_tune, prepare_tune
 
 SCHEMA = 1
@@ -81,14 +81,7 @@ class TuneResult:
         return laid_out
 
 
-def run_tune(
-    plan: TunePlan,
-    folder: Path,
-    *,
-    seconds_load: float = 0.0,
-    hooks: Hooks | None = None,
-    course: Course = "whole",
-) -> TuneResult:
+def run_tune(plan: TunePlan, folder: Path, *, seconds_load: float = 0.0, hooks: Hooks | None = None) -> TuneResult:
     """Carry out a plan.
 
     Args:
@@ -96,13 +89,12 @@ def run_tune(
         folder: Folder for the checkpoints.
         seconds_load: Time that loading took, for the record.
         hooks: What to call meanwhile.
-        course: When it is evaluated, and whether it can be resumed.
 
     Returns:
         The result.
     """
     start = time.perf_counter()
-    fitted = fit(plan, folder, hooks=hooks, course=course)
+    fitted = fit(plan, folder, hooks=hooks)
     seconds = {
         "load": seconds_load,
         "train": fitted.history.seconds_train,

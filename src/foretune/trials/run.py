@@ -19,8 +19,8 @@ from foretune.settings.groups import Batching, Recipe
 from foretune.tasks.load import Task
 from foretune.tasks.metrics import Metric
 from foretune.tasks.sampling import Split, split
-from foretune.training.fit import Course, Hooks
-from foretune.training.plan import prepare_tune
+from foretune.training.fit import Hooks
+from foretune.training.plan import Course, prepare_tune
 from foretune.training.tune import run_tune
 from foretune.trials.plan import Extent, Trial
 from foretune.trials.rows import restrict
@@ -122,11 +122,11 @@ def run_trial(
         **{**fields_of(bench.batching, Batching), "seed": trial.seed},
         train_eval_samples=0,
     )
-    plan = prepare_tune(classifier, task, candidate.config, settings)
     hooks = Hooks(on_step=None if on_step is None else lambda done, total, _: on_step(done, total))
     course: Course = "end" if trial.evaluations == 1 else "epochs"
+    plan = dataclasses.replace(prepare_tune(classifier, task, candidate.config, settings), course=course)
     with tempfile.TemporaryDirectory() as folder:
-        history = run_tune(plan, Path(folder), hooks=hooks, course=course).history
+        history = run_tune(plan, Path(folder), hooks=hooks).history
     shown = what_it_showed(history, trial, len(plan.evaluation.labels), plan.steps_per_epoch(), task.objective.metric)
     return Tried(shown, trial.passes, time.perf_counter() - start)
 
