@@ -1,4 +1,5 @@
 import os
+import uuid
 
 # Before any Hugging Face library is imported: tests never reach for the hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +21,19 @@ hypothesis.settings.load_profile("foretune")
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_home(tmp_path_factory):
+    """Nor for what foretune keeps in the user's home: fixtures of modules share a folder, each test has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORETUNE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FORETUNE_HOME", str(tmp_path_factory.getbasetemp() / f"home-{uuid.uuid4().hex}"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration_file import read_calibration as read_calibration
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
-    from foretune.forecasting.forecast import forecast as forecast
     from foretune.ledger.files import read_ledger as read_ledger
     from foretune.ledger.summary import summarise_ledger as summarise_ledger
     from foretune.models.adapted import Batch as Batch
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
     from foretune.tasks.regression import Regression as Regression
     from foretune.training.tune import TuneResult as TuneResult
     from foretune.training.tune import tune as tune
+    from foretune.trials.forecast import forecast as forecast
 
 # Where each public name lives, by stage.
 _HOME = {
@@ -83,7 +83,7 @@ _HOME = {
     "forecasting.calibration": ["Calibration", "Interval"],
     "forecasting.calibration_file": ["read_calibration"],
     "forecasting.files": ["save_forecast"],
-    "forecasting.forecast": ["ForecastResult", "forecast"],
+    "forecasting.forecast": ["ForecastResult"],
     "ledger.files": ["read_ledger"],
     "ledger.summary": ["summarise_ledger"],
     "models.adapted": ["Batch"],
@@ -112,6 +112,7 @@ _HOME = {
     "tasks.outputs": ["OutputReduction", "output_reduction"],
     "tasks.regression": ["Regression"],
     "training.tune": ["TuneResult", "tune"],
+    "trials.forecast": ["forecast"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -25,6 +25,7 @@ VALUES = {
     "target-modules": "query", "exclude-modules": "key", "layers": "1", "budget": "300k", "reduction": "trace",
     "eval-samples": "7", "report-to": "tensorboard", "ridge": "0.5", "warmup-ratio": "0.25", "init": "gaussian",
     "rows": "300",
+    "spend": "2%",
 }  # fmt: skip
 STRUCTURE = {"model": "m", "dataset": "d"}
 

@@ -2,13 +2,20 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from foretune.commands.loading import free_folder, load, read_adapter, say_where
 from foretune.settings.commands import Configuration, ForecastSettings, one_adapter
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pair, Recipe, Sample
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pair, Recipe, Sample, Spending
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from foretune.problem import Plan
+    from foretune.trials.forecast import Bought
+    from foretune.trials.run import Tried
 
 
 def forecast(
@@ -20,6 +27,7 @@ def forecast(
     sample: Annotated[Sample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
     rows: Annotated[tuple[Pair, ...] | None, Parameter(group="Training")] = None,
+    trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -39,12 +47,14 @@ def forecast(
         sample: What is known of the data.
         recipe: The run that is forecast.
         rows: Numbers of training rows, rising, for which the run is forecast as well: how many are enough?
+        trials: What may be trained before it.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         output: New folder for result.json, curve.csv, curve.png and config.yaml; with --rows rows.csv and rows.png.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
-    settings = ForecastSettings(**vars(sample or Sample()), **vars(recipe or Recipe()), rows=rows)
+    groups = (sample or Sample(), recipe or Recipe(), trials or Spending())
+    settings = ForecastSettings(**{name: value for group in groups for name, value in vars(group).items()}, rows=rows)
     run_config = Configuration(model, data, one_adapter(adapter, adapter_config), settings)
     forecast_command(run_config, output, calibration, as_json=json)
 
@@ -108,26 +118,52 @@ def _forecast(
         from foretune.forecasting.forecast import prepare_forecast, run_forecast
         from foretune.forecasting.report import print_forecast_plan
         from foretune.problem import describe
+        from foretune.trials.forecast import buy_trials, with_trials
+        from foretune.trials.spend import parse_spend
 
+        settings = config.settings
+        trains = parse_spend(settings.spend) > 0  # trials need the model as it is
         calibrated = read_calibration(calibration)
         given = read_adapter(config)
-        loaded = load(config, given, seed=config.settings.seed)
-        plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
+        loaded = load(config, given, seed=settings.seed)
+        bought = buy_trials(loaded.classifier, loaded.task, loaded.lora, settings, name=loaded.words)
+        plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, settings, inplace=not trains)
     seconds_load = time.perf_counter() - start
     if not brief:
         print_forecast_plan(log, describe(plan), loaded.words)
+    tried = _try(bought, plan, log)
     title = "steps of the simulated runs" if config.settings.rows else "steps of the simulated run"
     with progress(log, title, None) as update:
         result = run_forecast(
             plan,
-            config.settings,
+            settings,
             calibrated,
+            shown=[one.shown for one in tried],
             seconds_load=seconds_load,
             on_step=lambda done, total: update(completed=done, total=total),
         )
+    result = with_trials(result, tried)
     if output is not None:
         own = None if calibration is None else calibrated
         save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
     if not brief:
         say_where(log, output)
     return result.to_dict()
+
+
+def _try(bought: "Bought | None", plan: "Plan", log: "Console") -> "tuple[Tried, ...]":
+    """Show what the spend buys, and make it."""
+    from foretune.report.terminal import progress
+    from foretune.trials.carry import describe_plan, seconds_per_pass
+    from foretune.trials.forecast import make_trials
+
+    if bought is None:
+        return ()
+    expected = seconds_per_pass(bought.bench.classifier, plan.train)
+    describe_plan(bought.bench, [bought.candidate], bought.plan, bought.store, seconds_per_pass=expected).show(log)
+    with progress(log, "sample passes of the trials", None) as update:
+        return make_trials(
+            bought,
+            on_progress=lambda done, total: update(completed=round(done), total=round(total)),
+            on_note=lambda note: log.print(note, style="yellow"),
+        )

@@ -1,7 +1,7 @@
 """The loss curve that a run will draw: simulated step by step, bent to the calibrated end."""
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log, nan
 from pathlib import Path
@@ -14,6 +14,7 @@ from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.reach import reach
 from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.shown import Shown
 from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
 from foretune.forecasting.verdicts import Verdict, go_sentences
 from foretune.problem import Plan
@@ -69,6 +70,7 @@ def forecast_run(
     calibration: Calibration,
     *,
     model: Callable[[], Linearised] | None = None,
+    shown: Sequence[Shown] = (),
     on_step: Callable[[int, int], None] | None = None,
 ) -> Curve:
     """Forecast the course of the run that trains an adapter.
@@ -80,6 +82,7 @@ def forecast_run(
         settings: How the run trains.
         calibration: Calibration of the forecasts.
         model: Gives the linearised model, where others use it as well; None makes one of the plan.
+        shown: What trials of this adapter showed.
         on_step: Called with the steps done and the steps in all.
 
     Returns:
@@ -90,7 +93,8 @@ def forecast_run(
     schedule = schedule_of(settings, plan.train_rows, seed=plan.settings.seed)
     kind = kind_of(plan, schedule)
     domain = calibration.domain
-    if domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:
+    tried = bool(shown) and calibration.trial_domain is not None
+    if not tried and domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:
         # before the work: there is no order to simulate for
         return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
     linearised = linearise_run(plan) if model is None else model()
@@ -105,7 +109,7 @@ def forecast_run(
 
     simulated, head = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
     run, run_of_head = runs_of(kind, starts)
-    forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run)
+    forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run, shown=shown)
     if forecast.levels is None:
         return bend(simulated, forecast)
     metric = forecast.metric.name
@@ -113,7 +117,7 @@ def forecast_run(
     verdicts = go_sentences(
         forecast.levels,
         forecast.metric,
-        calibration.lines[metric].groups - 1,
+        (calibration.trial_lines if tried else calibration.lines)[metric].groups - 1,
         majority=objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
         head_alone=None if alone is None else alone[metric].value,
         probe=simulated.probe_metric,

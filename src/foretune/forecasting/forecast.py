@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
@@ -11,14 +11,14 @@ from typing import Any
 from peft import LoraConfig
 
 from foretune.forecasting.calibration import Calibration
-from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.curve import Curve, forecast_run, linearise_run
 from foretune.forecasting.linearise import check_linearisable
 from foretune.forecasting.rows import RowsCurve, RowsPoint, forecast_rows, list_rows, rows_curve
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.seal import HASH, content_hash
+from foretune.forecasting.shown import Shown
 from foretune.models.adapted import describe_placement
-from foretune.models.classifier import Classifier, own_classifier
+from foretune.models.classifier import Classifier
 from foretune.models.identity import fingerprint
 from foretune.problem import Plan, describe, prepare, settings_of_pass
 from foretune.report.provenance import now, versions
@@ -39,8 +39,9 @@ class ForecastResult:
         settings: The run, and what is known of the data.
         curve: Its course and its end.
         calibration: What the forecast was calibrated with.
-        seconds: Of `load`, `forecast` and `total`.
+        seconds: Of `load`, `forecast` and `total`; of `trials` where there are any, whenever they were made.
         rows: The forecast over the numbers of rows that the settings list; None without a list.
+        trials: Trials that it was made with: what `Shown` says, and their `passes` and `seconds`.
         made: When it was made, in UTC.
     """
 
@@ -50,6 +51,7 @@ class ForecastResult:
     calibration: Calibration
     seconds: Mapping[str, float]
     rows: RowsCurve | None = None
+    trials: tuple[Mapping[str, Any], ...] = ()
     made: str = field(default_factory=now)
 
     @property
@@ -85,6 +87,8 @@ class ForecastResult:
             **self.curve.to_dict(),
             "rows": None if self.rows is None else self.rows.to_dict(),
             "notes": notes(self.curve),
+            "trials": [dict(trial) for trial in self.trials],
+            "spend": sum(trial["passes"] for trial in self.trials) / (self.settings.epochs * plan.train_rows),
             "calibration": {"source": self.calibration.source, "outputs": list(self.calibration.outputs)},
             "details": facts,
             "seconds": dict(self.seconds),
@@ -142,6 +146,7 @@ def run_forecast(
     settings: ForecastSettings,
     calibration: Calibration,
     *,
+    shown: Sequence[Shown] = (),
     seconds_load: float = 0.0,
     on_step: OnStep | None = None,
 ) -> ForecastResult:
@@ -151,6 +156,7 @@ def run_forecast(
         plan: From `prepare_forecast`.
         settings: Settings that it was made with.
         calibration: Calibration of the forecast.
+        shown: What trials of this adapter showed.
         seconds_load: Time that loading took, for the record.
         on_step: Called with the steps done and the steps in all.
 
@@ -159,7 +165,7 @@ def run_forecast(
     """
     start = time.perf_counter()
     model = cache(lambda: linearise_run(plan))  # made where a run is simulated, once for all of them
-    listed = list_rows(plan, settings, calibration, settings.rows or ())
+    listed = list_rows(plan, settings, calibration, settings.rows or (), shown=shown)
     own, of_list = 0, sum(entry.steps for entry in listed)
     tell = on_step or (lambda *_: None)
 
@@ -168,7 +174,7 @@ def run_forecast(
         own = total
         tell(done, own + of_list)
 
-    curve = forecast_run(plan, settings, calibration, model=model, on_step=own_step)
+    curve = forecast_run(plan, settings, calibration, model=model, shown=shown, on_step=own_step)
     rows = None
     if settings.rows is not None:
         done = count(own + 1)
@@ -178,31 +184,3 @@ def run_forecast(
     spent = time.perf_counter() - start
     seconds = {"load": seconds_load, "forecast": spent, "total": seconds_load + spent}
     return ForecastResult(plan, settings, curve, calibration, seconds, rows)
-
-
-def forecast(
-    model: Any,
-    tokenizer: Any,
-    config: LoraConfig | None,
-    task: Task,
-    *,
-    settings: ForecastSettings | None = None,
-    calibration: Calibration | None = None,
-) -> ForecastResult:
-    """Forecast the run that fine-tunes a LoRA configuration of the user's own model; the model is left as it is.
-
-    Args:
-        model: transformers sequence classifier in eval mode, or a peft model with its adapter.
-        tokenizer: Its tokenizer.
-        config: peft's configuration; None if the model is a peft model already.
-        task: Data, from `load_task` or `task_from_datasets`.
-        settings: The run and what is known of the data; None takes the defaults.
-        calibration: Calibration of the forecast; None takes the one that comes with foretune.
-
-    Returns:
-        The forecast: `result.curve.end` by outcome with 90% intervals, `result.curve.points` on the way.
-    """
-    wanted = settings or ForecastSettings()
-    classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
-    plan = prepare_forecast(classifier, task, config, wanted)
-    return run_forecast(plan, wanted, calibration or shipped_calibration())

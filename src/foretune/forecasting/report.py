@@ -81,14 +81,32 @@ def print_forecast(console: Console, result: Mapping[str, Any]) -> None:
         console.print(_table(result))
     for verdict in result["verdicts"]:
         console.print(Text(f"• {verdict['sentence']}"))
+    metric = main_metric(result["details"]["objective"]["kind"])
+    for trial in result["trials"]:
+        console.print(Text(f"• {trial_in_words(trial, metric)}"))
     for note in result["notes"]:
         console.print(Text(f"• {note}"), style="yellow")
     if result["rows"] is not None:
         _print_rows(console, result["rows"], main_metric(result["details"]["objective"]["kind"]))
     seconds = result["seconds"]
-    console.print(
-        f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, forecast {seconds['forecast']:.1f}", style="dim"
-    )
+    parts = [f"load {seconds['load']:.1f}", f"forecast {seconds['forecast']:.1f}"]
+    parts += [f"trials, now or before, {seconds['trials']:.1f}"] if "trials" in seconds else []
+    console.print(f"{seconds['total']:.1f} s: {', '.join(parts)}", style="dim")
+
+
+def trial_in_words(trial: Mapping[str, Any], metric: Metric) -> str:
+    """Say what a trial showed.
+
+    Args:
+        trial: As in `result.json`.
+        metric: Main metric.
+
+    Returns:
+        Rows, and what was reached on the evaluation rows.
+    """
+    outcomes = trial["outcomes"]
+    loss = "diverged" if trial["diverged"] else f"eval loss {outcomes['eval_loss']:.4f}"
+    return f"trained on {trial['rows']:,} rows: eval {metric.label} {metric.written(outcomes[metric.name])}, {loss}"
 
 
 def _table(result: Mapping[str, Any]) -> Table:

@@ -18,7 +18,8 @@ from foretune.forecasting.calibration import Calibration, RunForecast, apply_cal
 from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.forecasting.reach import Run, reach
 from foretune.forecasting.schedule import Schedule, schedule_of
-from foretune.forecasting.simulated_runs import case_values, kind_of, simulate_runs
+from foretune.forecasting.shown import Shown
+from foretune.forecasting.simulated_runs import case_values, kind_of, nested_steps, simulate_runs
 from foretune.problem import Plan
 from foretune.settings.groups import Recipe
 from foretune.tasks.metrics import Metric
@@ -83,19 +84,23 @@ class Listed:
         schedule: Schedule of the run on so many rows.
         run: What kind of run it is.
         withheld: Forecast of a run that is too far from what the calibration has seen to simulate it; else None.
+        shown: Trials on no more rows.
     """
 
     schedule: Schedule
     run: Run
     withheld: RunForecast | None
+    shown: tuple[Shown, ...] = ()
 
     @property
     def steps(self) -> int:
         """Steps that are simulated."""
-        return 0 if self.withheld is not None else self.schedule.steps
+        return 0 if self.withheld is not None else nested_steps(self.schedule, self.run.known_rows)
 
 
-def list_rows(plan: Plan, settings: Recipe, calibration: Calibration, rows: Sequence[int]) -> tuple[Listed, ...]:
+def list_rows(
+    plan: Plan, settings: Recipe, calibration: Calibration, rows: Sequence[int], *, shown: Sequence[Shown] = ()
+) -> tuple[Listed, ...]:
     """Say what is to be simulated.
 
     Args:
@@ -103,6 +108,7 @@ def list_rows(plan: Plan, settings: Recipe, calibration: Calibration, rows: Sequ
         settings: How the run trains.
         calibration: Calibration of the forecasts.
         rows: Numbers of rows; that of the plan's own run is not simulated a second time.
+        shown: What trials of this adapter showed: those on no more rows than a run has tell of it.
 
     Returns:
         One for each number that is not the plan's own.
@@ -117,9 +123,11 @@ def list_rows(plan: Plan, settings: Recipe, calibration: Calibration, rows: Sequ
         known, rate = min(kind.known_rows, n_rows), kind.learning_rate * max(speeds)
         run = replace(kind, known_rows=known, update_rate=rate)
         domain, withheld = calibration.domain, None
-        if domain is not None and (far := reach(domain, run)).withheld:
+        told = tuple(one for one in shown if one.rows <= n_rows)
+        tried = bool(told) and calibration.trial_domain is not None
+        if not tried and domain is not None and (far := reach(domain, run)).withheld:
             withheld = RunForecast(None, (nan, nan), far, run.kind, calibrated=run.kind == domain.kind)
-        listed.append(Listed(schedule, run, withheld))
+        listed.append(Listed(schedule, run, withheld, told))
     return tuple(listed)
 
 
@@ -148,9 +156,10 @@ def forecast_rows(
             whole = model()
             linearised = replace(whole, train=first_examples(whole.train, entry.run.known_rows))
             start = linearised.start(range(len(linearised.sites)))
-            (simulated,) = simulate_runs(linearised, [start], entry.schedule, on_step=on_step)
+            (simulated,) = simulate_runs(linearised, [start], entry.schedule, nested=True, on_step=on_step)
             output = whole.train.factors.reduction.name
-            forecast = apply_calibration(calibration, case_values(simulated), output, run=entry.run)
+            values = case_values(simulated)
+            forecast = apply_calibration(calibration, values, output, run=entry.run, shown=entry.shown)
         points.append(RowsPoint(entry.schedule.train_rows, forecast))
     return tuple(points)
 

@@ -210,8 +210,20 @@ def n_steps(starts: Sequence[Start], schedule: Schedule, *, nested: int | None =
     Returns:
         Steps, summed over groups of adapters.
     """
-    smaller = [] if nested is None else _nested(schedule, nested).values()
-    return len(_groups(starts)) * (schedule.steps + sum(one.steps for one in smaller))
+    return len(_groups(starts)) * (schedule.steps if nested is None else nested_steps(schedule, nested))
+
+
+def nested_steps(schedule: Schedule, n: int) -> int:
+    """Count the steps of a run that is simulated with its nested runs.
+
+    Args:
+        schedule: Its schedule.
+        n: Known rows.
+
+    Returns:
+        Steps of all of them.
+    """
+    return schedule.steps + sum(one.steps for one in _nested(schedule, n).values())
 
 
 def _groups(starts: Sequence[Start]) -> list[list[Start]]:

@@ -143,10 +143,18 @@ def same_adapter(first: LoraConfig, second: LoraConfig) -> bool:
     Returns:
         Whether all settings agree, whatever the order of the target modules and the version of peft.
     """
-    return _plain(first) == _plain(second)
+    return plain(first) == plain(second)
 
 
-def _plain(config: LoraConfig) -> dict[str, Any]:
+def plain(config: LoraConfig) -> dict[str, Any]:
+    """Lay out what a configuration means.
+
+    Args:
+        config: peft's configuration.
+
+    Returns:
+        Its settings by name, lists of modules in one order, without the version of peft.
+    """
     content: dict[str, Any] = {name: value for name, value in config.to_dict().items() if name != "peft_version"}
     return {
         name: sorted(value) if name in ("target_modules", "exclude_modules") and not isinstance(value, str) and value

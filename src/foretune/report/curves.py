@@ -113,7 +113,7 @@ class History:
     @property
     def best(self) -> Epoch | None:
         """The first epoch of training after which the main metric was largest; None where it is never defined."""
-        defined = [epoch for epoch in self.epochs[1:] if math.isfinite(epoch.main)]
+        defined = [epoch for epoch in self.epochs if epoch.step and math.isfinite(epoch.main)]
         return max(defined, key=lambda epoch: epoch.main) if defined else None
 
 
@@ -142,10 +142,10 @@ def read_log(log: Sequence[Entry], metrics: Sequence[str]) -> History:
         pending |= {name: value for name, value in entry.items() if name.startswith(("eval_train_", "eval_eval_"))}
         if "eval_eval_loss" in entry:  # the evaluation rows come last
             if not epochs or entry["step"] > epochs[-1].step:
-                train_loss = _mean_since(epochs[-1].step if epochs else 0, entry["step"], steps)
+                train_loss = mean_since(epochs[-1].step if epochs else 0, entry["step"], steps)
                 epochs.append(
                     Epoch(
-                        epoch=len(epochs),
+                        epoch=round(entry.get("epoch", len(epochs))),  # not every run is evaluated before training
                         step=entry["step"],
                         train_loss=train_loss,
                         train_loss_eval_mode=pending.get("eval_train_loss"),
@@ -162,8 +162,17 @@ def read_log(log: Sequence[Entry], metrics: Sequence[str]) -> History:
 _RUNTIMES = ("eval_train_runtime", "eval_eval_runtime")
 
 
-def _mean_since(start: int, end: int, steps: Sequence[Step]) -> float | None:
-    """Mean loss of the steps after one and up to another; None where there are none."""
+def mean_since(start: int, end: int, steps: Sequence[Step]) -> float | None:
+    """Average the training loss over a stretch of a run.
+
+    Args:
+        start: Step after which it begins.
+        end: Its last step.
+        steps: Training loss over steps.
+
+    Returns:
+        Mean loss of these steps; None where there are none.
+    """
     total, previous = 0.0, start
     for record in steps:
         if record.step > start:

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 from foretune.errors import ConfigError, shown
-from foretune.settings.groups import AdapterConfig, Batching, DataConfig, ModelConfig, Pair, Placement, Recipe, Sample
+from foretune.settings.groups import (
+    AdapterConfig,
+    Batching,
+    DataConfig,
+    ModelConfig,
+    Pair,
+    Placement,
+    Recipe,
+    Sample,
+    Spending,
+)
 from foretune.settings.ranges import Count, CountOrNone, Few, Rank, Regularisation, Scale, Seed, Settings
 
 HeadPolicy = Literal["random", "average", "probe"]
@@ -80,8 +90,8 @@ class TuneSettings(Batching, Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastSettings(Sample, Recipe):
-    """Which run is forecast, and from what is known.
+class ForecastSettings(Spending, Sample, Recipe):
+    """Which run is forecast, from what is known, and what may be spent on it.
 
     Attributes:
         rows: Numbers of training rows, rising, for which the run is forecast as well: the same recipe on fewer or more

@@ -7,6 +7,7 @@ its help from the annotations and the docstrings.
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Literal
 
+from foretune.errors import ConfigError, shown
 from foretune.settings.ranges import (
     LARGEST,
     Count,
@@ -191,3 +192,28 @@ class Sample(Batching):
 
     samples: Annotated[int, Range(4, LARGEST)] = 512
     eval_samples: Count = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spending(Settings):
+    """What may be trained before a run.
+
+    Attributes:
+        spend: Share of the cost of one full run, such as 2% or 0.02, that may go into trials: real fine-tunes on few
+            rows with the whole schedule. 0 trains nothing.
+    """
+
+    spend: str = "0"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges; a number may stand for itself.
+
+        Raises:
+            ConfigError: If it is a number that is no share.
+        """
+        given: object = self.spend
+        if isinstance(given, int | float) and not isinstance(given, bool):
+            if not 0 <= given <= 1:
+                raise ConfigError(f"spend = {shown(given)}: give a share from 0 to 1, or a text such as 2%")
+            object.__setattr__(self, "spend", f"{given:.15g}")
+        super().__post_init__()

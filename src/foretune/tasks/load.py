@@ -232,7 +232,7 @@ def _task(splits: Splits, config: DataConfig) -> Task:
     labelled = _evaluation(splits, config, columns, table.names)
     evaluation = None if labelled is None else _split(labelled, columns, coding)
     if config.max_train is not None and config.max_train < len(train_split.labels):
-        train_split = _take(train_split, config.max_train)
+        train_split = take(train_split, _few(len(train_split.labels), config.max_train))
     return Task(
         source=config.dataset,
         train=train_split,
@@ -240,7 +240,7 @@ def _task(splits: Splits, config: DataConfig) -> Task:
         text_columns=columns.text,
         label_columns=columns.labels,
         objective=coding.objective,
-        fingerprint=_fingerprint(coding.objective, train_split, evaluation),
+        fingerprint=fingerprint(coding.objective, train_split, evaluation),
         config_name=config.config_name,
     )
 
@@ -282,14 +282,36 @@ def _split(split: Split, columns: Columns, coding: Coding) -> TextSplit:
     return TextSplit(split.name, texts, pairs[0] if pairs else None, coding.read(split))
 
 
-def _take(split: TextSplit, n: int) -> TextSplit:
-    """Keep n random rows in their order, the same whatever the seed of a run."""
-    rows = np.sort(np.random.default_rng(0).choice(len(split.labels), n, replace=False))
+def _few(n_rows: int, n: int) -> NDArray[np.int64]:
+    """Random rows in their order, the same whatever the seed of a run."""
+    return np.sort(np.random.default_rng(0).choice(n_rows, n, replace=False)).astype(np.int64)
+
+
+def take(split: TextSplit, rows: NDArray[np.int64]) -> TextSplit:
+    """Keep some rows of a split.
+
+    Args:
+        split: Split.
+        rows: Their numbers, in the order that they shall have.
+
+    Returns:
+        A split of the same name.
+    """
     pairs = None if split.pairs is None else [split.pairs[row] for row in rows]
     return TextSplit(split.name, [split.texts[row] for row in rows], pairs, split.labels[rows])
 
 
-def _fingerprint(objective: Objective, train: TextSplit, evaluation: TextSplit | None) -> str:
+def fingerprint(objective: Objective, train: TextSplit, evaluation: TextSplit | None) -> str:
+    """Name the content of a task.
+
+    Args:
+        objective: What is known of its kind, and the names of its outputs.
+        train: Training split.
+        evaluation: Evaluation split, if there is one.
+
+    Returns:
+        SHA-256 of texts, targets and names, in hexadecimal.
+    """
     digest = hashlib.sha256()
     classes = isinstance(objective, Classification)
     if not classes:

@@ -100,8 +100,8 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
 def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
     """Train adapter and head with AdamW on the loss of the task; go on from the last whole checkpoint if there is one.
 
-    The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. The model is
-    evaluated before training and after each epoch, and the last two checkpoints are kept in the folder.
+    The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. Unless the plan says
+    otherwise, the model is evaluated before training and after each epoch, and the last two checkpoints are kept.
 
     Args:
         plan: From `prepare_tune`; its model is trained in place.
@@ -124,12 +124,14 @@ def _fit(plan: TunePlan, folder: Path, hooks: Hooks) -> Fitted:
     arguments = _arguments(plan, folder)
     first = arguments.process_index == 0
     last = last_whole(folder, clean=first, on_note=hooks.on_note if first else None)
-    arguments.eval_on_start = last is None  # on resuming, the log has it already
+    arguments.eval_on_start = plan.course == "whole" and last is None  # on resuming, the log has it already
     steps_per_epoch = plan.steps_per_epoch(arguments.world_size)
     arguments.logging_steps = max(1, steps_per_epoch // RECORDS_PER_EPOCH)
     with _quiet():
         trainer = _trainer(plan, arguments, hooks)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if plan.course == "end":
+            trainer.evaluate()
     plan.placed.eval()
     return Fitted(
         read_log(trainer.state.log_history, metric_names(plan.task.objective)),
@@ -202,8 +204,8 @@ def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
             use_cpu=plan.classifier.device.type == "cpu",
-            eval_strategy="epoch",
-            save_strategy="epoch",
+            eval_strategy="no" if plan.course == "end" else "epoch",
+            save_strategy="epoch" if plan.course == "whole" else "no",
             save_total_limit=2,  # the one before counts until the last is sealed
             logging_nan_inf_filter=False,  # a run that diverges says so
             remove_unused_columns=False,

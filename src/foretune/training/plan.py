@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.objective import Targets
 from foretune.tasks.sampling import draw_indices, split
+
+# `whole`: evaluated before training and after each epoch, with checkpoints to go on from; `epochs`: after each epoch;
+# `end`: after the last one; these two without checkpoints.
+Course = Literal["whole", "epochs", "end"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class TunePlan:
         train_eval: Training rows that the loss is taken on in eval mode; None for none.
         evaluation: Evaluation rows.
         held_out: Whether the task has no evaluation split, so that the rows are held out of training.
+        course: When it is evaluated, and whether it can be resumed.
     """
 
     classifier: Classifier
@@ -73,6 +78,7 @@ class TunePlan:
     train_eval: Rows | None
     evaluation: Rows
     held_out: bool
+    course: Course = "whole"
 
     def steps_per_epoch(self, world_size: int = 1) -> int:
         """Count the optimiser steps of an epoch.

@@ -1,0 +1,1 @@
+"""Trials: real fine-tunes on few rows, bought with a share of the cost of one full run."""

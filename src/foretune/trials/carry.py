@@ -1,0 +1,149 @@
+"""Carry a plan of trials out: what is kept is not made again, what is made is kept at once."""
+
+import time
+from collections.abc import Callable, Sequence
+from math import fsum
+
+import torch
+
+from foretune.models.classifier import Classifier, Encoded, batches
+from foretune.report.tables import Table
+from foretune.trials.plan import Trial, TrialPlan
+from foretune.trials.run import Bench, Candidate, Tried, run_trial
+from foretune.trials.spend import EVALUATED, percent, whole_run
+from foretune.trials.store import Store, find, keep, trial_key, turn
+
+OnProgress = Callable[[float, float], None]
+OnStep = Callable[[int, int], None]
+_TIMED = 8  # texts
+
+
+def run_trials(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    plan: TrialPlan,
+    store: Store,
+    *,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[tuple[Tried, ...], ...]:
+    """Make the trials of a plan that are not kept, the small ones first, and keep each as soon as it is done.
+
+    Args:
+        bench: Model, data and rows.
+        candidates: In the order of their numbers in the plan.
+        plan: What is to be made.
+        store: Where trials are kept.
+        on_progress: Called with the sample passes done and those in all, of the trials that are made now.
+        on_note: Called with a sentence on a kept trial that is damaged.
+
+    Returns:
+        For each candidate its trials, those with the fewest rows first; none for a candidate without.
+
+    Raises:
+        StoreError: If the disk refuses; finished trials are kept.
+        KeyboardInterrupt: With what became of the work.
+    """
+    kind = bench.task.objective.kind
+    keys = {trial: trial_key(store, bench, candidates[trial.candidate], trial) for trial in plan.trials}
+    found = {trial: find(store, key, kind, on_note=on_note) for trial, key in keys.items()}
+    total = fsum(trial.passes for trial, tried in found.items() if tried is None)
+    done = 0.0
+
+    def report(passes: float) -> None:
+        if on_progress is not None:
+            on_progress(passes, total)
+
+    try:
+        for trial, key in keys.items():
+            if found[trial] is not None:
+                continue
+            report(done)
+            found[trial] = _make(bench, candidates[trial.candidate], trial, store, key, _steps(report, done, trial))
+            done += trial.passes
+            report(done)
+    except KeyboardInterrupt as interrupt:
+        kept = sum(tried is not None for tried in found.values())
+        raise KeyboardInterrupt(
+            f"interrupted: {kept} of {len(found)} trials are kept, the same command goes on"
+        ) from interrupt
+    return tuple(
+        tuple(tried for trial, tried in found.items() if trial.candidate == number and tried is not None)
+        for number in range(len(candidates))
+    )
+
+
+def _steps(report: Callable[[float], None], before: float, trial: Trial) -> OnStep:
+    return lambda step, steps: report(before + trial.passes * step / steps)
+
+
+def _make(bench: Bench, candidate: Candidate, trial: Trial, store: Store, key: str, on_step: OnStep) -> Tried:
+    with turn(store, key):
+        tried = find(store, key, bench.task.objective.kind)  # another process may have made it meanwhile
+        if tried is None:
+            tried = run_trial(bench, candidate, trial, on_step=on_step)
+            source = {"model": bench.classifier.source, "dataset": bench.task.source}
+            keep(store, key, tried, {**source, "candidate": candidate.name})
+    return tried
+
+
+def describe_plan(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    plan: TrialPlan,
+    store: Store,
+    *,
+    seconds_per_pass: float | None = None,
+) -> Table:
+    """Say what a plan buys, before it is carried out.
+
+    Args:
+        bench: Model, data and rows.
+        candidates: In the order of their numbers in the plan.
+        plan: What is to be made.
+        store: Where trials are kept.
+        seconds_per_pass: Expected seconds of a sample pass; None if that is not known.
+
+    Returns:
+        A row for each trial.
+    """
+    whole = whole_run([candidate.recipe for candidate in candidates], len(bench.held.training))
+    kind, rows, expected = bench.task.objective.kind, [], 0.0
+    for trial in plan.trials:
+        candidate = candidates[trial.candidate]
+        tried = find(store, trial_key(store, bench, candidate, trial), kind)
+        seconds = None if seconds_per_pass is None else trial.passes * seconds_per_pass
+        if tried is not None:
+            seconds = 0.0
+        expected += seconds or 0.0
+        state = "to make" if tried is None else "kept"
+        cost = (f"{trial.passes:,.0f}", percent(trial.passes / whole), "–" if seconds is None else f"{seconds:,.0f}")
+        rows.append((candidate.name, f"{trial.rows:,}", str(trial.evaluations), *cost, state))
+    caption = f"Trials: {plan.note}."
+    if seconds_per_pass is not None:
+        caption += f" About {expected:,.0f} s."
+    header = ("candidate", "rows", "evaluations", "passes", "of one run", "seconds", "state")
+    return Table(caption, header, tuple(rows))
+
+
+def seconds_per_pass(classifier: Classifier, encoded: Encoded) -> float:
+    """Measure what a sample pass takes here: three times the forward pass of a few texts.
+
+    Args:
+        classifier: Model and tokenizer.
+        encoded: Token ids, of which the first few are taken.
+
+    Returns:
+        Seconds of forward and backward of one text, roughly: small batches take longer, optimisers something more.
+    """
+    rows = range(min(_TIMED, len(encoded.features)))
+    batch = next(batches(encoded, classifier, batch_size=_TIMED, rows=rows))
+    seconds = 0.0
+    with torch.no_grad():
+        for _ in range(2):  # the first one warms up
+            start = time.perf_counter()
+            classifier.model(**batch.inputs)
+            if classifier.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+    return EVALUATED * seconds / len(batch.rows)
