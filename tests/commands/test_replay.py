@@ -175,6 +175,21 @@ def test_files_of_earlier_scores_are_read(folder, monkeypatch):
     assert taken("forecast", ["--config", str(path)], monkeypatch)[0][0].settings.epochs == 3
 
 
+def test_one_recipe_or_several_are_read_of_a_file(folder, monkeypatch):
+    """A number, or a list of them; the same in any order, each once."""
+    path = folder / "config.yaml"
+    content = {"model": "m", "dataset": "d", "num_train_epochs": 3, "learning_rate": [3e-3, 1e-3, 3e-3]}
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    settings = taken("rank", ["--config", str(path)], monkeypatch)[0][0].settings
+    assert [(one.epochs, one.learning_rate) for one in settings.each()] == [(3, 1e-3), (3, 3e-3)]
+    over = taken("rank", ["--config", str(path), "--epochs", "5", "1"], monkeypatch)[0][0].settings
+    assert sorted({one.epochs for one in over.each()}) == [1, 5]
+    path.write_text(
+        yaml.safe_dump({**content, "learning_rate": [], "epochs": None}).replace("epochs: null\n", ""), "utf-8"
+    )
+    assert taken("rank", ["--config", str(path)], monkeypatch)[0][0].settings.learning_rate == (4e-4,)
+
+
 def test_every_setting_is_a_flag():
     kinds = {"score": ScoreSettings, "forecast": ForecastSettings, "tune": TuneSettings, "rank": RankSettings}
     for command, kind in kinds.items():
