@@ -135,6 +135,8 @@ def test_a_ranking_of_equal_sizes(common, tmp_path):
     chosen = json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))
     (best,) = (row for row in ranking["rows"] if row["recommended"])
     assert chosen["r"] == best["rank"]
+    alike = [row for row in ranking["rows"] if row["tie"] or row is ranking["rows"][0]]
+    assert best["step_cost"] == min(row["step_cost"] for row in alike)
     assert run(["rank", "--config", str(out / "config.yaml"), "--output", str(again)]) == 0
     assert (again / "ranking.csv").read_bytes() == (out / "ranking.csv").read_bytes()
 

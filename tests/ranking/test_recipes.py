@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.forecasting.reach import Reach
+from foretune.forecasting.schedule import schedule_of
 from foretune.ranking.recipes import best_epoch, check_runs, rate_note, verdicts
 from foretune.settings.groups import MOST_RUNS, Recipe, Recipes
 from foretune.tasks.metrics import main_metric
@@ -136,6 +138,38 @@ def test_the_best_epoch_is_shown_where_it_is_not_the_last(ranked):
         shown = [line.split("|")[column].strip() for line in lines if line]
         assert shown == [str(row["best_epoch"]) if one else "" for row, one in zip(held["rows"], late, strict=True)]
     assert [str(row["best_epoch"]) for row in held["rows"]] == [row["best_epoch"] for row in rows_of(ranked)]
+
+
+def test_a_run_is_evaluated_at_the_end_of_every_epoch(common):
+    """What a row says of its run, read off the simulated one and the schedule."""
+    flags = dict(zip(common[::2], common[1::2], strict=False))
+    task = ft.load_task(ft.DataConfig(flags["--dataset"]))
+    model = ft.load_classifier(flags["--model"], label_names=task.label_names, seed=3)
+    settings = ft.RankSettings(
+        target_modules=("query",),
+        samples=16,
+        eval_samples=10,
+        draws=1,
+        finalists=2,
+        train_batch_size=8,
+        epochs=(4, 2),
+        learning_rate=(1e-2, 1e-1),
+        alpha=6,
+    )
+    calibration = ft.read_calibration(Path(flags["--calibration"]))
+    ranking = ft.rank(model.model, model.tokenizer, task, settings=settings, calibration=calibration)
+    assert len(ranking.rows) == 8
+    assert ranking.recipes == settings.each()
+    for row in ranking.rows:
+        course, schedule = row.simulated.trajectory, schedule_of(row.recipe, ranking.train_rows, seed=0)
+        assert course.steps == tuple(range(0, schedule.steps + 1, schedule.steps_per_epoch))
+        assert row.steps == schedule.steps
+        of_epochs = list(zip(course.eval_metric[1:], (-loss for loss in course.eval_loss[1:]), strict=True))
+        assert len(of_epochs) == row.recipe.epochs
+        assert row.best_epoch == 1 + of_epochs.index(max(of_epochs))
+        assert row.ends_late == (row.best_epoch < row.recipe.epochs)
+        assert row.update_rate == pytest.approx(6 * schedule.rates().mean())
+    assert ranking.steps == max(row.steps for row in ranking.rows)
 
 
 METRIC = main_metric("classification")
@@ -260,7 +294,8 @@ def test_a_rate_far_from_what_was_seen_is_spoken_of():
 def test_many_reasons_are_told_in_few_lines():
     rows = [SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, (f"reason {i}",)))) for i in range(3)]
     assert len(verdicts([*rows, *rows])) == 3
+    assert len(verdicts([*rows, SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, ("another",))))])) == 4
     more = [SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, (f"other {i}",)))) for i in range(4)]
     *told, last = verdicts([*rows, *more])
     assert len(told) == 3
-    assert last.startswith("4 more")
+    assert "for 4 other reasons" in last

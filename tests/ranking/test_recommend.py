@@ -52,11 +52,18 @@ def test_the_cheapest_of_those_that_tie_with_the_first_is_recommended():
     assert tie_note(rows, 1) == ()
 
 
-def test_of_equal_sizes_the_cheapest_step_then_the_shortest_run_then_the_better_row():
+def test_of_equal_sizes_the_cheapest_step_then_the_better_row():
     assert recommended(ranked(row(0.90), row(0.89, compute=0.5), row(0.88, compute=0.7))).compute == 0.5
-    assert recommended(ranked(row(0.90, epochs=3), row(0.89, epochs=1), row(0.88, epochs=2))).recipe.epochs == 1
+    assert recommended(ranked(row(0.89, epochs=1), row(0.90, epochs=3), row(0.88, epochs=2))).recipe.epochs == 3
     rows = ranked(row(0.89), row(0.90))
     assert recommended(rows) is rows[0]
+
+
+def test_where_sizes_are_equal_the_few_parameters_between_them_do_not_count():
+    rows = ordered([row(0.90, 100), row(0.89, 95), row(0.88, 110, compute=0.5)], CALIBRATION)
+    assert recommended(marked(rows)).quick.parameters == 95
+    assert recommended(marked(rows, equal_sizes=True)).compute == 0.5
+    assert recommended(marked(rows[:2], equal_sizes=True)).quick.parameters == 100
 
 
 def test_what_is_not_calibrated_ties_with_nothing():
@@ -103,11 +110,7 @@ def test_one_row_is_recommended_and_none_that_ties_is_cheaper(rows):
     assert best is rows[0] or best.tie
     for other in rows:
         if (other is rows[0] or other.tie) and (rows[0].forecast is None or other.forecast is not None):
-            assert (other.quick.parameters, other.compute, other.steps) >= (
-                best.quick.parameters,
-                best.compute,
-                best.steps,
-            )
+            assert (other.quick.parameters, other.compute) >= (best.quick.parameters, best.compute)
     assert chosen((), None) is None
 
 

@@ -133,7 +133,10 @@ def _rank(
     )
     seconds["simulate"] = time.perf_counter() - clock
     made = [_rows(runs, finalists, _kappas(blocks, finalists, settings), calibration, ready) for runs in by_recipe]
-    rows = marked(ordered([row for _, of_recipe in made for row in of_recipe], calibration))
+    rows = marked(
+        ordered([row for _, of_recipe in made for row in of_recipe], calibration),
+        equal_sizes=ready.equal_size is not None,
+    )
     said_alone, head_recipe = min(
         ((alone, runs.recipe) for (alone, _), runs in zip(made, by_recipe, strict=True)), key=lambda pair: pair[0].key
     )

@@ -121,10 +121,10 @@ def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
         A sentence for each way to lie outside, the first of them in full.
     """
     every = tuple(dict.fromkeys(row.said.reach.verdict for row in rows if row.said.reach.reasons))
-    if len(every) <= _VERDICTS:
+    if len(every) <= _VERDICTS + 1:
         return every
-    more = f"{len(every) - _VERDICTS} more ways to lie outside of what was checked: reach in result.json names them."
-    return (*every[:_VERDICTS], more)
+    more = len(every) - _VERDICTS
+    return (*every[:_VERDICTS], f"Other rows lie outside for {more} other reasons: result.json has them under reach.")
 
 
 def rate_note(first: Row, recipes: Sequence[Recipe], domain: Domain | None) -> tuple[str, ...]:

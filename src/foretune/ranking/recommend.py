@@ -6,21 +6,24 @@ from dataclasses import replace
 from foretune.ranking.rows import Ranking, Row, best_first
 
 
-def marked(rows: Sequence[Row]) -> tuple[Row, ...]:
+def marked(rows: Sequence[Row], *, equal_sizes: bool = False) -> tuple[Row, ...]:
     """Mark the row to train: the cheapest of those that cannot be told from the first, which is among them.
 
-    Cheapest is what has the fewest parameters; of equal ones the cheapest step, then the fewest steps, then the better
-    forecast. A row whose level is withheld counts only where that of the first is withheld too: its tie says nothing.
+    Cheapest is what has the fewest parameters; of equal ones the cheapest step, then the better forecast: recipes of
+    one adapter are not chosen by their length. A row whose level is withheld counts only where that of the first is
+    withheld too: its tie says nothing.
 
     Args:
         rows: Rows of one ranking in order, with their ties.
+        equal_sizes: Whether all adapters are meant to have one size, so that the few parameters between them are no
+            reason to take one.
 
     Returns:
         The same rows.
     """
     first = rows[0]
     alike = [first, *(row for row in rows if row.tie and (row.forecast is None) <= (first.forecast is None))]
-    cheapest = min(alike, key=lambda row: (row.quick.parameters, row.compute, row.steps))
+    cheapest = min(alike, key=lambda row: (0 if equal_sizes else row.quick.parameters, row.compute))  # first of equals
     return tuple(replace(row, recommended=row is cheapest) for row in rows)
 
 

@@ -195,10 +195,10 @@ def save_rankings(
     writers["config.yaml"] = _flags("Replay: foretune rank --config config.yaml --output NEW_FOLDER", given)
     found = chosen(rankings, wanted.choose)
     if found is not None:
-        _, ranking, row = found
+        place, ranking, row = found
         adapter = adapter_of(ranking, row.quick)
         writers[ADAPTER_FILE] = lambda path: save_config(adapter, path)
-        run_it = f"The run of {row.quick.name}: foretune tune --config {CHOSEN} --output NEW_FOLDER"
+        run_it = f"The run of row {place}: foretune tune --config {CHOSEN} --output NEW_FOLDER"
         writers[CHOSEN] = _flags(run_it, configuration_of(ranking, row, run).to_dict())
     write_run(folder, writers)
 
