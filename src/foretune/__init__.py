@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from foretune.ntk.spectrum import Spectrum as Spectrum
     from foretune.ntk.spectrum import decompose as decompose
     from foretune.ntk.spectrum import spectrum as spectrum
-    from foretune.ranking.rank import Ranking as Ranking
     from foretune.ranking.rank import rank as rank
     from foretune.ranking.report import save_adapter as save_adapter
+    from foretune.ranking.rows import Ranking as Ranking
     from foretune.report.curves import History as History
     from foretune.scoring.files import save_score as save_score
     from foretune.scoring.score import ScoreResult as ScoreResult
@@ -97,8 +97,9 @@ _HOME = {
     "ntk.prediction": ["Evaluation", "Examples", "KernelPrediction", "predict_by_regression"],
     "ntk.regression": ["KernelRegression", "fit_regression", "predict"],
     "ntk.spectrum": ["Spectrum", "decompose", "spectrum"],
-    "ranking.rank": ["Ranking", "rank"],
+    "ranking.rank": ["rank"],
     "ranking.report": ["save_adapter"],
+    "ranking.rows": ["Ranking"],
     "report.curves": ["History"],
     "scoring.files": ["save_score"],
     "scoring.score": ["ScoreResult", "score"],

@@ -59,6 +59,7 @@ ALIASES = {
 LONGEST_MESSAGE = 1000  # characters; what is longer hides what matters
 _REPLAYED = ("score", "forecast", "tune", "rank")  # commands with --config; each reads the files of all
 _BESIDE = frozenset({"adapter-config", "calibration", "forecast"})  # a run folder holds these, wherever it lies
+_SEVERAL = frozenset({"model", "dataset", "epochs", "learning-rate"})  # of which a ranking takes several
 _FORMER = frozenset({"curve"})  # flags of earlier versions, in their config.yaml
 
 app = App(
@@ -111,6 +112,7 @@ class _ConfigFile(Yaml):
 
     command: str = ""
     foreign: frozenset[str] = frozenset()
+    given: frozenset[str] = frozenset()  # on the command line, which wins
 
     def _load_config(self, path: Path) -> dict[str, Any]:
         content = read_yaml(path, kind=ConfigError)
@@ -120,10 +122,16 @@ class _ConfigFile(Yaml):
         for name in (_BESIDE & named.keys()) - self.foreign:
             beside = path.parent / str(named[name])
             named[name] = str(beside if beside.exists() else named[name])
-        for name in {"model", "dataset"} & named.keys():  # a ranking takes several
+        for name in (_SEVERAL & named.keys()) - self.foreign:
             value = named[name]
-            if self.command != "rank" and isinstance(value, list) and len(value) == 1:
-                named[name] = value[0]
+            if self.command == "rank" or not isinstance(value, list):
+                continue
+            if len(value) > 1 and name not in self.given:
+                raise ConfigError(
+                    f"--config {str(path)!r} has several of {name}, {shown(value)}, and foretune {self.command} takes "
+                    f"one: give --{name}, or the chosen.yaml of the ranking"
+                )
+            named[name] = value[0]
         # under the command's name: cyclopts drops what is called like a command beside it, such as tune's forecast
         return {self.command: {name: value for name, value in named.items() if name not in self.foreign}}
 
@@ -169,6 +177,7 @@ def _use_config(tokens: Sequence[str]) -> None:
     if any(token.partition("=")[0] == "--adapter-config" for token in tokens):  # it wins over the file's adapter
         passed |= {_canonical_name(field.name) for field in fields(AdapterConfig)}
     file.foreign = passed
+    file.given = frozenset(token.partition("=")[0].removeprefix("--") for token in tokens if token.startswith("--"))
     app.config = (file,)
 
 

@@ -22,7 +22,8 @@ OF_CALL = {"output", "config", "json"}
 VALUES = {
     "model": "m", "dataset": "d", "device": "cpu", "config-name": "sst2", "text-column": "review", "eval-split": "dev",
     "label-column": "kind", "train-split": "first", "max-train": "50", "positive-from": "4",
-    "target-modules": "query", "exclude-modules": "key", "layers": "1", "budget": "300k", "reduction": "trace",
+    "reduction": "trace", "target-modules": "query", "exclude-modules": "key", "layers": "1",
+    "budget": "300k", "equal-size": "300k", "choose": "2",
     "eval-samples": "7", "report-to": "tensorboard", "ridge": "0.5", "warmup-ratio": "0.25", "init": "gaussian",
     "rows": "300",
     "spend": "2%",
@@ -90,7 +91,6 @@ def written(command, tokens, folder, monkeypatch):
         from foretune.forecasting.calibration_file import read_calibration
         from foretune.ranking import report
 
-        monkeypatch.setattr(report, "best_first", lambda _: [])
         wanted = report.Wanted(options["choose"], own_calibration=args[2] is not None)
         report.save_rankings((), args[0], read_calibration(args[2]), out, wanted)
     elif command == "score":
@@ -166,7 +166,7 @@ def test_a_file_of_another_command_is_read_for_what_is_common(command, reader, f
     assert (data.dataset, data.max_train) == ("d", 33)
     for flag in ("epochs", "learning_rate"):
         if flag.replace("_", "-") in common:
-            assert getattr(settings, flag) == 3
+            assert getattr(settings, flag) == ((3,) if reader == "rank" else 3)
 
 
 def test_files_of_earlier_scores_are_read(folder, monkeypatch):
@@ -175,6 +175,21 @@ def test_files_of_earlier_scores_are_read(folder, monkeypatch):
     path.write_text(yaml.safe_dump({"model": "m", "dataset": "d", "curve": True, "epochs": 3, "draws": 2}), "utf-8")
     assert taken("score", ["--config", str(path)], monkeypatch)[0][0].settings.draws == 2
     assert taken("forecast", ["--config", str(path)], monkeypatch)[0][0].settings.epochs == 3
+
+
+def test_one_recipe_or_several_are_read_of_a_file(folder, monkeypatch):
+    """A number, or a list of them; the same in any order, each once."""
+    path = folder / "config.yaml"
+    content = {"model": "m", "dataset": "d", "num_train_epochs": 3, "learning_rate": [3e-3, 1e-3, 3e-3]}
+    path.write_text(yaml.safe_dump(content), "utf-8")
+    settings = taken("rank", ["--config", str(path)], monkeypatch)[0][0].settings
+    assert [(one.epochs, one.learning_rate) for one in settings.each()] == [(3, 1e-3), (3, 3e-3)]
+    over = taken("rank", ["--config", str(path), "--epochs", "5", "1"], monkeypatch)[0][0].settings
+    assert sorted({one.epochs for one in over.each()}) == [1, 5]
+    path.write_text(
+        yaml.safe_dump({**content, "learning_rate": [], "epochs": None}).replace("epochs: null\n", ""), "utf-8"
+    )
+    assert taken("rank", ["--config", str(path)], monkeypatch)[0][0].settings.learning_rate == (4e-4,)
 
 
 def test_every_setting_is_a_flag():

@@ -69,7 +69,7 @@ def rows_of(folder, name="ranking.csv"):
 
 def test_the_files_of_a_ranking(ranked):
     names = {"adapter_config.json", "candidates.csv", "config.yaml", "heatmap.png", "ranking.csv", "ranking.md"}
-    names |= {"ranking.tex", "result.json", "calibration.json"}  # the last because it was given
+    names |= {"ranking.tex", "result.json", "chosen.yaml", "calibration.json"}  # the last because it was given
     assert {path.name for path in ranked.iterdir()} == names
     assert (ranked / "heatmap.png").read_bytes().startswith(b"\x89PNG")
     assert yaml.safe_load((ranked / "config.yaml").read_text(encoding="utf-8"))["samples"] == 16
@@ -96,7 +96,7 @@ def test_rows_are_ordered_and_hold_their_intervals(ranked):
 def test_the_chosen_adapter_can_be_trained(ranked, place, tmp_path):
     model, dataset, _ = place
     config = LoraConfig.from_pretrained(str(ranked))
-    best = rows_of(ranked)[0]
+    (best,) = (row for row in rows_of(ranked) if row["recommended"] == "yes")
     assert config.r == int(best["rank"])
     out = tmp_path / "tuned"
     assert run(["tune", "--model", model, "--dataset", dataset, "--adapter-config", str(ranked), "--epochs", "1",
@@ -130,7 +130,8 @@ def test_own_objects_are_ranked_as_from_files(ranked, place, tmp_path):
     after = given.model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
-    written = ft.save_adapter(ranking, ranking.rows[0].quick, str(tmp_path / "best"))
+    (best,) = (row for row in ranking.rows if row.recommended)
+    written = ft.save_adapter(ranking, best.quick, str(tmp_path / "best"))
     assert written.read_text(encoding="utf-8") == (ranked / "adapter_config.json").read_text(encoding="utf-8")
 
 

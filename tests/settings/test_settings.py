@@ -22,7 +22,7 @@ from foretune.settings.commands import (
     ScoreSettings,
     TuneSettings,
 )
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe
+from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe, Recipes
 from foretune.settings.ranges import Range, Settings
 from odd_values import SCALARS
 
@@ -74,20 +74,22 @@ def declared():
 
 
 def test_few_fields_are_declared_each_once():
-    """What a setting may be is no setting; a score draws other samples than a forecast, by default."""
+    """What a setting may be is no setting; a score draws other samples than a forecast, by default; a ranking takes
+    several rates and numbers of epochs."""
     found = {kind: names for kind, names in declared() if kind is not Range}
     assert {*GROUPS, Recipe, Configuration} < set(found)
     assert sum(map(len, found.values())) <= 75
-    again = {"samples", "eval_samples"} | {field.name for field in fields(PaperSettings)}
+    again = {"samples", "eval_samples", "epochs", "learning_rate"} | {field.name for field in fields(PaperSettings)}
     rest = [name for kind, names in found.items() if kind not in (PaperSettings, Configuration) for name in names]
     assert {name for name in rest if rest.count(name) > 1} <= again
 
 
 def test_a_run_is_stated_by_one_recipe():
     for kind in (TuneSettings, ForecastSettings, RankSettings):
-        assert issubclass(kind, Recipe)
+        assert issubclass(kind, Recipes if kind is RankSettings else Recipe)
         for field in fields(Recipe):
             assert field.name not in inspect.get_annotations(kind)
+    assert {field.name for field in fields(Recipe)} == {field.name for field in fields(Recipes)}
 
 
 def test_every_group_checks_itself():
@@ -120,6 +122,9 @@ def test_every_group_checks_itself():
         (PaperSettings, "epochs", [0, 2**31], [1]),
         (RankSettings, "seed", [-1, 2**32], [0]),
         (RankSettings, "ranks", [(), (0,), (2**63,), 8], [(4, 8)]),
+        (RankSettings, "epochs", [(), 0, (3, 0), 2**31, "3", True, (1.5,)], [(5,), (3, 1, 3)]),
+        (RankSettings, "learning_rate", [(), 0.0, (1e-3, -1.0), (math.nan,), range(1, 300)], [(1e-3, 1e-4)]),
+        (RankSettings, "equal_size", ["", 500, "x\0"], ["500k", None]),
         (Recipe, "epochs", [0, 2**31], [3]),
         (
             ForecastSettings,

@@ -9,11 +9,11 @@ from cyclopts import Group, Parameter
 from foretune.commands.loading import free_folder, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search
-from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes
 
 if TYPE_CHECKING:
-    from foretune.ranking.rank import Ranking
     from foretune.ranking.report import RankRun
+    from foretune.ranking.rows import Ranking
 
 
 def rank(
@@ -24,18 +24,18 @@ def rank(
     columns: Annotated[Columns | None, Parameter(name="*", group=Group("Data"))] = None,
     search: Annotated[Search | None, Parameter(name="*", group=Group("Candidates"))] = None,
     sample: Annotated[KernelSample | None, Parameter(name="*", group=Group("Sample"))] = None,
-    recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
+    recipes: Annotated[Recipes | None, Parameter(name="*", group=Group("Training"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
-    choose: Annotated[int, Parameter(group="Run")] = 1,
+    choose: Annotated[int | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
-    """Rank LoRA placements and ranks by forecast accuracy, from one pass over a few labelled samples.
+    """Rank LoRA placements, ranks and recipes by forecast accuracy, from one pass over a few labelled samples.
 
-    Example: foretune rank --model ./MiniLM --dataset ./sst2 --ranks 4 8 --budget 500k --output ranking
+    Example: foretune rank --model ./MiniLM --dataset ./sst2 --ranks 4 8 --learning-rate 1e-3 3e-3 --output ranking
 
-    Then: foretune tune --model ./MiniLM --dataset ./sst2 --adapter-config ranking
+    Then: foretune tune --config ranking/chosen.yaml --output tuned
 
     Args:
         model: Folders or hub ids of the pretrained models.
@@ -44,10 +44,10 @@ def rank(
         columns: What of them.
         search: Adapters to choose from.
         sample: What is known of the data.
-        recipe: The run that is forecast.
+        recipes: The runs that are forecast.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
-        choose: Row of the table whose adapter_config.json is written.
-        output: New folder for ranking.csv, .md, .tex, candidates.csv, heatmap.png and adapter_config.json.
+        choose: Row of the table whose adapter_config.json and chosen.yaml are written; without it the recommended one.
+        output: New folder for ranking.csv, .md, .tex, candidates.csv, heatmap.png, adapter_config.json and chosen.yaml.
         config: YAML file with any of these flags by name; the command line wins.
         json: Print result.json to stdout instead of the table.
     """
@@ -55,13 +55,18 @@ def rank(
 
     models = tuple(ModelConfig(name, **vars(loading or Loading())) for name in model)
     data = tuple(DataConfig(name, **vars(columns or Columns())) for name in dataset)
-    groups = (search or Search(), sample or KernelSample(), recipe or Recipe())
+    groups = (search or Search(), sample or KernelSample(), recipes or Recipes())
     settings = RankSettings(**{name: value for group in groups for name, value in vars(group).items()})
     rank_command(RankRun(models, data, settings), output, calibration, choose=choose, as_json=json)
 
 
 def rank_command(
-    run: "RankRun", output: Path | None, calibration: Path | None = None, *, choose: int = 1, as_json: bool = False
+    run: "RankRun",
+    output: Path | None,
+    calibration: Path | None = None,
+    *,
+    choose: int | None = None,
+    as_json: bool = False,
 ) -> None:
     """Rank, save and print.
 
@@ -69,20 +74,20 @@ def rank_command(
         run: All settings.
         output: Folder of the run, or None to save nothing.
         calibration: Calibration of the forecasts, or None for the one that comes with foretune.
-        choose: Row whose adapter configuration is written.
+        choose: Row whose configuration is written; None for the recommended one.
         as_json: Whether to print JSON instead of the table.
 
     Raises:
         ConfigError: If the chosen row does not exist.
     """
-    most = run.settings.finalists * len(run.models) * len(run.data)
-    if not 1 <= choose <= most:
+    most = run.settings.finalists * len(run.settings.each()) * len(run.models) * len(run.data)
+    if choose is not None and not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
     with free_folder(output):
         _rank(run, output, calibration, choose=choose, as_json=as_json)
 
 
-def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choose: int, as_json: bool) -> None:
+def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choose: int | None, as_json: bool) -> None:
     """Rank, save to a free folder that no other run writes to, and print."""
     from foretune.report.store import finite, to_json
     from foretune.report.terminal import console, print_json, progress
@@ -91,7 +96,8 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
     with log.status("loading"):
         from foretune.forecasting.calibration_file import read_calibration
         from foretune.ranking.rank import rank_one
-        from foretune.ranking.report import Wanted, ranking_content, save_rankings
+        from foretune.ranking.recommend import chosen, in_words
+        from foretune.ranking.report import CHOSEN, Wanted, ranking_content, save_rankings
 
         calibrated = read_calibration(calibration)
     rankings = []
@@ -107,26 +113,30 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items())
         log.print(
             f"{Path(ranking.model).name} on {Path(ranking.dataset).name}: {len(ranking.quick):,} candidates over "
-            f"{len(ranking.sites)} modules from {ranking.samples} samples; forecast of {ranking.steps} steps on "
-            f"{ranking.train_rows:,} rows; {seconds}",
+            f"{len(ranking.sites)} modules from {ranking.samples} samples; forecast of "
+            f"{'up to ' if len(ranking.recipes) > 1 else ''}{ranking.steps} steps on {ranking.train_rows:,} rows"
+            f"{f', {len(ranking.recipes)} recipes' if len(ranking.recipes) > 1 else ''}; {seconds}",
         )
-    n_rows = sum(len(ranking.rows) for ranking in rankings)
-    chosen = ""
+    found = chosen(rankings, choose)
+    more = ""
     if output is not None:
         save_rankings(rankings, run, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
-        chosen = f"; adapter of row {choose} in {output / ADAPTER_FILE}" if choose <= n_rows else ""
-    say_where(log, output, chosen)
+    if output is not None and found is not None:
+        place, ranking, row = found
+        more = f"; row {place}, {in_words(row, len(ranking.recipes))}, in {output / ADAPTER_FILE} and {CHOSEN}"
+    say_where(log, output, more)
     if as_json:
-        print_json(to_json(finite(ranking_content(rankings, run, calibrated))))
+        print_json(to_json(finite(ranking_content(rankings, run, calibrated, choose=choose))))
     else:
         _print(rankings)
-    if choose > n_rows:
+    if found is None:
         kept = "nothing was saved" if output is None else f"all but {ADAPTER_FILE} is saved to {str(output)!r}"
+        n_rows = sum(len(ranking.rows) for ranking in rankings)
         raise ConfigError(f"choose = {choose}: the table has {n_rows} rows; {kept}")
 
 
 def _print(rankings: "Sequence[Ranking]") -> None:
-    from foretune.ranking.report import ranking_table, written
+    from foretune.ranking.table import ranking_table, written
     from foretune.report.terminal import console
 
     screen = console()
@@ -137,6 +147,9 @@ def _print(rankings: "Sequence[Ranking]") -> None:
         metric, constant = ranking.objective.metric, ranking.constant
         alone = "withheld" if levels is None else written(metric, levels[metric.name])
         text = f"{where}{metric.label}{' %' if metric.percent else ''} of the head without adapter: {alone}"
+        if len(ranking.recipes) > 1:
+            best = ranking.head_recipe
+            text += f" (its best recipe: learning rate {best.learning_rate:g}, epochs {best.epochs})"
         if constant is not None:
             what = "the majority class" if ranking.objective.noun == "classes" else "one answer for all"
             text += f"; of {what}: " + (f"{100 * constant:.1f}" if metric.percent else f"{constant:.3f}")

@@ -1,11 +1,11 @@
 """Budgets: what an adapter may have in parameters or weigh in bytes, and which candidates fit."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from foretune.errors import ConfigError
+from foretune.errors import ConfigError, shown
 from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate, label
 
@@ -19,6 +19,9 @@ _PARAMETERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
 _BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+_FORMS = "use parameters as in 500000, 500k or 1.2M"
 
 
 def n_parameters(candidate: Candidate, sites: Sequence[Site]) -> int:
@@ -71,20 +74,43 @@ def parse_budget(text: str, *, bytes_per_parameter: int = BYTES_PER_PARAMETER) -
     """
     if bytes_per_parameter < 1:
         raise ConfigError(f"bytes_per_parameter = {bytes_per_parameter}: must be at least 1")
-    forms = "use parameters as in 500000, 500k or 1.2M, or the size of the file as in 500KB, 2MB or 1.5MiB"
+    of_bytes = {unit: Fraction(size, bytes_per_parameter) for unit, size in _BYTES.items()}
+    units: dict[str, int | Fraction] = {**_PARAMETERS, **of_bytes}
+    forms = f"{_FORMS}, or the size of the file as in 500KB, 2MB or 1.5MiB"
+    return Budget(_amount("budget", text, units, forms), text.strip(), bytes_per_parameter)
+
+
+def parse_parameters(name: str, text: str) -> int:
+    """Read a number of trainable parameters.
+
+    Args:
+        name: Name of the setting.
+        text: Parameters, such as `500000`, `500k` or `1.2M`; upper and lower case are alike.
+
+    Returns:
+        Parameters, rounded down.
+
+    Raises:
+        ConfigError: If the text is none, or leaves no parameter.
+
+    Example:
+        >>> parse_parameters("equal_size", "1.2M")
+        1200000
+    """
+    return _amount(name, text, _PARAMETERS, _FORMS)
+
+
+def _amount(name: str, text: str, units: Mapping[str, int | Fraction], forms: str) -> int:
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
-        raise ConfigError(f"budget = {text!r}: {forms}")
+        raise ConfigError(f"{name} = {shown(text)}: {forms}")
     amount, unit = Fraction(match[1].replace("_", "")), match[2].lower()
-    if unit in _PARAMETERS:
-        parameters = int(amount * _PARAMETERS[unit])
-    elif unit in _BYTES:
-        parameters = int(amount * _BYTES[unit] / bytes_per_parameter)
-    else:
-        raise ConfigError(f"budget = {text!r} has the unit {match[2]!r}: {forms}")
+    if unit not in units:
+        raise ConfigError(f"{name} = {shown(text)} has the unit {shown(match[2])}: {forms}")
+    parameters = int(amount * units[unit])
     if parameters < 1:
-        raise ConfigError(f"budget = {text!r} leaves no parameter: {forms}")
-    return Budget(parameters, text.strip(), bytes_per_parameter)
+        raise ConfigError(f"{name} = {shown(text)} leaves no parameter: {forms}")
+    return parameters
 
 
 def fitting(candidates: Iterable[Candidate], sites: Sequence[Site], budget: Budget) -> tuple[Candidate, ...]:

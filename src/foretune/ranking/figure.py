@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foretune.ranking.candidates import short_kinds
-from foretune.ranking.rank import Ranking
+from foretune.ranking.rows import Ranking
 from foretune.report.drawing import save_drawing
 from foretune.report.texts import for_figure
 

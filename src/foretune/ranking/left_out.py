@@ -25,7 +25,8 @@ def leave_out(plan: Plan, wanted: Search) -> tuple[Plan, tuple[str, ...]]:
     Raises:
         PlacementError: If none is left.
     """
-    layout, rank = plan.adapted.layout, max(wanted.ranks)
+    layout = plan.adapted.layout
+    rank = max(wanted.ranks) if wanted.equal_size is None else 1  # each placement gets a rank that its modules carry
     names = linear_names(plan.classifier.model)
     idle = [] if layout is None else [name for name in layout.idle if name in names]
     rest = [site for site in plan.adapted.sites if site.name not in idle]
@@ -46,7 +47,7 @@ def list_candidates(sites: Sequence[Site], wanted: Search) -> tuple[Candidate, .
         wanted: Which of them, and at which ranks.
 
     Returns:
-        Candidates, by the positions of their modules among all.
+        Candidates, by the positions of their modules among all; of equal sizes all of rank 1, which is not their own.
 
     Raises:
         PlacementError: If an excluded module does not exist, or none is left.
@@ -62,7 +63,10 @@ def list_candidates(sites: Sequence[Site], wanted: Search) -> tuple[Candidate, .
         raise PlacementError("exclude_modules leaves no module to adapt: exclude fewer")
     kinds_wanted = None if wanted.target_modules is None else [wanted.target_modules]
     listed = enumerate_candidates(
-        [sites[index] for index in left], kinds=kinds_wanted, layers=wanted.layers, ranks=wanted.ranks
+        [sites[index] for index in left],
+        kinds=kinds_wanted,
+        layers=wanted.layers,
+        ranks=wanted.ranks if wanted.equal_size is None else (1,),
     )
     return tuple(Candidate(tuple(left[at] for at in entry.sites), entry.rank) for entry in listed)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.ntk.factors import TokenFactors, adapter_features
 from foretune.ntk.kernel import tangent_kernel
@@ -25,11 +27,16 @@ def module_kernels(linearised: Linearised, ranks: Sequence[int]) -> Blocks:
     """
     sample = first_examples(linearised.train, min(SAMPLES, linearised.train.factors.n))
     factors = with_summed_outputs(sample.factors)
-    features = adapter_features(factors, [rows.float() for rows in linearised.rows], draws=linearised.draws)
-    kernel = tangent_kernel(features, ranks=ranks, average=True)
+    steps = []
+    for site, module, rows in zip(factors.sites, factors.modules, linearised.rows, strict=True):
+        one = replace(factors, sites=(site,), modules=(module,))  # the features of a high rank are large
+        features = adapter_features(one, [rows.float()], draws=linearised.draws)
+        steps.append(tangent_kernel(features, ranks=ranks, average=True).blocks[:, 0])
+    largest = max(site.rank for site in factors.sites)
+    kept = (*sorted({rank for rank in ranks if rank != largest}), largest)
     outputs, targets = factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
     residual = sample.objective.residual(outputs, targets)
-    return Blocks(kernel.sites, kernel.ranks, kernel.blocks[:, 0], residual)
+    return Blocks(factors.sites, kept, np.concatenate(steps), residual)
 
 
 def with_summed_outputs(factors: TokenFactors) -> TokenFactors:

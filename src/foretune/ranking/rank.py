@@ -1,7 +1,7 @@
 """Rank the adapters of one model on one data set: one pass, a quick score for all, a simulated run for the best."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,102 +11,31 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 
 from foretune.errors import KernelError
-from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration, tied
+from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
 from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.linearise import linearise
-from foretune.forecasting.schedule import schedule_of
-from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
+from foretune.forecasting.simulated_runs import case_values
 from foretune.models.classifier import Classifier, load_model, own_classifier
 from foretune.models.placement import lora_config
 from foretune.models.sites import Site
 from foretune.ntk.spectrum import spectrum
 from foretune.problem import Plan, prepare, settings_of_pass
 from foretune.ranking.adapter import module_names
-from foretune.ranking.budget import BYTES_PER_PARAMETER, fitting, parse_budget
+from foretune.ranking.budget import BYTES_PER_PARAMETER, fitting, parse_budget, parse_parameters
 from foretune.ranking.candidates import Candidate, label
+from foretune.ranking.equal_size import equal_sizes, missed
 from foretune.ranking.finalists import Quick, choose_finalists, price_candidates
 from foretune.ranking.left_out import leave_out, list_candidates
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
+from foretune.ranking.recipes import RecipeRuns, best_epoch, check_runs, rate_note, simulate_recipes, verdicts
+from foretune.ranking.recommend import marked, tie_note
+from foretune.ranking.rows import Ranking, Row, ordered
 from foretune.settings.commands import KernelSample, RankSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.tasks.load import Task, load_task
-from foretune.tasks.objective import Objective
 
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A finalist of the ranking.
-
-    Attributes:
-        quick: Candidate and quick score.
-        said: Forecast, and whether the run lies within what the calibration has seen.
-        simulated: The simulated run, before calibration.
-        condition_number: κ of the kernel averaged over draws of A.
-        megabytes: Size of the adapter's file in 10⁶ bytes.
-        compute: Cost of a training step relative to one that goes back through all layers.
-        tie: Whether its main metric cannot be told from that of the first row.
-    """
-
-    quick: Quick
-    said: RunForecast
-    simulated: SimulatedRun
-    condition_number: float
-    megabytes: float
-    compute: float
-    tie: bool
-
-    @property
-    def forecast(self) -> Mapping[str, Interval] | None:
-        """Forecasts by outcome, `eval_loss`, the main metric and, inside, `train_loss`, each with its 90% interval.
-
-        None where they are withheld: `said.reach.reasons` says why, and the order of the rows is all there is.
-        """
-        return self.said.levels
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Ranked adapters of one model on one data set.
-
-    Attributes:
-        model: Model as given.
-        dataset: Data set as given.
-        modules: Names of all modules of the model, which itself is not kept.
-        template: peft's configuration of all modules, from which a candidate's is made.
-        sites: Every module that can be adapted.
-        rows: Finalists, the best first.
-        quick: All candidates, by quick score.
-        single: Quick score of every module alone, at the largest of the ranks, whether it fits the budget or not.
-        head_alone: Forecast of the head without an adapter.
-        constant: Main metric of one prediction for all, the best for the evaluation samples: of classes the share of
-            the most frequent one. None where it is not defined.
-        samples: Labelled training samples.
-        train_rows: Training rows of the run that is forecast.
-        objective: Kind of task.
-        steps: Steps of the run.
-        notes: What to keep in mind when reading it.
-        seconds: Of `load`, `pass`, `quick` and `simulate`.
-    """
-
-    model: str
-    dataset: str
-    modules: tuple[str, ...]
-    template: LoraConfig
-    sites: tuple[Site, ...]
-    rows: tuple[Row, ...]
-    quick: tuple[Quick, ...]
-    single: NDArray[np.float64]
-    head_alone: RunForecast
-    constant: float | None
-    samples: int
-    train_rows: int
-    objective: Objective
-    steps: int
-    notes: tuple[str, ...]
-    seconds: Mapping[str, float]
 
 
 def rank_one(
@@ -186,46 +115,56 @@ def _rank(
     seconds["pass"] = time.perf_counter() - clock
     clock = time.perf_counter()
     report("pricing candidates", 0, 1)
-    blocks = module_kernels(linearised, settings.ranks)
+    blocks = module_kernels(linearised, ready.ranks)
     quick = price_candidates(settings, blocks, ready.candidates, ready.name)
     finalists = choose_finalists(quick, blocks.sites, settings.finalists)
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    schedule = schedule_of(settings, plan.train_rows, seed=settings.seed)
     starts = [
         linearised.start([]),
         *(linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists),
     ]
-    on_step = _counter(report, "steps of simulated runs", n_steps(starts, schedule))
-    alone, *simulated_runs = simulate_runs(linearised, starts, schedule, on_step=partial(on_step, 1))
-    seconds["simulate"] = time.perf_counter() - clock
-    said_alone, *said = (
-        apply_calibration(calibration, case_values(simulated), plan.reduction.name, run=run)
-        for simulated, run in zip([alone, *simulated_runs], runs_of(kind_of(plan, schedule), starts), strict=True)
+    by_recipe = simulate_recipes(
+        linearised,
+        starts,
+        settings,
+        plan,
+        lambda total: partial(_counter(report, "steps of simulated runs", total), 1),
     )
-    rows = [
-        _row(entry, simulated, blocks, forecast, settings, ready)
-        for entry, simulated, forecast in zip(finalists, simulated_runs, said, strict=True)
-    ]
+    seconds["simulate"] = time.perf_counter() - clock
+    made = [_rows(runs, finalists, _kappas(blocks, finalists, settings), calibration, ready) for runs in by_recipe]
+    rows = marked(
+        ordered([row for _, of_recipe in made for row in of_recipe], calibration),
+        equal_sizes=ready.equal_size is not None,
+    )
+    said_alone, head_recipe = min(
+        ((alone, runs.recipe) for (alone, _), runs in zip(made, by_recipe, strict=True)), key=lambda pair: pair[0].key
+    )
+    recipes = tuple(runs.recipe for runs in by_recipe)
     return Ranking(
         model=classifier.source,
         dataset=task.source,
         modules=module_names(classifier.model),
         template=ready.template,
         sites=linearised.sites,
-        rows=_ordered(rows, calibration),
+        recipes=recipes,
+        rows=rows,
         quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
         single=_single(blocks),
         head_alone=said_alone,
+        head_recipe=head_recipe,
         constant=task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
         samples=linearised.train.factors.n,
-        train_rows=schedule.train_rows,
+        train_rows=plan.train_rows,
         objective=task.objective,
-        steps=schedule.steps,
+        steps=max(runs.steps for runs in by_recipe),
+        equal_size=ready.equal_size,
         notes=(
             *_of_checkpoint(classifier),
             *ready.notes,
-            *dict.fromkeys(forecast.reach.verdict for forecast in said if forecast.reach.reasons),
+            *verdicts(rows),
+            *tie_note(rows, len(recipes)),
+            *rate_note(rows[0], recipes, calibration.domain),
         ),
         seconds=seconds,
     )
@@ -256,7 +195,13 @@ class _Prepared:
     candidates: tuple[Candidate, ...]  # of the plan's adapters
     model_sites: tuple[Site, ...]
     positions: tuple[int, ...]
+    equal_size: int | None
     notes: tuple[str, ...]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Different ranks of the candidates."""
+        return tuple(sorted({candidate.rank for candidate in self.candidates}))
 
     def of_model(self, candidate: Candidate) -> Candidate:
         # names and costs are those in the whole model, whatever the user leaves to choose from
@@ -267,28 +212,45 @@ class _Prepared:
 
 
 def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Prepared:
-    """Everything that can go wrong before the work starts: candidates, budget, samples."""
+    """Everything that can go wrong before the work starts: candidates, sizes, samples, how many runs."""
     _check_rows(task, settings)
-    adapter = AdapterConfig(
-        ("all-linear",), r=max(settings.ranks), alpha=settings.alpha, rslora=settings.rslora, init=settings.init
-    )
-    template = lora_config(classifier.model, adapter)
-    of_pass = settings_of_pass(task, settings, draws=settings.draws, sigma=settings.sigma)
-    plan = prepare(classifier, task, template, of_pass)
-    plan, notes = leave_out(plan, settings)
+    size = None if settings.equal_size is None else parse_parameters("equal_size", settings.equal_size)
+    largest = max(settings.ranks) if size is None else _largest_rank(classifier, task, settings, size)
+    plan, template, notes = _placed(classifier, task, settings, largest)
     sites = plan.adapted.sites
     candidates = list_candidates(sites, settings)
+    if size is not None:
+        placements, candidates = candidates, equal_sizes(candidates, sites, size)
+        notes = (*notes, *missed(len(placements) - len(candidates), len(placements), size))
     if settings.budget is not None:
         fitting(
             candidates, sites, parse_budget(settings.budget)
         )  # a budget that nothing fits is refused before the pass
+    check_runs(settings, len(candidates))
     used = sorted({position for candidate in candidates for position in candidate.sites})
     adapters = tuple(plan.adapted.adapters[position] for position in used)
     renumbered = tuple(
         Candidate(tuple(used.index(at) for at in candidate.sites), candidate.rank) for candidate in candidates
     )
     plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
-    return _Prepared(plan, template, renumbered, sites, tuple(used), notes)
+    return _Prepared(plan, template, renumbered, sites, tuple(used), size, notes)
+
+
+def _largest_rank(classifier: Classifier, task: Task, settings: RankSettings, size: int) -> int:
+    """Rank of the pass of equal sizes, which is known once the modules are."""
+    sites = _placed(classifier, task, settings, 1)[0].adapted.sites
+    return max(candidate.rank for candidate in equal_sizes(list_candidates(sites, settings), sites, size))
+
+
+def _placed(
+    classifier: Classifier, task: Task, settings: RankSettings, rank: int
+) -> tuple[Plan, LoraConfig, tuple[str, ...]]:
+    """The plan of the pass with adapters of one rank on all modules that can carry one."""
+    adapter = AdapterConfig(("all-linear",), r=rank, alpha=settings.alpha, rslora=settings.rslora, init=settings.init)
+    template = lora_config(classifier.model, adapter)
+    of_pass = settings_of_pass(task, settings, draws=settings.draws, sigma=settings.sigma)
+    plan, notes = leave_out(prepare(classifier, task, template, of_pass), settings)
+    return plan, template, notes
 
 
 def _check_rows(task: Task, sample: KernelSample) -> None:
@@ -296,28 +258,51 @@ def _check_rows(task: Task, sample: KernelSample) -> None:
     task.objective.check_rows(task.train.labels)
 
 
-def _row(
-    entry: Quick,
-    simulated: SimulatedRun,
-    blocks: Blocks,
-    said: RunForecast,
-    settings: RankSettings,
+def _kappas(blocks: Blocks, finalists: Sequence[Quick], settings: RankSettings) -> list[float]:
+    kappas = []
+    for entry in finalists:
+        kernel = blocks.kernels([entry.candidate])[0]
+        try:
+            found = spectrum(kernel, sigma=settings.sigma, epsilon=float(np.finfo(np.float32).eps))
+            kappas.append(found.condition_number)
+        except KernelError:
+            kappas.append(float("nan"))
+    return kappas
+
+
+def _rows(
+    runs: RecipeRuns,
+    finalists: Sequence[Quick],
+    kappas: Sequence[float],
+    calibration: Calibration,
     ready: _Prepared,
-) -> Row:
-    kernel = blocks.kernels([entry.candidate])[0]
-    try:
-        kappa = spectrum(kernel, sigma=settings.sigma, epsilon=float(np.finfo(np.float32).eps)).condition_number
-    except KernelError:
-        kappa = float("nan")
-    return Row(
-        quick=entry,
-        said=said,
-        simulated=simulated,
-        condition_number=kappa,
-        megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
-        compute=_compute(ready.of_model(entry.candidate), ready.model_sites),
-        tie=False,
+) -> tuple[RunForecast, list[Row]]:
+    """What is said of the head alone, and of every finalist, under one recipe."""
+    output = ready.plan.reduction.name
+    alone, *said = (
+        apply_calibration(calibration, case_values(simulated), output, run=run)
+        for simulated, run in zip(runs.simulated, runs.kinds, strict=True)
     )
+    rows = [
+        Row(
+            quick=entry,
+            recipe=runs.recipe,
+            steps=runs.steps,
+            said=forecast,
+            simulated=simulated,
+            best_epoch=best_epoch(
+                simulated.trajectory.eval_metric[1:], simulated.trajectory.eval_loss[1:], simulated.metric
+            ),
+            update_rate=run.update_rate or 0.0,
+            condition_number=kappa,
+            megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
+            compute=_compute(ready.of_model(entry.candidate), ready.model_sites),
+        )
+        for entry, forecast, simulated, run, kappa in zip(
+            finalists, said, runs.simulated[1:], runs.kinds[1:], kappas, strict=True
+        )
+    ]
+    return alone, rows
 
 
 def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:
@@ -328,14 +313,6 @@ def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:
     if not layers or not reached:
         return 0.5
     return (1.0 + (len(layers) - layers.index(min(reached))) / len(layers)) / 2.0
-
-
-def _ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
-    ordered = sorted(rows, key=lambda row: (*row.said.key, row.quick.parameters))
-    return tuple(
-        replace(row, tie=place > 0 and tied(calibration, ordered[0].said, row.said))
-        for place, row in enumerate(ordered)
-    )
 
 
 def _single(blocks: Blocks) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from foretune.settings.groups import (
     Pair,
     Placement,
     Recipe,
+    Recipes,
     Sample,
     Spending,
 )
@@ -125,17 +126,20 @@ class Search(Placement):
         ranks: Ranks.
         budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
             single modules are searched too.
-        finalists: Candidates whose run is simulated: a third the best of the quick score at every size, a third whole
-            module kinds, the others the best of all.
+        equal_size: Trainable parameters (500k, 1.2M) that every placement is brought to by its rank, within 15 %,
+            instead of ranks and a budget; what no rank from 1 to 64 brings there is left out.
+        finalists: Candidates whose run is simulated, with every recipe: a third the best of the quick score at every
+            size, a third whole module kinds, the others the best of all.
     """
 
     exclude_modules: tuple[str, ...] | None = None
     ranks: tuple[Rank, ...] = (8,)
     budget: str | None = None
+    equal_size: str | None = None
     finalists: Few = 16
 
     def __post_init__(self) -> None:
-        """Check types and ranges.
+        """Check types and ranges, and that sizes are asked for in one way.
 
         Raises:
             ConfigError: Naming the setting, its value and what it may be.
@@ -145,11 +149,23 @@ class Search(Placement):
         super().__post_init__()
         if not self.ranks:
             raise ConfigError("ranks = []: name at least one, each at least 1")
+        if self.equal_size is None:
+            return
+        if self.ranks != Search.ranks:
+            raise ConfigError(
+                f"equal_size = {shown(self.equal_size)} and ranks = {shown(list(self.ranks))}: the size gives every "
+                "placement its rank, leave one of them out"
+            )
+        if self.budget is not None:
+            raise ConfigError(
+                f"equal_size = {shown(self.equal_size)} and budget = {shown(self.budget)} both say how large an "
+                "adapter is: leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Search, KernelSample, Recipe):
-    """Which adapters are ranked, from what is known, and the run that is forecast for each."""
+class RankSettings(Search, KernelSample, Recipes):
+    """Which adapters and recipes are ranked, from what is known."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ What a command takes is put together from these groups in `commands`. Imports no
 its help from the annotations and the docstrings.
 """
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Real
 from typing import Annotated, Literal
 
 from foretune.errors import ConfigError, shown
@@ -26,6 +27,8 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 TaskKind = Literal["classification", "regression", "multi-label"]
+
+MOST_RUNS = 256  # that a ranking simulates on one data set: adapters times recipes
 
 Pair = Annotated[int, Range(2, LARGEST)]  # fewer rows tell nothing apart
 
@@ -145,24 +148,80 @@ class AdapterConfig(Placement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Settings):
-    """How a run trains; the defaults are those of the paper's Table 3.
+class Steps(Settings):
+    """How the steps of a run train; the defaults are those of the paper's Table 3.
 
     Attributes:
-        epochs: Passes over the training rows.
-        learning_rate: Peak learning rate of AdamW.
         train_batch_size: Texts in a step, on each device.
         weight_decay: Weight decay of AdamW.
         warmup_ratio: Share of the steps over which the learning rate rises from 0.
         scheduler: Learning rate schedule after that, in transformers' words.
     """
 
-    epochs: Count = 10
-    learning_rate: Scale = 4e-4
     train_batch_size: Count = 32
     weight_decay: Decay = 0.0
     warmup_ratio: Share = 0.06
     scheduler: Scheduler = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Steps):
+    """How a run trains; the defaults are those of the paper's Table 3.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        learning_rate: Peak learning rate of AdamW.
+    """
+
+    epochs: Count = 10
+    learning_rate: Scale = 4e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes(Steps):
+    """Recipes to choose from: every number of epochs at every learning rate. One number may stand for itself.
+
+    Attributes:
+        epochs: Passes over the training rows, several to choose from.
+        learning_rate: Peak learning rates of AdamW, several to choose from.
+    """
+
+    epochs: tuple[Count, ...] = (Recipe.epochs,)
+    learning_rate: tuple[Scale, ...] = (Recipe.learning_rate,)
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ConfigError: If there is none, or more recipes than can be simulated.
+        """
+        for name in ("epochs", "learning_rate"):
+            value: object = getattr(self, name)
+            if not isinstance(value, bool) and isinstance(value, Real):
+                object.__setattr__(self, name, (value,))
+        super().__post_init__()
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} = []: name at least one")
+        rates, lengths = len(set(self.learning_rate)), len(set(self.epochs))
+        if rates * lengths > MOST_RUNS:
+            raise ConfigError(
+                f"learning_rate = {rates} rates, times {lengths} numbers of epochs: {rates * lengths:,} recipes, and "
+                f"at most {MOST_RUNS} runs are simulated: name fewer"
+            )
+
+    def each(self) -> tuple[Recipe, ...]:
+        """List the recipes.
+
+        Returns:
+            Each once: by epochs, then by learning rate, whatever the order that they were given in.
+        """
+        steps = {field.name: getattr(self, field.name) for field in fields(Steps)}
+        return tuple(
+            Recipe(epochs=epochs, learning_rate=rate, **steps)
+            for epochs in sorted(set(self.epochs))
+            for rate in sorted(set(self.learning_rate))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

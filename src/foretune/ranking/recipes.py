@@ -1,0 +1,150 @@
+"""Every finalist under every recipe: which runs are simulated, and what is read off them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, isnan
+
+from foretune.errors import ConfigError
+from foretune.forecasting.linear_model import Start
+from foretune.forecasting.linearise import Linearised
+from foretune.forecasting.reach import Domain, Run
+from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.simulated_runs import SimulatedRun, kind_of, n_steps, runs_of, simulate_runs
+from foretune.problem import Plan
+from foretune.ranking.recommend import in_words
+from foretune.ranking.rows import Row
+from foretune.settings.commands import RankSettings
+from foretune.settings.groups import MOST_RUNS, Recipe
+from foretune.tasks.metrics import Metric
+
+FAR = 4.0  # times what the calibration has seen
+_VERDICTS = 3  # that are told in full
+
+
+@dataclass(frozen=True)
+class RecipeRuns:
+    """The simulated runs of one recipe.
+
+    Attributes:
+        recipe: How they train.
+        steps: Steps of each.
+        simulated: One for each start.
+        kinds: What kind of run each is, to be compared with what a calibration has seen.
+    """
+
+    recipe: Recipe
+    steps: int
+    simulated: tuple[SimulatedRun, ...]
+    kinds: tuple[Run, ...]
+
+
+def check_runs(settings: RankSettings, listed: int) -> None:
+    """Refuse more simulated runs than anybody waits for, before any work.
+
+    Args:
+        settings: What the user asked for.
+        listed: Candidates that were listed; under a budget a search finds more.
+
+    Raises:
+        ConfigError: If finalists times recipes are more than 256, naming how many finalists fit.
+    """
+    recipes = len(settings.each())
+    finalists = settings.finalists if settings.budget is not None else min(settings.finalists, listed)
+    if finalists * recipes <= MOST_RUNS:
+        return
+    rates, lengths = len(set(settings.learning_rate)), len(set(settings.epochs))
+    raise ConfigError(
+        f"{finalists:,} finalists times {rates} learning rates times {lengths} numbers of epochs are "
+        f"{finalists * recipes:,} runs, and at most {MOST_RUNS} are simulated: use --finalists {MOST_RUNS // recipes}, "
+        "or name fewer rates or epochs"
+    )
+
+
+def simulate_recipes(
+    linearised: Linearised,
+    starts: Sequence[Start],
+    settings: RankSettings,
+    plan: Plan,
+    counter: Callable[[int], Callable[[], None]],
+) -> tuple[RecipeRuns, ...]:
+    """Simulate each adapter under each recipe, evaluated at the end of every epoch.
+
+    Args:
+        linearised: The model after the pass over the samples.
+        starts: Adapters.
+        settings: The recipes, and the seed of the order of the rows.
+        plan: Plan of the pass.
+        counter: Takes the steps in all, and gives what to call after each.
+
+    Returns:
+        The runs of each recipe.
+    """
+    schedules = [(recipe, schedule_of(recipe, plan.train_rows, seed=settings.seed)) for recipe in settings.each()]
+    on_step = counter(sum(n_steps(starts, schedule) for _, schedule in schedules))
+    return tuple(
+        RecipeRuns(
+            recipe,
+            schedule.steps,
+            simulate_runs(linearised, starts, schedule, points=recipe.epochs, on_step=on_step),
+            runs_of(kind_of(plan, schedule), starts),
+        )
+        for recipe, schedule in schedules
+    )
+
+
+def best_epoch(metrics: Sequence[float], losses: Sequence[float], metric: Metric) -> int:
+    """Find the epoch after which a run was best.
+
+    Args:
+        metrics: The main metric after each epoch.
+        losses: The evaluation loss after each.
+        metric: The main metric.
+
+    Returns:
+        The epoch, from 1: by the metric, one that is not defined last, then by the loss; of equal ones the first.
+    """
+
+    def key(epoch: int) -> tuple[float, float]:
+        value, loss = -metric.better * metrics[epoch - 1], losses[epoch - 1]
+        return (inf if isnan(value) else value), (inf if isnan(loss) else loss)
+
+    return min(range(1, len(metrics) + 1), key=key)
+
+
+def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Say which rows lie outside of what the calibration has seen, and what becomes of their forecasts.
+
+    Args:
+        rows: Rows in order.
+
+    Returns:
+        A sentence for each way to lie outside, the first of them in full.
+    """
+    every = tuple(dict.fromkeys(row.said.reach.verdict for row in rows if row.said.reach.reasons))
+    if len(every) <= _VERDICTS + 1:
+        return every
+    more = len(every) - _VERDICTS
+    return (*every[:_VERDICTS], f"Other rows lie outside for {more} other reasons: result.json has them under reach.")
+
+
+def rate_note(first: Row, recipes: Sequence[Recipe], domain: Domain | None) -> tuple[str, ...]:
+    """Say that the first row moves its adapter at a rate far from what was seen, where rates were chosen from.
+
+    Args:
+        first: First row.
+        recipes: Recipes of the ranking.
+        domain: What the calibration has seen; None where it does not say.
+
+    Returns:
+        A sentence if the mean rate times s·r is more than a factor 4 away, else none.
+    """
+    if len({recipe.learning_rate for recipe in recipes}) < 2 or domain is None or domain.kind != first.said.kind:
+        return ()
+    low, high = domain.update_rate
+    if low / FAR <= first.update_rate <= FAR * high:
+        return ()
+    return (
+        f"The first row ({in_words(first, len(recipes))}) has a mean learning rate times α of {first.update_rate:.2g}, "
+        f"far from the {low:.2g} to {high:.2g} that the calibration has seen. α/r × rate is one number: another α "
+        "moves an adapter as another rate does.",
+    )
