@@ -48,6 +48,8 @@ WITHOUT = {
     "forecasting.reach": NO_TORCH,
     "forecasting.calibration": NO_TORCH,
     "forecasting.calibration_file": NO_TORCH,
+    "forecasting.cautions": NO_TORCH,
+    "forecasting.risk": NO_TORCH,
     "forecasting.terms": NO_TORCH,
     "forecasting.with_trials": NO_TORCH,
     "forecasting.seal": NO_TORCH,

@@ -185,6 +185,8 @@ def _show(report: "StudyReport", held_out: "HeldOutForecasts", coefficient: str,
     from foretune.evaluation.held_out import why_no_forecast
     from foretune.evaluation.quality import area_table, quality_table, rivals_table
     from foretune.evaluation.statistics import SCOPES
+    from foretune.evaluation.strata import strata_table
+    from foretune.evaluation.troubles import trouble_table
 
     for scope in SCOPES:
         table = correlation_table(report, coefficient, scope)
@@ -193,7 +195,14 @@ def _show(report: "StudyReport", held_out: "HeldOutForecasts", coefficient: str,
             screen.print()
     regret_table(report).show(screen)
     if held_out.forecasts:
-        for table in (quality_table(held_out), rivals_table(report), area_table(held_out.records)):
+        tables = (
+            quality_table(held_out),
+            strata_table(held_out),
+            trouble_table(held_out),
+            rivals_table(report),
+            area_table(held_out.records),
+        )
+        for table in (table for table in tables if table.rows):
             screen.print()
             table.show(screen)
     why = why_no_forecast(held_out)

@@ -1,6 +1,7 @@
 """Tables and figure of a study's forecasts: how good they are, beside every other predictor."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from foretune.evaluation.held_out import (
 from foretune.evaluation.predictors import BASELINES, CONTROLS, OF_SCORE, OF_SIMULATION, SIMULATED_AREAS, Predictor
 from foretune.evaluation.records import AREAS, Record, record_writers
 from foretune.evaluation.regret import ELSEWHERE, RANDOM
+from foretune.evaluation.strata import strata_table
+from foretune.evaluation.troubles import rate_cases, trouble_table
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
+from foretune.forecasting.risk import fit_risk
 from foretune.report.figures import COLOURS, MARKERS, figure_writers
 from foretune.report.store import Writer, write_files, write_json
 from foretune.report.tables import Table
@@ -300,9 +304,12 @@ def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: st
     """
     if not held_out.forecasts:
         return {}
-    calibration = fit_calibration(calibration_cases(held_out.records), OUTPUTS, source).to_dict()
+    fitted = fit_calibration(calibration_cases(held_out.records), OUTPUTS, source)
+    calibration = replace(fitted, risk=fit_risk(rate_cases(held_out.records))).to_dict()
     return {
         **quality_table(held_out).writers("forecast-quality"),
+        **strata_table(held_out).writers("distance"),
+        **trouble_table(held_out).writers("warnings"),
         **rivals_table(report).writers("rivals"),
         **area_table(held_out.records).writers("curves-error"),
         "forecasts.csv": forecasts_table(held_out).write_csv,

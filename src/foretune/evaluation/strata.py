@@ -13,7 +13,7 @@ from foretune.evaluation.held_out import HeldOutForecasts, Judged
 from foretune.evaluation.statistics import spearman
 from foretune.forecasting.outcomes import Outcome
 from foretune.report.tables import Table
-from foretune.tasks.metrics import Kind, main_metric
+from foretune.tasks.metrics import main_metric
 
 RATIOS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # ends of the strata of N/n
 SPENDS = (0.02, 0.05, 0.13, 0.3)  # of a run's rows, for each adapter
@@ -170,17 +170,16 @@ def _lost(judged: Sequence[Judged], value: Array, real: Array) -> tuple[float, f
     return (float(np.mean(by_forecast)), float(np.mean(by_size))) if by_size else (nan, nan)
 
 
-def strata_table(held_out: HeldOutForecasts, kind: Kind) -> Table:
+def strata_table(held_out: HeldOutForecasts) -> Table:
     """Lay out how good forecasts were at each distance.
 
     Args:
         held_out: Forecasts.
-        kind: Kind of task.
 
     Returns:
         A row for each stratum; empty without forecasts.
     """
-    metric = main_metric(kind)
+    metric = main_metric(held_out.records[0].kind)
     unit, digits = (100.0, 1) if metric.percent else (1.0, 3)
 
     def points(value: float) -> str:

@@ -19,6 +19,7 @@ from scipy.stats import t as student
 from foretune.errors import ConfigError
 from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
+from foretune.forecasting.risk import Risk
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.terms import TERMS, terms, within_limits
 from foretune.forecasting.with_trials import TRIAL_TERMS, Trials, reach_of_trials, together, trial_terms
@@ -81,6 +82,7 @@ class Calibration:
         domain: What its runs have shown; None where that is not known, so that it makes no forecast of other runs.
         trial_lines: By outcome, of runs of which a trial is known; empty where the fit had none.
         trial_domain: What these have shown, `known_rows` the rows of the trials; None where there are none.
+        risk: That a run collapses; None where the fit had no such run.
     """
 
     lines: Mapping[str, Line]
@@ -90,6 +92,7 @@ class Calibration:
     domain: Domain | None
     trial_lines: Mapping[str, Line] = field(default_factory=dict)
     trial_domain: Domain | None = None
+    risk: Risk | None = None
 
     @property
     def kind(self) -> Kind:
@@ -114,6 +117,7 @@ class Calibration:
             "domain": None if self.domain is None else asdict(self.domain),
             "trial_lines": {name: asdict(line) for name, line in self.trial_lines.items()},
             "trial_domain": None if self.trial_domain is None else asdict(self.trial_domain),
+            "risk": None if self.risk is None else asdict(self.risk),
         }
 
 

@@ -81,9 +81,9 @@ def calibration_from(content: Any) -> Calibration:
         raise ConfigError(f"calibration of trials of {', '.join(sorted(calibration.trial_lines))}: fit it again")
     _check_lines(calibration.lines, len(TERMS))
     _check_lines(calibration.trial_lines, len(TRIAL_TERMS))
-    for domain in (calibration.domain, calibration.trial_domain):
-        if domain is not None:
-            domain.check()
+    for part in (calibration.domain, calibration.trial_domain, calibration.risk):
+        if part is not None:
+            part.check()
     return calibration
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration
+from foretune.forecasting.cautions import Caution, cautions
 from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.reach import reach
@@ -33,12 +34,14 @@ class Curve:
         forecast: Forecast at the end.
         simulated: The same before calibration, where there is none of this kind of task: no level, but all there is.
         verdicts: How likely the run is to beat what costs less; none where the level is withheld.
+        cautions: What may go wrong with it; none where the level is withheld.
     """
 
     points: tuple[CurvePoint, ...]
     forecast: RunForecast
     simulated: tuple[CurvePoint, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    cautions: tuple[Caution, ...] = ()
 
     @property
     def end(self) -> Mapping[str, Interval] | None:
@@ -51,7 +54,7 @@ class Curve:
         Returns:
             Points and forecasts at the end with their 90% intervals, both None where withheld; `reach` and `note` say
             why, or why the intervals are wider. `simulated`: points before calibration, None where there is one.
-            `verdicts`: against what costs less.
+            `verdicts`: against what costs less; `cautions`: what may go wrong.
         """
         said, metric = self.forecast.to_dict(), self.forecast.metric.name
         return {
@@ -61,6 +64,7 @@ class Curve:
             "reach": said["reach"],
             "note": self.forecast.reach.verdict or None,
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "cautions": [caution.to_dict() for caution in self.cautions],
         }
 
 
@@ -114,15 +118,22 @@ def forecast_run(
         return bend(simulated, forecast)
     metric = forecast.metric.name
     alone = apply_calibration(calibration, case_values(head), reduction.name, run=run_of_head).levels
+    degrees = (calibration.trial_lines if tried else calibration.lines)[metric].groups - 1
+    constant = objective.constant_metric(linearised.evaluation.targets.cpu().numpy())
+    head_alone = None if alone is None else alone[metric].value
     verdicts = go_sentences(
         forecast.levels,
         forecast.metric,
-        (calibration.trial_lines if tried else calibration.lines)[metric].groups - 1,
-        majority=objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
-        head_alone=None if alone is None else alone[metric].value,
+        degrees,
+        majority=constant,
+        head_alone=head_alone,
         probe=simulated.probe_metric,
     )
-    return replace(bend(simulated, forecast), verdicts=verdicts)
+    free = [value for value in (constant, head_alone) if value is not None]
+    told = cautions(
+        forecast, degrees, baseline=max(free, default=None), risk=calibration.risk, update_rate=run.update_rate
+    )
+    return replace(bend(simulated, forecast), verdicts=verdicts, cautions=told)
 
 
 def linearise_run(plan: Plan) -> Linearised:

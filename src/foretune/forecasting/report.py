@@ -81,6 +81,9 @@ def print_forecast(console: Console, result: Mapping[str, Any]) -> None:
         console.print(_table(result))
     for verdict in result["verdicts"]:
         console.print(Text(f"• {verdict['sentence']}"))
+    for caution in result["cautions"]:
+        if caution["sentence"]:
+            console.print(Text(f"• {caution['sentence']}"), style="yellow")
     metric = main_metric(result["details"]["objective"]["kind"])
     for trial in result["trials"]:
         console.print(Text(f"• {trial_in_words(trial, metric)}"))

@@ -1,0 +1,93 @@
+"""What may go wrong with a run, each with its probability: it collapses, hardly moves, ends worse than no adapter.
+
+The last two are read off the forecast as in `foretune.forecasting.verdicts`, with β the better of the head alone and
+one prediction for all, and y the main metric:
+
+    P(hardly moves) = P(|y − β| < 0.02),        P(worse) = P(y ≤ β − 0.02),
+
+the first off `foretune.forecasting.risk`.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from foretune.forecasting.calibration import RunForecast
+from foretune.forecasting.risk import MARGIN, Risk
+from foretune.forecasting.verdicts import probability_above
+
+Trouble = Literal["collapse", "no effect", "worse"]
+TOLD = 0.2  # a probability from here on is told
+FAR = 4.0  # times faster or slower than what went well
+
+
+@dataclass(frozen=True)
+class Caution:
+    """One thing that may go wrong.
+
+    Attributes:
+        trouble: Which.
+        probability: That it does.
+        sentence: The same in words; empty where it is not likely enough to be told.
+    """
+
+    trouble: Trouble
+    probability: float
+    sentence: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            JSON-ready values.
+        """
+        return asdict(self)
+
+
+def cautions(
+    forecast: RunForecast, degrees: float, *, baseline: float | None, risk: Risk | None, update_rate: float | None
+) -> tuple[Caution, ...]:
+    """Say what may go wrong with a run.
+
+    Args:
+        forecast: Its forecast.
+        degrees: Degrees of freedom of its intervals.
+        baseline: β; None where it is not known.
+        risk: Of a collapse; None where no finished run tells.
+        update_rate: Mean learning rate times s·r; None without an adapter.
+
+    Returns:
+        One for each trouble that something is known of; of a forecast that is withheld the collapse alone.
+    """
+    found = []
+    if risk is not None and update_rate is not None:
+        found.append(_collapse(risk, update_rate))
+    if forecast.levels is not None and baseline is not None:
+        metric = forecast.metric
+        interval = forecast.levels[metric.name]
+        above, least = (probability_above(interval, metric, baseline + by, degrees) for by in (MARGIN, -MARGIN))
+        by = f"{MARGIN * 100:g} points" if metric.percent else f"{MARGIN:g}"
+        written = metric.written(baseline)
+        found += [
+            _told("no effect", least - above, f"end within {by} of what costs nothing ({written})"),
+            _told("worse", 1.0 - least, f"end {by} or more below what costs nothing ({written})"),
+        ]
+    return tuple(found)
+
+
+def _told(trouble: Trouble, chance: float, ends: str) -> Caution:
+    return Caution(trouble, chance, f"{chance * 100:.0f} of 100 runs like this {ends}." if chance >= TOLD else "")
+
+
+def _collapse(risk: Risk, rate: float) -> Caution:
+    chance = risk.probability(rate)
+    fine = f"mean learning rate × α is {rate:.2g}; up to {risk.fine:.2g} nine of ten finished runs or more did not"
+    sentence = ""
+    if chance >= TOLD:
+        sentence = f"{chance * 100:.0f} of 100 runs at a rate like this collapse: {fine}."
+    elif rate > FAR * risk.fine:
+        sentence = f"The rate is far above what went well: {fine}."
+    elif rate * FAR < risk.slowest:
+        sentence = f"The rate is far below that of all finished runs: mean learning rate × α is {rate:.2g}, theirs " + (
+            f"{risk.slowest:.2g} and more."
+        )
+    return Caution("collapse", chance, sentence)
