@@ -75,7 +75,8 @@ def test_a_kernel_does_not_depend_on_the_padding_token_or_the_batch_size(task, f
     model = cases.tiny(family)
     model.config.pad_token_id = pad
     for batch_size in (1, 32):
-        np.testing.assert_allclose(trace(model, task, modules(family), batch_size=batch_size), plain, rtol=1e-9)
+        found = trace(model, task, modules(family), batch_size=batch_size)
+        assert np.linalg.norm(found - plain) < cases.within(family, 1e-9) * np.linalg.norm(plain)
     assert model.config.pad_token_id == pad  # the user's own is left as it is
 
 
@@ -85,7 +86,7 @@ def test_a_tokenizer_without_padding_token_is_left_without(task, family):
     model = cases.tiny(family)
     model.config.pad_token_id = None
     one, many = (trace(model, task, cases.lora(family), tokenizer, batch_size) for batch_size in (1, 32))
-    np.testing.assert_allclose(one, many, rtol=1e-9)
+    assert np.linalg.norm(one - many) < cases.within(family, 1e-9) * np.linalg.norm(many)
     assert tokenizer.pad_token is None
     assert model.config.pad_token_id is None
 
