@@ -31,15 +31,14 @@ def features_of(model, sequences, output, batches=None, **options):
 def reference_blocks(model, sequences, reduction, dtype=torch.float64):
     """Kernel of every site by loops over autograd on peft's own parameters, in float64."""
     exact = copy.deepcopy(model).double()
-    blocks = []
-    for site in read_adapters(model).sites:
-        parameters = references.named_parameters(exact, site.name + ".", "lora_")
-        gradients = references.parameter_gradients(exact, sequences, reduction.directions, parameters)
-        if reduction.block:
-            blocks.append(references.full_kernel(gradients))
-        else:
-            blocks.append(references.scalar_kernel(gradients, reduction.scale))
-    return blocks
+    of_sites = [references.named_parameters(exact, site.name + ".", "lora_") for site in read_adapters(model).sites]
+    parameters = [parameter for of_site in of_sites for parameter in of_site]
+    gradients = references.parameter_gradients(exact, sequences, reduction.directions, parameters)
+    ends = np.cumsum([sum(parameter.numel() for parameter in of_site) for of_site in of_sites])
+    return [
+        references.full_kernel(own) if reduction.block else references.scalar_kernel(own, reduction.scale)
+        for own in np.split(gradients, ends[:-1], axis=2)
+    ]
 
 
 def assert_blocks(kernel, expected, tolerance):
