@@ -107,8 +107,12 @@ def main() -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     model = BertForSequenceClassification(BertConfig(num_labels=2, **shape)).eval()
+    torch.nn.init.normal_(model.bert.pooler.dense.bias)  # a trained pooler, which is a part of the base
     config = LoraConfig(
-        task_type="SEQ_CLS", r=RANK, target_modules=["query", "key", "value", "dense"], exclude_modules=".*pooler.*"
+        task_type="SEQ_CLS",
+        r=RANK,
+        target_modules=["query", "key", "value", "dense"],
+        exclude_modules=".*(pooler|classifier).*",
     )
     adapted = read_adapters(place(model, config, seed=0))
     reduction = OBJECTIVE.simulated()

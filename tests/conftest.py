@@ -23,7 +23,8 @@ def outermost(**options):
 jaxtyping.jaxtyped = outermost  # what the hook puts above every function
 jaxtyping.install_import_hook([f"foretune.{name}" for name in SHAPED], "beartype.beartype")
 
-hypothesis.settings.register_profile("foretune", deadline=None)  # machines are shared and noisy
+# machines are shared and noisy; half of the usual number of examples
+hypothesis.settings.register_profile("foretune", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("foretune")
 
 

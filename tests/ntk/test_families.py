@@ -1,5 +1,6 @@
 """Every architecture: exact gradients whatever its layout, the same kernel for every batch, heads that are kept."""
 
+import functools
 import json
 import warnings
 from dataclasses import replace
@@ -45,10 +46,18 @@ def looked_at(name, sequences, *, draws=1, batch_size=32):
     return replace(adapted, adapters=adapters, head=head, layout=layout)
 
 
+SEQUENCES = families.ragged()
+
+
+@functools.cache
+def known(name):
+    """For tests that leave it as it is."""
+    return looked_at(name, SEQUENCES, draws=2)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_kernels_and_token_factors_equal_autograd_example_by_example(name):
-    sequences = families.ragged()
-    adapted = looked_at(name, sequences, draws=2)
+    sequences, adapted = SEQUENCES, known(name)
     batch = batch_of(sequences)
     features = tangent_features(adapted, [batch], MARGIN, n=len(sequences))
     factors = token_factors(adapted, [batch], MARGIN, n=len(sequences), storage=next(adapted.model.parameters()).dtype)
@@ -70,8 +79,7 @@ def test_kernels_and_token_factors_equal_autograd_example_by_example(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_inputs_of_the_output_layer_give_the_logits(name):
     """Whether the model reads one position, the first or the last, or averages the logits of all, as EuroBERT does."""
-    sequences = families.ragged()
-    adapted = looked_at(name, sequences)
+    sequences, adapted = SEQUENCES, known(name)
     batches = [batch_of(sequences, [4, 1]), batch_of(sequences, [0, 2, 3, 5])]
     factors = token_factors(adapted, batches, MARGIN, n=6)
     output, layer = list(adapted.head.items())[-1]
