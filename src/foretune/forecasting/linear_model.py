@@ -163,7 +163,8 @@ class _Product(torch.autograd.Function):
         u = (h @ a.flatten(0, 1).T).unflatten(1, a.shape[:2])
         w = (g @ b.flatten(0, 1).T).unflatten(2, b.shape[:2])
         ctx.save_for_backward(h, g, u, w)
-        return torch.linalg.vecdot(u, w).transpose(0, 1)
+        product: Tensor = torch.linalg.vecdot(u, w).transpose(0, 1)
+        return product
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> tuple[None, None, Tensor | None, Tensor]:

@@ -171,7 +171,7 @@ def _blocks(
     reduction = left.reduction
     one = _stacked(left, sites, draws, rows)
     other = one if right is left else _stacked(right, sites, draws, rows)
-    grams = (one @ other.mT).unflatten(0, (len(sites), len(draws))) / len(draws[0])
+    grams: Tensor = (one @ other.mT).unflatten(0, (len(sites), len(draws))) / len(draws[0])
     for gram, index in zip(grams, sites, strict=True):
         a_left, a_right = left.a[index], right.a[index]
         if a_left is not None and a_right is not None:
@@ -190,7 +190,7 @@ def _stacked(
     for place, index in enumerate(sites):
         of_draws = features.b[index].unflatten(2, (features.draws, -1))[:, :, :, rows.start : rows.stop]
         stacked[place] = of_draws.unflatten(2, (len(draws), len(draws[0]))).permute(2, 1, 0, 3, 4, 5)
-    by_matrix = stacked.flatten(0, 1)
+    by_matrix: Tensor = stacked.flatten(0, 1)
     return by_matrix.flatten(1, 2).flatten(2) if features.reduction.block else by_matrix.flatten(2)
 
 
