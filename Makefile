@@ -16,7 +16,7 @@ help:
 	@echo "make demo   forecast a fine-tune of real weights (MiniLM) on real text (BBC news), then run it"
 	@echo "make test   run the test suite"
 	@echo "make check  lint and types"
-	@echo "make bench  cost of the kernel in passes, and of pricing 10,000 candidates"
+	@echo "make bench  cost of the kernel and of simulated runs in passes, and of pricing 10,000 candidates"
 	@echo "make clean  remove the virtual environment and the demo's run"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -43,6 +43,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/ranking.py
+	$(BIN)/python benchmarks/simulated_runs.py --quick
 
 clean:
 	rm -rf $(VENV) $(RUN) $(RUN)-data

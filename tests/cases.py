@@ -10,6 +10,8 @@ from torch import nn
 
 from foretune.models.adapted import Batch
 
+import precision
+
 VOCABULARY = 50
 PAD = 1
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -133,6 +135,11 @@ def tiny(name: str, n_classes: int = 2, *, dtype: torch.dtype = torch.float64, s
                 parameter.add_(0.1 * torch.randn_like(parameter))  # biases that are not zero
     model.config._name_or_path = f"tiny-{name}"
     return model.eval().to(dtype)
+
+
+def within(name: str, exact: float) -> float:
+    """Relative error that results of `tiny(name)` keep to on every processor."""
+    return precision.within(exact, tiny, name)
 
 
 def lora(name: str, **options: object) -> LoraConfig:

@@ -13,6 +13,7 @@ from foretune.ntk.layout import find_layout
 from foretune.settings.groups import AdapterConfig
 
 import cases
+import precision
 
 EOS = 3  # [SEP] of the tiny tokenizer
 COMMON = {"vocab_size": cases.VOCABULARY, "pad_token_id": cases.PAD, "bos_token_id": 2, "eos_token_id": EOS}
@@ -123,6 +124,11 @@ def build(name: str, n_classes: int = 2, *, spread: float = 6.0, dtype: torch.dt
                 parameter.add_(0.05 * torch.randn_like(parameter))
     model.config._name_or_path = f"tiny-{name}"
     return model.eval().to(dtype or (torch.float32 if name in SINGLE else torch.float64))
+
+
+def within(name: str, exact: float) -> float:
+    """Relative error that results of `build(name)` keep to on every processor."""
+    return precision.within(exact, build, name)
 
 
 def all_linear(name: str, r: int = 2) -> LoraConfig:

@@ -12,7 +12,7 @@ from foretune.tasks.outputs import output_reduction
 
 import cases
 import references
-from cases import MODELS, batch_of, lora, ragged, tiny
+from cases import MODELS, batch_of, lora, ragged, tiny, within
 
 EXACT = torch.float64
 
@@ -58,10 +58,10 @@ def test_adapter_features_are_the_tangent_features(name, n_classes, output):
     for batches in ([batch_of(sequences)], [batch_of(sequences, width=14)], pieces(sequences)):
         found = adapter_features(factors_of(adapted, sequences, output, batches), rows_of(adapted), draws=adapted.draws)
         assert (found.sites, found.draws) == (expected.sites, 3)
-        assert torch.allclose(found.logits, expected.logits, rtol=1e-12, atol=1e-12)
+        assert error(found.logits, expected.logits) < within(name, 1e-12)
         for site, own, reference in zip(found.sites, found.b, expected.b, strict=True):
             assert own.shape == reference.shape
-            assert error(own, reference) < 1e-10, site.name
+            assert error(own, reference) < within(name, 1e-10), site.name
 
 
 def test_more_examples_than_are_multiplied_at_once():
@@ -88,13 +88,18 @@ def weight_of(model, name):
 def test_sums_over_tokens_are_the_gradients_of_the_full_weights(name):
     adapted, sequences = adapted_of(name, 3), ragged()
     factors = factors_of(adapted, sequences, "full", pieces(sequences))
-    for site, tokens in zip(factors.sites, factors.modules, strict=True):
-        weight, transposed = weight_of(adapted.model, site.name)
-        expected = references.parameter_gradients(adapted.model, sequences, factors.reduction.directions, [weight])
+    weights = [weight_of(adapted.model, site.name) for site in factors.sites]
+    parameters = [weight for weight, _ in weights]
+    gradients = references.parameter_gradients(adapted.model, sequences, factors.reduction.directions, parameters)
+    ends = np.cumsum([weight.numel() for weight in parameters])
+    for tokens, (_, transposed), expected in zip(
+        factors.modules, weights, np.split(gradients, ends[:-1], axis=2), strict=True
+    ):
         for row in range(len(sequences)):
             found = summed(tokens, row)
             found = found.mT if transposed else found
-            assert np.linalg.norm(found.flatten(1).numpy() - expected[row]) < 1e-10 * np.linalg.norm(expected[row])
+            distance = np.linalg.norm(found.flatten(1).numpy() - expected[row])
+            assert distance < within(name, 1e-10) * np.linalg.norm(expected[row])
 
 
 @pytest.mark.parametrize("name", ["roberta", "mpnet", "distilbert"])
@@ -121,7 +126,7 @@ def test_inputs_of_the_output_layer_give_the_logits(name):
     factors = factors_of(adapted, sequences, "full", pieces(sequences))
     assert factors.hidden == ()
     (head,) = adapted.head.values()
-    assert torch.allclose(head(factors.inputs), factors.logits, rtol=1e-12, atol=1e-12)
+    assert error(head(factors.inputs).detach(), factors.logits) < within(name, 1e-12)
 
 
 def test_inputs_that_modules_share_are_stored_once():

@@ -12,6 +12,7 @@ Many adapters train at once, their parameters stacked over runs: the gradient of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,17 +141,41 @@ class _Adapter(nn.Module):
 
     def forward(self, h: Tensor, g: Tensor) -> Tensor:
         """Compute g · s B A h of every position: T × d_in and k × T × d_out → T × k × m."""
-        runs, rank = self.a.shape[:2]
-        u = (h @ self.a.flatten(0, 1).T).unflatten(1, (runs, rank))
-        w = (g @ self.b.flatten(0, 1).T).unflatten(2, (runs, rank))
-        changed: Tensor = (u * w).sum(3).transpose(0, 1) * self.scaling
-        return changed
+        changed: Tensor = _Product.apply(h, g, self.a, self.b)
+        return changed * self.scaling
 
     def movement(self) -> Tensor:
         """‖s B A‖² / ‖A_0‖² of each run; ‖B A‖² = tr (BᵀB)(AAᵀ), of r × r matrices."""
         a, b = self.a.detach().double(), self.b.detach().double()
         square = ((b @ b.mT) * (a @ a.mT)).sum((1, 2)) * self.scaling.double() ** 2
         return square / self.square
+
+
+class _Product(torch.autograd.Function):
+    """g · B A h of every position, and its gradient: the four matrix products that it takes, and nothing of their size.
+
+    With u = A h and w = Bᵀ g, both of r numbers, and c the gradient of a position: ∂/∂A = Σ c w hᵀ, ∂/∂Bᵀ = Σ c u gᵀ.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Take T × d_in, k × T × d_out, m × r × d_in and m × r × d_out to T × k × m."""
+        u = (h @ a.flatten(0, 1).T).unflatten(1, a.shape[:2])
+        w = (g @ b.flatten(0, 1).T).unflatten(2, b.shape[:2])
+        ctx.save_for_backward(h, g, u, w)
+        product: Tensor = torch.linalg.vecdot(u, w).transpose(0, 1)
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, c: Tensor) -> tuple[None, None, Tensor | None, Tensor]:
+        """Take the gradient of the result, T × k × m, to those of A and Bᵀ."""
+        h, g, u, w = ctx.saved_tensors
+        c = c.transpose(0, 1)[..., None]
+        of_a = None
+        if ctx.needs_input_grad[2]:
+            of_a = ((c * w).sum(0).flatten(1).T @ h).unflatten(0, w.shape[2:])
+        of_b = (c * u).flatten(2).flatten(0, 1).T @ g.flatten(0, 1)
+        return None, None, of_a, of_b.unflatten(0, u.shape[1:])
 
 
 class _Change(nn.Module):
@@ -233,10 +258,11 @@ class LinearRuns(nn.Module):
     def z(self, factors: TokenFactors, rows: Tensor) -> Tensor:
         """Add up what all modules change of the differentiated outputs: m × k × runs."""
         z = self.weight.new_zeros(len(rows), factors.reduction.n_outputs, self.count)
+        gathered = _Gathered(rows, z.dtype)
         for tokens, change in zip(factors.hidden, self.changes, strict=False):  # none where the layer is as it is
-            z = z + _summed(tokens, rows, change, z)
+            z = z + _summed(gathered.of(tokens), change, z)
         for adapter in self.adapters:
-            part = _summed(factors.modules[adapter.site], rows, adapter, z[..., : len(adapter.runs)])
+            part = _summed(gathered.of(factors.modules[adapter.site]), adapter, z[..., : len(adapter.runs)])
             z = z.index_add(2, adapter.runs, part)
         return z
 
@@ -250,7 +276,28 @@ class LinearRuns(nn.Module):
         return np.asarray(np.sqrt(total / np.maximum(modules, 1.0)))
 
 
-def _summed(tokens: ModuleTokens, rows: Tensor, module: nn.Module, like: Tensor) -> Tensor:
+class _Gathered:
+    """Positions of some examples, as `ModuleTokens.of` gives them; what modules share is gathered once.
+
+    Of the inputs only the last are kept: modules that read the same stand side by side.
+    """
+
+    def __init__(self, rows: Tensor, dtype: torch.dtype) -> None:
+        self._rows, self._dtype = rows, dtype
+        self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by the bounds
+        self._read: tuple[Tensor, Tensor, Tensor] | None = None  # all inputs, bounds and those gathered
+
+    def of(self, tokens: ModuleTokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Place among the examples, h and g of every position of a module."""
+        if id(tokens.starts) not in self._positions:
+            self._positions[id(tokens.starts)] = tokens.positions(self._rows)
+        place, positions = self._positions[id(tokens.starts)]
+        if self._read is None or self._read[0] is not tokens.h or self._read[1] is not tokens.starts:
+            self._read = tokens.h, tokens.starts, tokens.h.index_select(0, positions).to(self._dtype)
+        return place, self._read[2], tokens.g.index_select(1, positions).to(self._dtype)
+
+
+def _summed(positions: tuple[Tensor, Tensor, Tensor], module: nn.Module, like: Tensor) -> Tensor:
     """Sum a module's T × k × m over the positions of each example, to the shape of `like`."""
-    place, h, g = tokens.of(rows, like.dtype)
+    place, h, g = positions
     return torch.zeros_like(like).index_add(0, place, module(h, g))

@@ -40,6 +40,20 @@ class ModuleTokens:
     h: Float[Tensor, "positions d_in"]
     g: Float[Tensor, "k positions d_out"]
 
+    def positions(self, rows: Int[Tensor, " m"]) -> tuple[Int[Tensor, " t"], Int[Tensor, " t"]]:
+        """Find the positions of some examples.
+
+        Args:
+            rows: m examples.
+
+        Returns:
+            For each position its place 0 … m-1 among `rows`; where it stands in h and g.
+        """
+        first, counts = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
+        place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
+        begin = torch.cumsum(counts, 0) - counts
+        return place, torch.arange(len(place), device=rows.device) - begin[place] + first[place]
+
     def of(
         self, rows: Int[Tensor, " m"], dtype: torch.dtype
     ) -> tuple[Int[Tensor, " t"], Float[Tensor, "t d_in"], Float[Tensor, "k t d_out"]]:
@@ -52,11 +66,8 @@ class ModuleTokens:
         Returns:
             For each position its place 0 … m-1 among `rows`; inputs h; gradients g.
         """
-        first, counts = self.starts[rows], self.starts[rows + 1] - self.starts[rows]
-        place = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
-        begin = torch.cumsum(counts, 0) - counts
-        positions = torch.arange(len(place), device=rows.device) - begin[place] + first[place]
-        return place, self.h[positions].to(dtype), self.g[:, positions].to(dtype)
+        place, positions = self.positions(rows)
+        return place, self.h.index_select(0, positions).to(dtype), self.g.index_select(1, positions).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -277,6 +288,7 @@ def _join(parts: Sequence[_Part], order: Tensor) -> tuple[ModuleTokens, ...]:
     """Concatenate batches and bring the examples into order, module by module, freeing the parts as it goes."""
     joined: list[ModuleTokens] = []
     shared: dict[tuple[int, ...], Tensor] = {}  # by the inputs that a module reads in each part
+    known: dict[tuple[int, ...], Tensor] = {}  # bounds, which most modules have in common
     readers = [tuple(part.reads[index] for part in parts) for index in range(len(parts[0].counts))]
     last_reader = {(number, read): index for index, reads in enumerate(readers) for number, read in enumerate(reads)}
     for index, reads in enumerate(readers):
@@ -284,6 +296,7 @@ def _join(parts: Sequence[_Part], order: Tensor) -> tuple[ModuleTokens, ...]:
         before = torch.cumsum(counts, 0) - counts
         sorted_counts, first = counts[order], before[order]
         starts = torch.cat([counts.new_zeros(1), torch.cumsum(sorted_counts, 0)])
+        starts = known.setdefault(tuple(starts.tolist()), starts)
         place = torch.repeat_interleave(torch.arange(len(order), device=order.device), sorted_counts)
         positions = torch.arange(len(place), device=order.device) - starts[place] + first[place]
         if reads not in shared:

@@ -4,7 +4,7 @@ Gram products are accumulated in float64 whatever the dtype of the features. Blo
 placement is the sum of the blocks of its sites.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from foretune.errors import KernelError
 from foretune.models.sites import Site
 from foretune.ntk.features import HeadFactor, TangentFeatures, in_one_form
 from foretune.tasks.outputs import OutputReduction
+
+ENTRIES = 8_000_000  # numbers that are laid out at once in float64, 64 MB
 
 
 @dataclass(frozen=True)
@@ -136,14 +138,13 @@ def tangent_kernel(
     draws = [range(left.draws)] if average else [range(draw, draw + 1) for draw in range(left.draws)]
     k = reduction.rows_per_example
     blocks = np.empty((len(left.sites), len(draws), len(kept), left.n * k, other.n * k))
-    for index, site in enumerate(left.sites):
+    for alike in _alike(left, other):
         start = 0
-        for step, rank in enumerate((*kept[:-1], site.rank)):
-            for place, some in enumerate(draws):
-                gram = _block(left, other, index, some, range(start, rank))
-                if right is None:
-                    gram = (gram + gram.T) / 2
-                blocks[index, place, step] = gram.cpu().numpy()
+        for step, rank in enumerate((*kept[:-1], left.sites[alike[0]].rank)):
+            grams = _blocks(left, other, alike, draws, range(start, rank))
+            if right is None:
+                grams = (grams + grams.mT) / 2
+            blocks[alike, :, step] = grams.cpu().numpy()
             start = rank
     head = _head_kernel(left, other)
     if right is None and head is not None:
@@ -152,20 +153,45 @@ def tangent_kernel(
     return TangentKernel(left.sites, kept, blocks, head, reduction, epsilon)
 
 
-def _block(
-    left: TangentFeatures, right: TangentFeatures, index: int, draws: range, rows: range
-) -> Float64[Tensor, "m n"]:
-    """Kernel of some rows of a site's A, the mean over some draws."""
-    rank, reduction = left.sites[index].rank, left.reduction
-    b_left, b_right = (
-        f.b[index].unflatten(2, (f.draws, rank))[:, :, draws.start : draws.stop, rows.start : rows.stop]
-        for f in (left, right)
-    )
-    gram = _gram(b_left, b_right, reduction) / len(draws)
-    a_left, a_right = left.a[index], right.a[index]
-    if a_left is not None and a_right is not None:
-        gram += _gram(a_left, a_right, reduction)
-    return reduction.scale * gram
+def _alike(left: TangentFeatures, right: TangentFeatures) -> Iterator[list[int]]:
+    """Sites of one shape, as many as are multiplied at once: hundreds of small products would each wait for threads."""
+    shapes: dict[tuple[object, ...], list[int]] = {}
+    for index, site in enumerate(left.sites):
+        shapes.setdefault((site.rank, left.b[index].shape, right.b[index].shape), []).append(index)
+    for sites in shapes.values():
+        entries = left.b[sites[0]].numel() + (0 if right is left else right.b[sites[0]].numel())
+        count = max(1, ENTRIES // max(1, entries))
+        yield from (sites[start : start + count] for start in range(0, len(sites), count))
+
+
+def _blocks(
+    left: TangentFeatures, right: TangentFeatures, sites: list[int], draws: Sequence[range], rows: range
+) -> Float64[Tensor, "sites draws m n"]:
+    """Kernels of some rows of A of sites of one shape, the mean over each of some draws."""
+    reduction = left.reduction
+    one = _stacked(left, sites, draws, rows)
+    other = one if right is left else _stacked(right, sites, draws, rows)
+    grams: Tensor = (one @ other.mT).unflatten(0, (len(sites), len(draws))) / len(draws[0])
+    for gram, index in zip(grams, sites, strict=True):
+        a_left, a_right = left.a[index], right.a[index]
+        if a_left is not None and a_right is not None:
+            gram += _gram(a_left, a_right, reduction)
+    return reduction.scale * grams
+
+
+def _stacked(
+    features: TangentFeatures, sites: list[int], draws: Sequence[range], rows: range
+) -> Float64[Tensor, "matrices rows width"]:
+    """Rows of the kernel of every site and set of draws, as `_rows` lays them out, in one copy."""
+    first = features.b[sites[0]]
+    k, n, _, width = first.shape
+    shape = (len(sites), len(draws), n, k, len(draws[0]), len(rows), width)
+    stacked = torch.empty(shape, dtype=torch.float64, device=first.device)
+    for place, index in enumerate(sites):
+        of_draws = features.b[index].unflatten(2, (features.draws, -1))[:, :, :, rows.start : rows.stop]
+        stacked[place] = of_draws.unflatten(2, (len(draws), len(draws[0]))).permute(2, 1, 0, 3, 4, 5)
+    by_matrix: Tensor = stacked.flatten(0, 1)
+    return by_matrix.flatten(1, 2).flatten(2) if features.reduction.block else by_matrix.flatten(2)
 
 
 def _head_kernel(left: TangentFeatures, right: TangentFeatures) -> Array | None:
