@@ -30,6 +30,12 @@ def everywhere(*models, hidden_head=True):
     )
 
 
+def nested(values):
+    """Say that the runs on the known rows and on half of them end as the simulated one does."""
+    ends = {name.removeprefix("simulated_"): value for name, value in values.items() if name.startswith("simulated_")}
+    return {**values, **{f"{which}_{name}": value for which in ("known", "half") for name, value in ends.items()}}
+
+
 def by_hand(domain, *, coefficients=(0.1, 0.2, 0.0), spread=0.4, within=0.2):
     line = Line(coefficients, (-5.0, 5.0), 1.0, spread, within, 6, 60)
     return Calibration(dict.fromkeys(OUTCOMES, line), ("margin", "full"), ("a", "b"), "a study", domain)

@@ -84,7 +84,7 @@ def forecast_run(
         return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
     linearised = linearise(replace(plan, reduction=reduction))
     starts = [linearised.start(range(len(linearised.sites)))]
-    total, done = n_steps(starts, schedule), 0
+    total, done = n_steps(starts, schedule, nested=len(plan.train.features)), 0
 
     def step() -> None:
         nonlocal done
@@ -92,7 +92,7 @@ def forecast_run(
         if on_step is not None:
             on_step(done, total)
 
-    (simulated,) = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
+    (simulated,) = simulate_runs(linearised, starts, schedule, points=POINTS, nested=True, on_step=step)
     (run,) = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run)
     return bend(simulated, forecast)

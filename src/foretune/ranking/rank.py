@@ -196,8 +196,8 @@ def _rank(
         linearised.start([]),
         *(linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists),
     ]
-    on_step = _counter(report, "steps of simulated runs", n_steps(starts, schedule))
-    alone, *simulated_runs = simulate_runs(linearised, starts, schedule, on_step=partial(on_step, 1))
+    on_step = _counter(report, "steps of simulated runs", n_steps(starts, schedule, nested=n))
+    alone, *simulated_runs = simulate_runs(linearised, starts, schedule, nested=True, on_step=partial(on_step, 1))
     seconds["simulate"] = time.perf_counter() - clock
     said_alone, *said = (
         apply_calibration(calibration, case_values(simulated), plan.reduction.name, run=run)
