@@ -68,7 +68,9 @@ def test_they_are_read_again_from_the_tables(store, tmp_path):
     assert VARIANTS_CSV not in record_writers(read_records(report))
 
 
-@given(st.lists(st.fixed_dictionaries({name: st.none() | st.floats(-1e300, 1e300) for name in NUMBERS[:5]}), max_size=3))
+@given(
+    st.lists(st.fixed_dictionaries({name: st.none() | st.floats(-1e300, 1e300) for name in NUMBERS[:5]}), max_size=3)
+)
 def test_every_number_survives_the_table(tmp_path_factory, variants):
     path = tmp_path_factory.mktemp("table") / VARIANTS_CSV
     whole = tuple(dict.fromkeys(NUMBERS) | values for values in variants)

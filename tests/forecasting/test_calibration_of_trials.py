@@ -81,7 +81,7 @@ def fitted():
 
 def test_what_was_drawn_is_found(fitted):
     for line in fitted.trial_lines.values():
-        assert line.coefficients == pytest.approx(GAMMA, abs=0.2)  # errors of far runs are large
+        assert line.coefficients == pytest.approx(GAMMA, abs=0.3)  # errors of far runs are large
         assert line.growth == pytest.approx(0.1, rel=0.25)
         assert line.spread < 0.12
         assert (line.groups, line.runs) == (6, 360)
@@ -181,8 +181,13 @@ def test_a_calibration_that_has_seen_no_trial_takes_none():
     )
 
 
+def _known_whole():
+    """A domain of runs of which all rows were known."""
+    return domain_of([dataclasses.replace(RUN, train_rows=400)], most_rows=1.0, most_classes=2.0)
+
+
 def test_a_plain_forecast_that_is_withheld_is_no_term(by_hand):
-    narrow = dataclasses.replace(by_hand, domain=domain_of([RUN], most_rows=1.0, most_classes=2.0))
+    narrow = dataclasses.replace(by_hand, domain=_known_whole())
     shown = [domains.shown(400, 0.7)]
     assert apply_calibration(narrow, VALUES, "margin", run=RUN).levels is None
     found = apply_calibration(narrow, VALUES, "margin", run=RUN, shown=shown)

@@ -170,9 +170,7 @@ def test_fewer_evaluation_rows_add_their_noise():
 def test_withheld_is_no_level_but_an_order():
     calibration = domains.by_hand(DOMAIN)
     far = dataclasses.replace(SEEN, model="00000000000bb")
-    good, bad = (
-        apply_calibration(calibration, VALUES | {"known_accuracy": a}, "margin", run=far) for a in (0.9, 0.7)
-    )
+    good, bad = (apply_calibration(calibration, VALUES | {"known_accuracy": a}, "margin", run=far) for a in (0.9, 0.7))
     assert good.levels is None
     assert good.to_dict()["levels"] is None
     assert good.key < bad.key
