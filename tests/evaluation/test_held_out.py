@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-import domains
 import drawn
 from foretune.evaluation.correlations import summarise
 from foretune.evaluation.held_out import (
@@ -38,6 +37,8 @@ from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.report.curves import Step
 from foretune.study.stored import FACTS, MEASURED, measured
 from foretune.tasks.metrics import METRICS
+
+import domains
 
 
 def record(family, number, placement, seed, random, *, gain=0.05):

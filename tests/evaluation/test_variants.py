@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import stored
 from foretune.errors import StoreError
 from foretune.evaluation.records import read_records, record_writers
 from foretune.evaluation.variants import NUMBERS, VARIANTS_CSV, variants_from, variants_table
 from foretune.study.cell import USUAL_SAMPLES, simulation_file
-
-import stored
 
 
 def write(store, key, samples, **content):

@@ -49,8 +49,10 @@ def drawn_cases(random, *, groups=6, runs=6, spread=0.05, growth=0.0, gamma=GAMM
             losses, accuracies = np.exp(random.normal(-1, 0.4, 3)), 1 / (1 + np.exp(-random.normal(1, 0.5, 2)))
             values = {
                 **domains.nested(dict(zip(SIMULATED, (*losses[:2], accuracies[0]), strict=True))),
-                **{"probe_loss": losses[2], "probe_accuracy": accuracies[1]},
-                **{"movement": 0.0, "doublings": float(doublings)},
+                "probe_loss": losses[2],
+                "probe_accuracy": accuracies[1],
+                "movement": 0.0,
+                "doublings": float(doublings),
             }
             # without movement the forecast without trials is the simulated run, whatever was fitted
             start, below = (

@@ -227,7 +227,11 @@ def test_rows_count_as_seen_only_as_far_as_the_intervals_held():
 def test_classes_count_as_seen_only_as_far_as_the_intervals_held():
     def with_classes(cases_):
         kinds = [dataclasses.replace(case.run, classes=case.run.train_rows // 200, train_rows=400) for case in cases_]
-        return [dataclasses.replace(case, run=kind) for case, kind in zip(cases_, kinds, strict=True)]
+        whole = [case.simulated | {"doublings": 0.0} for case in cases_]  # all rows are known
+        return [
+            dataclasses.replace(case, simulated=values, run=kind)
+            for case, values, kind in zip(cases_, whole, kinds, strict=True)
+        ]
 
     sizes = {1: (10, 0.1), 2: (10, 0.1), 4: (2, 0.12)}
     assert fit_calibration(with_classes(of_study(sizes)), ["margin"], "held").domain.classes == (2.0, 8.0)
