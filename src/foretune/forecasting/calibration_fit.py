@@ -217,11 +217,9 @@ def _size(errors: Array, weight: Array) -> float:
 
 
 def _spread(errors: Array, doublings: Array, weight: Array) -> tuple[float, float]:
-    """Mean square of the errors as a² + b² d², by the likelihood of normal errors, b / a of `GROWTHS`.
-
-    Least squares of the squared errors is ruled by the largest of them, far from the known rows, and often leaves
-    nothing for a: intervals of no width where all rows are known.
-    """
+    """Mean square of the errors as a² + b² d², by the likelihood of normal errors, b / a of `GROWTHS`."""
+    # Least squares of the squared errors is ruled by the largest of them, far from the known rows, and often leaves
+    # nothing for a: intervals of no width where all rows are known.
 
     def likelihood(share: float) -> tuple[float, float]:
         """Twice the negative logarithm, weighted, and a² at its best."""
