@@ -7,6 +7,7 @@ import transformers as tf
 from foretune.forecasting.calibration import Calibration, Line
 from foretune.forecasting.outcomes import OUTCOMES
 from foretune.forecasting.reach import Domain
+from foretune.forecasting.shown import Shown
 from foretune.models.identity import fingerprint
 
 WIDE = (1e-9, 1e9)
@@ -28,6 +29,18 @@ def everywhere(*models, hidden_head=True):
         learning_rate=WIDE,
         update_rate=WIDE,
     )
+
+
+def nested(values):
+    """Say that the runs on the known rows and on half of them end as the simulated one does."""
+    ends = {name.removeprefix("simulated_"): value for name, value in values.items() if name.startswith("simulated_")}
+    return {**values, **{f"{which}_{name}": value for which in ("known", "half") for name, value in ends.items()}}
+
+
+def shown(rows, accuracy, *, seed=0, diverged=False):
+    """What a trial showed: losses of what its accuracy lacks."""
+    outcomes = {"train_loss": (1 - accuracy) / 2, "eval_loss": 1 - accuracy, "accuracy": accuracy}
+    return Shown(rows, seed, 300, outcomes, accuracy, 5, diverged)
 
 
 def by_hand(domain, *, coefficients=(0.1, 0.2, 0.0), spread=0.4, within=0.2):

@@ -38,6 +38,8 @@ from foretune.report.curves import Step
 from foretune.study.stored import FACTS, MEASURED, measured
 from foretune.tasks.metrics import METRICS
 
+import domains
+
 
 def record(family, number, placement, seed, random, *, gain=0.05):
     """A run that ends some points above its simulation."""
@@ -53,6 +55,7 @@ def record(family, number, placement, seed, random, *, gain=0.05):
     }
     values |= {"simulated_train_area": 0.5, "simulated_eval_area": 0.6, "kappa_tune": 9.0 - placement}
     values |= {"early_20_accuracy": simulated}
+    values = domains.nested(values)
     outcomes = dict.fromkeys(MEASURED, 0.5) | {"steps_to_loss": 3.0, "train_area": 0.4, "eval_area": 0.6}
     outcomes |= {"accuracy": simulated + gain + 0.005 * random.normal(), "eval_loss": loss, "train_loss": loss / 2}
     dataset = f"{family}-{number}"
@@ -260,7 +263,9 @@ def as_kind(record, kind):
     """The same cell as one of another kind of task: the number that was its accuracy is its main metric."""
     metric = METRICS[kind][0].name
     values = {name: record.quantities[name] for name in quantities_of(kind)}
-    values |= {f"{name}_{metric}": record.quantities[f"{name}_accuracy"] for name in ("simulated", "probe")}
+    values |= {
+        f"{name}_{metric}": record.quantities[f"{name}_accuracy"] for name in ("simulated", "known", "half", "probe")
+    }
     outcomes = {name: record.outcomes[name] for name in (*measured(kind), "train_area", "eval_area", "steps_to_loss")}
     return dataclasses.replace(
         record,

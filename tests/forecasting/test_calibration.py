@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError
@@ -31,11 +32,17 @@ def logistic(x):
 
 
 def values_of(random):
-    loss, accuracy = np.exp(random.normal(-1, 0.3, 3)), logistic_of(random.normal(1, 0.4, 3))
+    loss, accuracy = np.exp(random.normal(-1, 0.3, 7)), logistic_of(random.normal(1, 0.4, 4))
     return {
         "simulated_train_loss": loss[0],
         "simulated_eval_loss": loss[1],
         "simulated_accuracy": accuracy[0],
+        "known_train_loss": loss[3],
+        "known_eval_loss": loss[4],
+        "known_accuracy": accuracy[1],
+        "half_train_loss": loss[5],
+        "half_eval_loss": loss[6],
+        "half_accuracy": accuracy[3],
         "probe_loss": loss[2],
         "probe_accuracy": accuracy[2],
         "movement": np.exp(random.normal(0, 0.5)),
@@ -106,27 +113,49 @@ def slow_line(outcome, cases):
             beta = slow_ridge(x[rest], y[rest], weight[rest], penalty)
             last = min(max(x[i, 2], min(x[rest, 2])), max(x[rest, 2]))  # as far as the others have seen it
             errors[i] = y[i] - x[i, :2] @ beta[:2] - last * beta[2]
-        spread = math.sqrt(np.sum(weight * errors**2) / weight.sum())
-        if best is None or spread < best[1]:
+        size = math.sqrt(np.sum(weight * errors**2) / weight.sum())
+        if best is None or size < best[1]:
             around = errors - [np.mean([e for e, o in zip(errors, names, strict=True) if o == name]) for name in names]
-            best = (penalty, spread, math.sqrt(np.sum(weight * around**2) / weight.sum()))
-    return slow_ridge(x, y, weight, best[0]), *best
+            best = (penalty, size, math.sqrt(np.sum(weight * around**2) / weight.sum()), errors)
+    doublings = np.array([case.simulated["doublings"] for case in cases])
+    spread, growth = slow_spread(best[3], doublings, weight / weight.sum())
+    return slow_ridge(x, y, weight, best[0]), best[0], spread, best[2], growth
+
+
+def slow_spread(errors, doublings, weight):
+    """The best of all normal distributions of variance a² + b² d², searched from several places."""
+
+    def surprise(parameters):
+        a, b = np.abs(parameters)
+        variance = a**2 + (b * doublings) ** 2
+        return np.sum(weight * (np.log(variance) + errors**2 / variance))
+
+    starts = [(0.3, 0.3), (0.3, 0.01), (0.05, 0.3)]
+    tried = [minimize(surprise, start, method="Nelder-Mead", options={"xatol": 1e-6}) for start in starts]
+    return np.abs(min(tried, key=lambda found: found.fun).x)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_the_fit_is_that_of_a_slow_reference(noisy, fitted, outcome):
     line = fitted.lines[outcome]
-    beta, penalty, spread, within = slow_line(outcome, noisy)
+    beta, penalty, spread, within, growth = slow_line(outcome, noisy)
     assert line.coefficients == pytest.approx(beta, rel=1e-9, abs=1e-12)
     assert (line.penalty, line.groups, line.runs) == (penalty, 4, 31)
-    assert (line.spread, line.within) == pytest.approx((spread, within), rel=1e-9)
-    assert line.within < line.spread
+    assert line.within == pytest.approx(within, rel=1e-9)
+    assert line.spread == pytest.approx(spread, rel=0.02)
+    assert line.growth == pytest.approx(growth, rel=0.1, abs=0.01 * spread)
 
 
 VALUES = {
-    "simulated_train_loss": 0.1,
-    "simulated_eval_loss": 0.4,
-    "simulated_accuracy": 0.8,
+    "simulated_train_loss": 0.05,
+    "simulated_eval_loss": 0.5,
+    "simulated_accuracy": 0.7,
+    "known_train_loss": 0.1,
+    "known_eval_loss": 0.4,
+    "known_accuracy": 0.8,
+    "half_train_loss": 0.2,
+    "half_eval_loss": 0.5,
+    "half_accuracy": 0.78,
     "probe_loss": 0.6,
     "probe_accuracy": 0.75,
     "movement": 0.5,
@@ -141,14 +170,14 @@ def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
     assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": TO_COME * math.log(4)}
+        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": TO_COME * (logit(0.8) - logit(0.78))}
     )
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([0.5, 0.5 * math.log(6), TO_COME * math.log(4)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(6), TO_COME * math.log(0.5)])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), TO_COME * math.log(4)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), TO_COME * math.log(0.8)])
 
 
 def test_more_rows_count_by_a_curve_that_falls_with_their_root():
@@ -158,7 +187,7 @@ def test_more_rows_count_by_a_curve_that_falls_with_their_root():
     for doublings in (0.0, 1.0, 3.0, 20.0):
         _, x = terms("eval_loss", VALUES | {"doublings": doublings})
         share = (lacking(100) - lacking(100 * 2**doublings)) / (lacking(50) - lacking(100))
-        assert x[2] == pytest.approx(share * math.log(0.4 / 0.1))
+        assert x[2] == pytest.approx(share * math.log(0.4 / 0.5))
 
 
 def test_a_run_that_moves_far_is_corrected_whole_and_one_that_stays_not_at_all():
@@ -181,7 +210,7 @@ def test_a_perfect_simulation_is_left_alone():
     random = np.random.default_rng(1)
     cases = []
     for case in cases_of(random):
-        outcomes = {name: case.simulated[f"simulated_{name}"] for name in OUTCOMES}
+        outcomes = {name: case.simulated[f"known_{name}"] for name in OUTCOMES}
         cases.append(dataclasses.replace(case, outcomes=outcomes))
     found = fit_calibration(cases, [OUTPUT], "perfect")
     for line in found.lines.values():
@@ -223,7 +252,7 @@ def test_the_interval_is_that_of_student(fitted, noisy):
         line = fitted.lines[outcome]
         s, x = terms(outcome, values)
         middle = s + float(np.dot(line.coefficients, x))
-        half = float(student.ppf(0.95, 3)) * line.spread
+        half = float(student.ppf(0.95, 3)) * math.hypot(line.spread, line.growth * values["doublings"])
         on_scale = logit if outcome == "accuracy" else math.log
         found = [on_scale(value) for value in vars(forecast[outcome]).values()]
         assert found == pytest.approx([middle, middle - half, middle + half])
@@ -323,13 +352,19 @@ def test_ties_are_within_the_error_of_a_difference():
 def test_values_of_an_outlook():
     simulated = SimulatedRun(
         trajectory=SimpleNamespace(movement=0.5),
-        end=Ending(0.1, 0.4, 0.8),
+        end=Ending(0.05, 0.5, 0.7),
         probe_loss=0.6,
         probe_metric=0.75,
         samples=100,
         train_rows=400,
         metric=main_metric("classification"),
+        known=Ending(0.1, 0.4, 0.8),
+        half=Ending(0.2, 0.5, 0.78),
     )
     assert case_values(simulated) == VALUES
-    whole = case_values(dataclasses.replace(simulated, train_rows=100))
+    whole = case_values(dataclasses.replace(simulated, train_rows=100, known=None))
     assert whole["doublings"] == 0.0
+    assert whole["known_accuracy"] == whole["simulated_accuracy"] == 0.7
+    assert whole["half_accuracy"] == 0.78
+    alone = case_values(dataclasses.replace(simulated, half=None))  # not simulated: more rows are nothing
+    assert alone["half_eval_loss"] == alone["known_eval_loss"] == 0.4

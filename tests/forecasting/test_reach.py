@@ -47,15 +47,17 @@ SEEN = Run(
     update_rate=8e-3,
 )
 DOMAIN = domain_of([SEEN], most_rows=1.0, most_classes=4.0)
-VALUES = {
-    "simulated_train_loss": 0.1,
-    "simulated_eval_loss": 0.4,
-    "simulated_accuracy": 0.8,
-    "probe_loss": 0.6,
-    "probe_accuracy": 0.75,
-    "movement": 0.5,
-    "doublings": 0.0,
-}
+VALUES = domains.nested(
+    {
+        "simulated_train_loss": 0.1,
+        "simulated_eval_loss": 0.4,
+        "simulated_accuracy": 0.8,
+        "probe_loss": 0.6,
+        "probe_accuracy": 0.75,
+        "movement": 0.5,
+        "doublings": 0.0,
+    }
+)
 # each changes one number of the run by a factor; the words that must be said
 OUTSIDE = {
     "rows over known rows": (lambda k: {"train_rows": int(400 * k)}, "training rows"),
@@ -168,9 +170,7 @@ def test_fewer_evaluation_rows_add_their_noise():
 def test_withheld_is_no_level_but_an_order():
     calibration = domains.by_hand(DOMAIN)
     far = dataclasses.replace(SEEN, model="00000000000bb")
-    good, bad = (
-        apply_calibration(calibration, VALUES | {"simulated_accuracy": a}, "margin", run=far) for a in (0.9, 0.7)
-    )
+    good, bad = (apply_calibration(calibration, VALUES | {"known_accuracy": a}, "margin", run=far) for a in (0.9, 0.7))
     assert good.levels is None
     assert good.to_dict()["levels"] is None
     assert good.key < bad.key
@@ -183,11 +183,11 @@ def test_no_term_grows_without_bound():
     seen = None
     for loss in (1e-1, 1e-2, 1e-3, 1e-9):
         for doublings in (4.0, 10.0, 40.0):
-            values = VALUES | {"simulated_train_loss": loss, "doublings": doublings, "movement": 5.0}
+            values = VALUES | {"known_train_loss": loss, "doublings": doublings, "movement": 5.0}
             found = apply_calibration(calibration, values, "margin").levels
             lines = calibration.lines
             for name in OUTCOMES:
-                shift = abs(scale(name, found[name].value) - scale(name, values[f"simulated_{name}"]))
+                shift = abs(scale(name, found[name].value) - scale(name, values[f"known_{name}"]))
                 beta = lines[name].coefficients
                 of_probe = abs(beta[1]) * 10.0
                 assert shift <= abs(beta[0]) + of_probe + abs(beta[2]) * max(map(abs, lines[name].limits)) + 1e-9
@@ -209,7 +209,7 @@ def of_study(sizes):
         for ratio, (count, error) in sizes.items():
             for number in range(count):
                 wrong = error * (1 if number % 2 else -1) + 0.01 * (number - 5)
-                values = VALUES | {"doublings": math.log2(ratio), "simulated_accuracy": 0.7}
+                values = VALUES | {"doublings": math.log2(ratio)} | domains.nested({"simulated_accuracy": 0.7})
                 outcomes = {"train_loss": 0.1 * math.exp(wrong), "eval_loss": 0.4 * math.exp(wrong)}
                 p = 1 / (1 + math.exp(-(math.log(0.7 / 0.3) + wrong)))
                 run_ = dataclasses.replace(SEEN, train_rows=400 * ratio)
@@ -227,7 +227,11 @@ def test_rows_count_as_seen_only_as_far_as_the_intervals_held():
 def test_classes_count_as_seen_only_as_far_as_the_intervals_held():
     def with_classes(cases_):
         kinds = [dataclasses.replace(case.run, classes=case.run.train_rows // 200, train_rows=400) for case in cases_]
-        return [dataclasses.replace(case, run=kind) for case, kind in zip(cases_, kinds, strict=True)]
+        whole = [case.simulated | {"doublings": 0.0} for case in cases_]  # all rows are known
+        return [
+            dataclasses.replace(case, simulated=values, run=kind)
+            for case, values, kind in zip(cases_, whole, kinds, strict=True)
+        ]
 
     sizes = {1: (10, 0.1), 2: (10, 0.1), 4: (2, 0.12)}
     assert fit_calibration(with_classes(of_study(sizes)), ["margin"], "held").domain.classes == (2.0, 8.0)
@@ -316,14 +320,13 @@ def test_the_rate_of_an_adapter_is_alpha_times_the_rate_whatever_its_rank(place,
 
 
 def test_the_shipped_calibration_says_what_it_has_seen():
-    domain = shipped_calibration().domain
-    assert domain.known_rows == (512, 512)
-    assert domain.rows_ratio == (1, 1)  # at four times the rows its intervals did not hold
-    assert not domain.hidden_head
-    assert domain.classes == (2, 2)  # nor of six classes, when those were left out
-    assert domain.steps == (80, 126)
-    assert domain.epochs == (2, 5)
-    assert len(domain.models) == 1
+    shipped = shipped_calibration()
+    assert shipped.kind == "classification"
+    for domain in filter(None, (shipped.domain, shipped.trial_domain)):
+        domain.check()
+        assert domain.models
+    assert shipped.domain.rows_ratio[0] == 1  # runs of which all rows are known are among its
+    assert {line.groups for line in shipped.lines.values()} == {len(shipped.groups)}
 
 
 # every command that forecasts a run says so

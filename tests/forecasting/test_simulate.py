@@ -502,6 +502,35 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
     assert found[0].probe_metric == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
 
 
+@pytest.mark.parametrize("train_rows", [20, 8, 6])
+def test_nested_runs_are_those_of_the_first_examples(monkeypatch, train_rows):
+    """On the known rows, where the run itself has more, and on half of what it sees: with as many epochs."""
+    train, evaluation, own = sample(8, 3), sample(6, 3, seed=1), head(3)
+    rows = tuple(normal(3, d_in) for d_in, _ in SHAPES)
+    linearised = Linearised(train, evaluation, own, rows, 1, 0.0)
+    schedule = dataclasses.replace(RECIPE, train_rows=train_rows)
+    starts = [linearised.start([]), linearised.start([0, 1]), linearised.start([2], 2)]
+    monkeypatch.setattr("foretune.forecasting.simulated_runs.ENTRIES", 80)
+    steps = []
+    found = simulate_runs(linearised, starts, schedule, nested=True, on_step=lambda: steps.append(1))
+    plain = simulate_runs(linearised, starts, schedule)
+    sizes = {"half": min(8, train_rows) // 2} | ({"known": 8} if train_rows > 8 else {})
+    smaller = {part: dataclasses.replace(schedule, train_rows=rows) for part, rows in sizes.items()}
+    each = schedule.steps + sum(one.steps for one in smaller.values())
+    assert len(steps) == n_steps(starts, schedule, nested=8) == 2 * each
+    for begin, simulated, alone in zip(starts, found, plain, strict=True):
+        assert (alone.known, alone.half) == (None, None)
+        assert simulated.end == alone.end
+        assert (simulated.known is None) == (train_rows <= 8)
+        for part, its in smaller.items():
+            (run,) = simulate([begin], own, first_examples(train, its.train_rows), evaluation, its)
+            end = getattr(simulated, part)
+            assert end.eval_loss == pytest.approx(run.eval_loss[-1], rel=1e-4)
+            assert end.eval_metric == run.eval_metric[-1]
+            assert end.train_loss == pytest.approx(np.mean(run.batch_loss[-its.steps_per_epoch :]), rel=1e-4)
+        assert simulated.half.eval_loss != simulated.end.eval_loss
+
+
 INITS = {"kaiming": {}, "rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}
 INITS["both"] = INITS["rslora"] | INITS["gaussian"]
 

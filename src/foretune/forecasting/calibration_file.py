@@ -79,6 +79,10 @@ def calibration_from(content: Any) -> Calibration:
         raise ConfigError(f"calibration of {', '.join(sorted(calibration.lines))}: needs {', '.join(needed)}")
     if calibration.trial_lines and set(calibration.trial_lines) != set(needed):
         raise ConfigError(f"calibration of trials of {', '.join(sorted(calibration.trial_lines))}: fit it again")
+    if bool(calibration.trial_lines) != (calibration.trial_domain is not None):
+        raise ConfigError("calibration of trials without its domain, or a domain without it: fit it again")
+    if calibration.trial_domain is not None and calibration.trial_domain.kind != calibration.kind:
+        raise ConfigError(f"calibration of trials of {calibration.trial_domain.kind}: fit it again")
     _check_lines(calibration.lines, len(TERMS))
     _check_lines(calibration.trial_lines, len(TRIAL_TERMS))
     for part in (calibration.domain, calibration.trial_domain, calibration.risk):

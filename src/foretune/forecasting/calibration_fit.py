@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, log2
+from math import inf, isfinite, log, log2, sqrt
 
 import numpy as np
-from scipy.optimize import nnls
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
@@ -18,6 +17,7 @@ from foretune.forecasting.with_trials import together, trial_terms
 from foretune.tasks.metrics import Kind
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+GROWTHS = (0.0, *(float(share) for share in np.geomspace(0.01, 10.0, 61)))  # b / a
 HELD = 0.85  # share of the left-out intervals that must hold for a size to count as seen
 
 
@@ -217,11 +217,19 @@ def _size(errors: Array, weight: Array) -> float:
 
 
 def _spread(errors: Array, doublings: Array, weight: Array) -> tuple[float, float]:
-    """Root mean square of the errors as a² + b² d², a and b by least squares and not negative."""
-    root = np.sqrt(weight)
-    columns = np.stack([np.ones(len(errors)), doublings**2], axis=1)
-    (a, b), _ = nnls(columns * root[:, None], errors**2 * root)
-    return float(np.sqrt(a)), float(np.sqrt(b))
+    """Mean square of the errors as a² + b² d², by the likelihood of normal errors, b / a of `GROWTHS`."""
+    # Least squares of the squared errors is ruled by the largest of them, far from the known rows, and often leaves
+    # nothing for a: intervals of no width where all rows are known.
+
+    def likelihood(share: float) -> tuple[float, float]:
+        """Twice the negative logarithm, weighted, and a² at its best."""
+        growth = 1.0 + (share * doublings) ** 2
+        square = float(np.average(errors**2 / growth, weights=weight))
+        return (log(square) if square > 0.0 else -inf) + float(np.average(np.log(growth), weights=weight)), square
+
+    found = [(share, *likelihood(share)) for share in GROWTHS]
+    share, _, square = min(found, key=lambda entry: entry[1])
+    return sqrt(square), share * sqrt(square)
 
 
 def _limits(x: Array) -> tuple[float, float]:
