@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foretune.evaluation.correlations import StudyReport, capitalised, finding_in_words, report_writers
+from foretune.evaluation.distance_figure import distance_figure
 from foretune.evaluation.held_out import (
     OUTPUTS,
     ForecastQuality,
@@ -315,6 +316,7 @@ def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: st
         "forecasts.csv": forecasts_table(held_out).write_csv,
         CALIBRATION: lambda path: write_json(path, calibration),
         **figure_writers(forecast_figure(held_out), "forecast"),
+        **figure_writers(distance_figure(held_out), "distance"),
     }
 
 

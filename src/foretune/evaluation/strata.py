@@ -60,22 +60,22 @@ class Stratum:
     as_shown: float
 
 
-def strata(held_out: HeldOutForecasts) -> tuple[Stratum, ...]:
-    """Judge the forecasts of a study at each distance.
+def by_distance(held_out: HeldOutForecasts) -> dict[str, list[Judged]]:
+    """Part the forecasts of a study by distance.
 
     Args:
         held_out: Forecasts, each by a calibration that knows no run of its data set.
 
     Returns:
-        Those without trials by N/n, then those with trials by their spend; of several sets of trials of one cell
-        within a stratum the dearest. Strata without forecasts are left out.
+        By the name of the stratum: those without trials by N/n, then those with trials by their spend; of several sets
+        of trials of one cell within a stratum the dearest. Strata without forecasts are left out.
     """
-    found = []
+    found = {}
     plain = [one for one in held_out.judged if not one.trials]
     for low, high in zip((0.0, *RATIOS), RATIOS, strict=False):
         there = [one for one in plain if low < one.rows_ratio / 1.05 <= high]  # rows are round, ratios are not
         if there:
-            found.append(_stratum(f"N/n ≤ {high:g}", there))
+            found[f"N/n ≤ {high:g}"] = there
     for low, high in zip((0.0, *SPENDS), (*SPENDS, 1.0), strict=True):
         dearest: dict[str, Judged] = {}
         for one in held_out.judged:
@@ -83,8 +83,20 @@ def strata(held_out: HeldOutForecasts) -> tuple[Stratum, ...]:
             if one.trials and low < one.spend <= high and (before is None or one.spend > before.spend):
                 dearest[one.record.key] = one
         if dearest:
-            found.append(_stratum(f"spend ≤ {high:.0%}", list(dearest.values())))
-    return tuple(found)
+            found[f"spend ≤ {high:.0%}"] = list(dearest.values())
+    return found
+
+
+def strata(held_out: HeldOutForecasts) -> tuple[Stratum, ...]:
+    """Judge the forecasts of a study at each distance.
+
+    Args:
+        held_out: Forecasts, each by a calibration that knows no run of its data set.
+
+    Returns:
+        One for each distance.
+    """
+    return tuple(_stratum(name, judged) for name, judged in by_distance(held_out).items())
 
 
 def _stratum(name: str, judged: Sequence[Judged]) -> Stratum:
