@@ -57,6 +57,10 @@ def test_each_smaller_run_is_a_trial_with_those_of_a_quarter():
         {"eval_rows": 50.0},
         {"epochs": 3.0},
         {"learning_rate": 2e-3},
+        {"train_batch_size": 8},
+        {"scheduler": 2},
+        {"warmup_ratio": 0.1},
+        {"max_length": 64},
     ],
     ids=str,
 )

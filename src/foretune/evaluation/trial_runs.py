@@ -8,6 +8,7 @@ from foretune.evaluation.records import Record
 from foretune.forecasting.outcomes import outcomes_of
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.with_trials import NESTED
+from foretune.study.stored import RECIPE
 
 
 def trials_of(records: Sequence[Record]) -> dict[str, tuple[tuple[Shown, ...], ...]]:
@@ -22,8 +23,8 @@ def trials_of(records: Sequence[Record]) -> dict[str, tuple[tuple[Shown, ...], .
     """
     alike: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in records:
-        recipe = (record.facts.get("epochs"), record.facts.get("learning_rate"))
-        if None not in recipe:
+        recipe = [record.facts.get(name) for name in RECIPE]
+        if None not in recipe[:2]:
             adapter = (record.placement, record.r, record.seed)
             alike[(*record.kin, *adapter, record.facts["eval_rows"], *recipe)].append(record)
     found: dict[str, tuple[tuple[Shown, ...], ...]] = {}

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from foretune.errors import shown
 from foretune.report.curves import Step
 from foretune.report.store import RESULT, read_json
+from foretune.settings.groups import Scheduler
 from foretune.study.damage import Value, check_losses, integer, numbers, read_rows, same, text, undamaged
 from foretune.tasks.metrics import METRICS, Kind, main_metric
 
@@ -18,7 +19,16 @@ LOSSES = ("train_loss", "train_loss_eval_mode", "eval_loss")
 # Losses and the metrics of every kind of task; a cell has those of its own.
 MEASURED = (*LOSSES, *dict.fromkeys(metric.name for metrics in METRICS.values() for metric in metrics))
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
-RECIPE = ("epochs", "learning_rate")  # of the settings; the tables of earlier versions lack them
+# Of the settings, a scheduler as its place among `Scheduler`; the tables of earlier versions lack them.
+RECIPE = (
+    "epochs",
+    "learning_rate",
+    "train_batch_size",
+    "weight_decay",
+    "warmup_ratio",
+    "scheduler",
+    "max_length",
+)
 DIGITS = 6  # of a loss, so that a report from its CSV files is the same
 # What earlier versions called numbers that cells of theirs hold: kernel regression was a forecast too.
 FORMER_NAMES = {
@@ -105,8 +115,7 @@ def read_stored(path: Path) -> StoredCell:
         result = read_json(path / RESULT)
         same(result["key"], path.name, "key")
         facts, kind = numbers(result["facts"], FACTS), kind_of(result.get("task"))
-        settings = result.get("settings", {}).get("train", {})
-        facts = {**facts, **numbers({name: settings.get(name) for name in RECIPE})}
+        facts = {**facts, **_recipe(result.get("settings", {}).get("train", {}))}
         main = f"eval_{main_metric(kind).name}"
         stored = StoredCell(
             path.name,
@@ -124,6 +133,12 @@ def read_stored(path: Path) -> StoredCell:
         check_losses([(step.step, step.loss) for step in stored.steps], total, diverged, "steps.csv")
         check_losses([(step, loss) for step, loss, _ in stored.epochs], total, diverged, "history.csv")
     return stored
+
+
+def _recipe(settings: Mapping[str, Any]) -> dict[str, Value]:
+    scheduler = settings.get("scheduler")
+    place = None if scheduler is None else get_args(Scheduler).index(scheduler)
+    return numbers({name: settings.get(name) for name in RECIPE} | {"scheduler": place})
 
 
 def with_present_names(stored: Mapping[str, T], *, prefix: str = "") -> dict[str, T]:
