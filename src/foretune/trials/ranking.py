@@ -26,7 +26,7 @@ from foretune.trials.forecast import record
 from foretune.trials.plan import Extent, Trial, TrialPlan, affordable, plan_trials
 from foretune.trials.run import Bench, Candidate, Tried, bench_of
 from foretune.trials.spend import parse_spend, whole_run
-from foretune.trials.store import Store, open_store
+from foretune.trials.store import Store, find, open_store, trial_key
 
 _TIMED = 8  # texts that the time of a sample pass is measured on
 
@@ -64,6 +64,11 @@ class _Finalists:
     def plan(self, order: Sequence[int], done: Sequence[Trial] = ()) -> TrialPlan:
         seed = self.bench.batching.seed
         return plan_trials(self.recipes, self.bench.extent(), self.share, order=order, done=done, seed=seed)
+
+    def all_kept(self, trials: Sequence[Trial]) -> bool:
+        kind = self.bench.task.objective.kind
+        keys = [trial_key(self.store, self.bench, self.candidates[trial.candidate], trial) for trial in trials]
+        return all(find(self.store, key, kind) is not None for key in keys)
 
 
 def check_spend(classifier: Classifier, task: Task, settings: RankSettings) -> None:
@@ -158,27 +163,29 @@ def try_finalists(
     finalists = _Finalists(ranking, calibration, bench, candidates, open_store(bench), share)
     expected = _seconds_per_pass(bench)
 
-    def show(plan: TrialPlan) -> None:
+    def show(plan: TrialPlan, more: str = "") -> None:
         if told.on_plan is not None:
-            store = finalists.store
-            told.on_plan(describe_plan(bench, candidates, plan, store, seconds_per_pass=expected))
+            table = describe_plan(bench, candidates, plan, finalists.store, seconds_per_pass=expected)
+            told.on_plan(replace(table, caption=f"{table.caption}{more}"))
 
     recipes = finalists.recipes
     paid = set(affordable(recipes, bench.extent(), share))
     order = [number for number, recipe in enumerate(recipes) if recipe in paid]
     plan = finalists.plan(order)
-    show(plan)
     *small, largest = plan.trials
-    rows, made = ranking.rows, 0.0
+    known = finalists.all_kept(small)
+    if not known:
+        show(plan, " The largest is for the one that is the best after the others.")
+    made = 0.0
     if small:
         first = replace(plan, trials=tuple(small), passes=fsum(trial.passes for trial in small))
         tried, made = _carry_out(finalists, first, told, 0.0, largest.passes)
         rows = _conclude(finalists, tried)
         order.sort(key=lambda number: sort_key(rows[number]))
-        second = next(_with_more(finalists, order, small), first)
-        if second != plan:
-            show(second)
-        plan = second
+        shown, plan = plan, next(_with_more(finalists, order, small), first)
+        known = known or plan != shown
+    if known:
+        show(plan)
     tried, _ = _carry_out(finalists, plan, told, made, 0.0)
     return _ranked(finalists, _conclude(finalists, tried), plan, tried)
 
