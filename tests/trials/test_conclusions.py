@@ -94,8 +94,8 @@ def trial(rows, accuracy, train_loss=0.7, *, diverged=False):
         ([], None),
         ([trial(64, 0.68)], 64),  # two points below
         ([trial(64, 0.681)], None),
-        ([trial(64, 0.5, 0.65)], None),  # it fits its own rows
-        ([trial(64, 0.5, 0.6651)], 64),  # hardly
+        ([trial(64, 0.5, 0.69)], None),  # it fits its own rows
+        ([trial(64, 0.5, 0.6931)], 64),  # hardly
         ([trial(32, 0.5), trial(128, 0.8, 0.1)], None),  # the largest counts
         ([trial(32, 0.8, 0.1), trial(128, 0.5)], 128),
         ([trial(32, math.nan, math.nan, diverged=True), trial(128, 0.8, 0.1)], 32),

@@ -18,7 +18,7 @@ from foretune.forecasting.risk import MARGIN
 from foretune.forecasting.shown import Shown
 from foretune.tasks.metrics import Metric
 
-FITTED = 0.95  # of the loss of one answer for all: below it a run has fitted its own rows
+FITTED = 0.99  # of the loss of one answer for all: below it a run has begun to fit its own rows
 _ROUNDING = 1e-9  # 0.70 − 0.68 is a little less than 0.02
 
 
@@ -82,8 +82,8 @@ def collapsed_at(
     """Tell whether a trial collapsed.
 
     A loss that is not finite is a collapse on any number of rows. Else the largest trial counts: it collapsed if it
-    ended at least two points of the metric below something that costs nothing, its training loss 5% below that of one
-    answer for all or higher. A trial that fits its few rows, and does not carry over to others yet, has not collapsed:
+    ended at least two points of the metric below something that costs nothing, its training loss 1% below that of one
+    answer for all or higher. A trial that begins to fit its rows, and does not carry over to others yet, has not collapsed:
     that is what more rows are for.
 
     Args:
