@@ -83,8 +83,8 @@ def collapsed_at(
 
     A loss that is not finite is a collapse on any number of rows. Else the largest trial counts: it collapsed if it
     ended at least two points of the metric below something that costs nothing, its training loss 1% below that of one
-    answer for all or higher. A trial that begins to fit its rows, and does not carry over to others yet, has not collapsed:
-    that is what more rows are for.
+    answer for all or higher. A trial that begins to fit its rows, and does not carry over to others yet, has not
+    collapsed: that is what more rows are for.
 
     Args:
         shown: Trials of one adapter and recipe.
