@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from foretune.ntk.spectrum import Spectrum as Spectrum
     from foretune.ntk.spectrum import decompose as decompose
     from foretune.ntk.spectrum import spectrum as spectrum
-    from foretune.ranking.rank import rank as rank
     from foretune.ranking.report import save_adapter as save_adapter
     from foretune.ranking.rows import Ranking as Ranking
     from foretune.report.curves import History as History
@@ -74,6 +73,7 @@ if TYPE_CHECKING:
     from foretune.training.tune import TuneResult as TuneResult
     from foretune.training.tune import tune as tune
     from foretune.trials.forecast import forecast as forecast
+    from foretune.trials.ranking import rank as rank
 
 # Where each public name lives, by stage.
 _HOME = {
@@ -97,7 +97,6 @@ _HOME = {
     "ntk.prediction": ["Evaluation", "Examples", "KernelPrediction", "predict_by_regression"],
     "ntk.regression": ["KernelRegression", "fit_regression", "predict"],
     "ntk.spectrum": ["Spectrum", "decompose", "spectrum"],
-    "ranking.rank": ["rank"],
     "ranking.report": ["save_adapter"],
     "ranking.rows": ["Ranking"],
     "report.curves": ["History"],
@@ -114,6 +113,7 @@ _HOME = {
     "tasks.regression": ["Regression"],
     "training.tune": ["TuneResult", "tune"],
     "trials.forecast": ["forecast"],
+    "trials.ranking": ["rank"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -16,7 +16,6 @@ from foretune.forecasting.forecast import prepare_forecast
 from foretune.models.identity import fingerprint
 from foretune.models.placement import lora_config
 from foretune.problem import prepare
-from foretune.ranking.rank import rank
 from foretune.settings.commands import ForecastSettings, RankSettings, TuneSettings
 from foretune.settings.groups import Recipe
 from foretune.study.grid import read_grid
@@ -25,6 +24,7 @@ from foretune.tasks.classification import Classification
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.sampling import draw_indices, n_training, split
 from foretune.training.plan import prepare_tune
+from foretune.trials.ranking import rank
 
 import cases
 import domains

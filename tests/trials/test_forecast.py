@@ -72,7 +72,7 @@ def test_without_a_spend_nothing_is_trained(place, tmp_path, capsys):
     result = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
     assert result["trials"] == []
     assert "trials" not in result["seconds"]
-    assert not home().exists()
+    assert not (home() / "trials").exists()
     assert "Trials" not in capsys.readouterr().err
 
 

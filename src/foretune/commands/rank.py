@@ -9,9 +9,13 @@ from cyclopts import Group, Parameter
 from foretune.commands.loading import free_folder, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search
-from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Spending
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from foretune.forecasting.calibration import Calibration
+    from foretune.ranking.rank import Loaded
     from foretune.ranking.report import RankRun
     from foretune.ranking.rows import Ranking
 
@@ -25,6 +29,7 @@ def rank(
     search: Annotated[Search | None, Parameter(name="*", group=Group("Candidates"))] = None,
     sample: Annotated[KernelSample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipes: Annotated[Recipes | None, Parameter(name="*", group=Group("Training"))] = None,
+    trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     choose: Annotated[int | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -45,6 +50,7 @@ def rank(
         search: Adapters to choose from.
         sample: What is known of the data.
         recipes: The runs that are forecast.
+        trials: What may be trained before it: one share for all finalists of a model and a data set together.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         choose: Row of the table whose adapter_config.json and chosen.yaml are written; without it the recommended one.
         output: New folder for ranking.csv, .md, .tex, candidates.csv, heatmap.png, adapter_config.json and chosen.yaml.
@@ -55,7 +61,7 @@ def rank(
 
     models = tuple(ModelConfig(name, **vars(loading or Loading())) for name in model)
     data = tuple(DataConfig(name, **vars(columns or Columns())) for name in dataset)
-    groups = (search or Search(), sample or KernelSample(), recipes or Recipes())
+    groups = (search or Search(), sample or KernelSample(), recipes or Recipes(), trials or Spending())
     settings = RankSettings(**{name: value for group in groups for name, value in vars(group).items()})
     rank_command(RankRun(models, data, settings), output, calibration, choose=choose, as_json=json)
 
@@ -95,20 +101,25 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
     log = console(stderr=True)
     with log.status("loading"):
         from foretune.forecasting.calibration_file import read_calibration
-        from foretune.ranking.rank import rank_one
+        from foretune.ranking.rank import load_one, rank_loaded
         from foretune.ranking.recommend import chosen, in_words
         from foretune.ranking.report import CHOSEN, Wanted, ranking_content, save_rankings
+        from foretune.trials.ranking import check_spend
 
         calibrated = read_calibration(calibration)
     rankings = []
     for model in run.models:
         for data in run.data:
             with progress(log, f"{Path(model.model).name} on {Path(data.dataset).name}", None) as update:
+                update(completed=0, total=1, note="loading")
+                loaded = load_one(model, data, run.settings)
+                check_spend(loaded.classifier, loaded.task, run.settings)
 
                 def show(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
                     update(completed=done, total=total, note=what)
 
-                rankings.append(rank_one(model, data, run.settings, calibrated, on_progress=show))
+                ranking = rank_loaded(loaded, run.settings, calibrated, on_progress=show)
+            rankings.append(_try(ranking, loaded, run, calibrated, log))
     for ranking in rankings:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items())
         log.print(
@@ -135,6 +146,23 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
         raise ConfigError(f"choose = {choose}: the table has {n_rows} rows; {kept}")
 
 
+def _try(ranking: "Ranking", loaded: "Loaded", run: "RankRun", calibration: "Calibration", log: "Console") -> "Ranking":
+    """Show what the spend buys, and make it."""
+    from foretune.report.terminal import progress
+    from foretune.trials.ranking import Telling, try_finalists
+    from foretune.trials.spend import parse_spend
+
+    if not parse_spend(run.settings.spend):
+        return ranking
+    with progress(log, "sample passes of the trials", None) as update:
+        telling = Telling(
+            on_plan=lambda table: table.show(log),
+            on_progress=lambda done, total: update(completed=round(done), total=round(total)),
+            on_note=lambda note: log.print(note, style="yellow"),
+        )
+        return try_finalists(ranking, loaded.classifier, loaded.task, run.settings, calibration, telling=telling)
+
+
 def _print(rankings: "Sequence[Ranking]") -> None:
     from foretune.ranking.table import ranking_table, written
     from foretune.report.terminal import console
@@ -154,5 +182,7 @@ def _print(rankings: "Sequence[Ranking]") -> None:
             what = "the majority class" if ranking.objective.noun == "classes" else "one answer for all"
             text += f"; of {what}: " + (f"{100 * constant:.1f}" if metric.percent else f"{constant:.3f}")
         screen.print(text)
+        if ranking.spent is not None:
+            screen.print(f"{where}trials: {ranking.spent.note}")
     for note in dict.fromkeys(note for ranking in rankings for note in ranking.notes):
         screen.print(f"• {note}", style="yellow")

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,9 @@ from peft import LoraConfig
 
 from foretune.errors import KernelError
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
-from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.linearise import linearise
 from foretune.forecasting.simulated_runs import case_values
-from foretune.models.classifier import Classifier, load_model, own_classifier
+from foretune.models.classifier import Classifier, load_model
 from foretune.models.placement import lora_config
 from foretune.models.sites import Site
 from foretune.ntk.spectrum import spectrum
@@ -28,8 +26,8 @@ from foretune.ranking.finalists import Quick, choose_finalists, price_candidates
 from foretune.ranking.left_out import leave_out, list_candidates
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
-from foretune.ranking.recipes import RecipeRuns, best_epoch, check_runs, rate_note, simulate_recipes, verdicts
-from foretune.ranking.recommend import marked, tie_note
+from foretune.ranking.recipes import RecipeRuns, best_epoch, check_runs, notes_of, simulate_recipes
+from foretune.ranking.recommend import marked
 from foretune.ranking.rows import Ranking, Row, ordered
 from foretune.settings.commands import KernelSample, RankSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
@@ -38,19 +36,50 @@ from foretune.tasks.load import Task, load_task
 OnProgress = Callable[[str, int, int], None]
 
 
-def rank_one(
-    model: ModelConfig,
-    data: DataConfig,
-    settings: RankSettings,
-    calibration: Calibration,
-    *,
-    on_progress: OnProgress | None = None,
-) -> Ranking:
-    """Load one model and one data set, and rank its adapters.
+@dataclass(frozen=True)
+class Loaded:
+    """A model and a data set, ready to be ranked.
+
+    Attributes:
+        classifier: Model and tokenizer.
+        task: Data.
+        model: Model as given.
+        dataset: Data set as given.
+        seconds: What loading took.
+    """
+
+    classifier: Classifier
+    task: Task
+    model: str
+    dataset: str
+    seconds: float
+
+
+def load_one(model: ModelConfig, data: DataConfig, settings: RankSettings) -> Loaded:
+    """Load one model and one data set.
 
     Args:
         model: Model.
         data: Data set.
+        settings: Settings.
+
+    Returns:
+        Both.
+    """
+    clock = time.perf_counter()
+    task = load_task(data)
+    _check_rows(task, settings)
+    classifier = load_model(model, task.objective, settings.seed)
+    return Loaded(classifier, task, model.model, data.dataset, time.perf_counter() - clock)
+
+
+def rank_loaded(
+    loaded: Loaded, settings: RankSettings, calibration: Calibration, *, on_progress: OnProgress | None = None
+) -> Ranking:
+    """Rank the adapters of one model on one data set, without training.
+
+    Args:
+        loaded: Both.
         settings: Settings.
         calibration: Calibration of the forecasts.
         on_progress: Called with what is done now, how much of it is done and how much there is.
@@ -58,35 +87,26 @@ def rank_one(
     Returns:
         The ranking.
     """
-    clock = time.perf_counter()
-    if on_progress is not None:
-        on_progress("loading", 0, 1)
-    task = load_task(data)
-    _check_rows(task, settings)
-    classifier = load_model(model, task.objective, settings.seed)
-    seconds = time.perf_counter() - clock
-    ranking = _rank(classifier, task, settings, calibration, on_progress)
-    spent = {**ranking.seconds, "load": ranking.seconds["load"] + seconds}
-    return replace(ranking, model=model.model, dataset=data.dataset, seconds=spent)
+    ranking = rank_adapters(loaded.classifier, loaded.task, settings, calibration, on_progress=on_progress)
+    spent = {**ranking.seconds, "load": ranking.seconds["load"] + loaded.seconds}
+    return replace(ranking, model=loaded.model, dataset=loaded.dataset, seconds=spent)
 
 
-def rank(
-    model: Any,
-    tokenizer: Any,
+def rank_adapters(
+    classifier: Classifier,
     task: Task,
+    settings: RankSettings,
+    calibration: Calibration,
     *,
-    settings: RankSettings | None = None,
-    calibration: Calibration | None = None,
     on_progress: OnProgress | None = None,
 ) -> Ranking:
-    """Rank the adapters of the user's own model on the user's own data; the model is left as it is.
+    """Rank the adapters of a model, without training; the model is left as it is.
 
     Args:
-        model: transformers sequence classifier in eval mode, without an adapter.
-        tokenizer: Its tokenizer.
-        task: Data, from `load_task` or `task_from_datasets`.
-        settings: Settings; None takes the defaults.
-        calibration: Calibration of the forecasts; None takes the one that comes with foretune.
+        classifier: Model and tokenizer, without an adapter.
+        task: Data.
+        settings: Settings; what may be spent is for `foretune.trials.ranking`.
+        calibration: Calibration of the forecasts.
         on_progress: Called with what is done now, how much of it is done and how much there is.
 
     Returns:
@@ -95,13 +115,6 @@ def rank(
     Raises:
         ForetuneError: If the settings do not fit the model or the data.
     """
-    classifier = own_classifier(model, tokenizer, task.objective, bare=True)
-    return _rank(classifier, task, settings or RankSettings(), calibration or shipped_calibration(), on_progress)
-
-
-def _rank(
-    classifier: Classifier, task: Task, settings: RankSettings, calibration: Calibration, on_progress: OnProgress | None
-) -> Ranking:
     report = on_progress or (lambda *_: None)
     seconds = {}
     clock = time.perf_counter()
@@ -153,6 +166,7 @@ def _rank(
         single=_single(blocks),
         head_alone=said_alone,
         head_recipe=head_recipe,
+        head_runs=tuple(runs.simulated[0] for runs in by_recipe),
         constant=task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
         samples=linearised.train.factors.n,
         train_rows=plan.train_rows,
@@ -162,9 +176,7 @@ def _rank(
         notes=(
             *_of_checkpoint(classifier),
             *ready.notes,
-            *verdicts(rows),
-            *tie_note(rows, len(recipes)),
-            *rate_note(rows[0], recipes, calibration.domain),
+            *notes_of(rows, recipes, calibration.domain),
         ),
         seconds=seconds,
     )
@@ -297,6 +309,7 @@ def _rows(
             condition_number=kappa,
             megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
             compute=_compute(ready.of_model(entry.candidate), ready.model_sites),
+            run=run,
         )
         for entry, forecast, simulated, run, kappa in zip(
             finalists, said, runs.simulated[1:], runs.kinds[1:], kappas, strict=True

@@ -11,7 +11,7 @@ from foretune.forecasting.reach import Domain, Run
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.simulated_runs import SimulatedRun, kind_of, n_steps, runs_of, simulate_runs
 from foretune.problem import Plan
-from foretune.ranking.recommend import in_words
+from foretune.ranking.recommend import in_words, tie_note
 from foretune.ranking.rows import Row
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import MOST_RUNS, Recipe
@@ -80,12 +80,13 @@ def simulate_recipes(
         The runs of each recipe.
     """
     schedules = [(recipe, schedule_of(recipe, plan.train_rows, seed=settings.seed)) for recipe in settings.each()]
-    on_step = counter(sum(n_steps(starts, schedule) for _, schedule in schedules))
+    known = linearised.train.factors.n
+    on_step = counter(sum(n_steps(starts, schedule, nested=known) for _, schedule in schedules))
     return tuple(
         RecipeRuns(
             recipe,
             schedule.steps,
-            simulate_runs(linearised, starts, schedule, points=recipe.epochs, on_step=on_step),
+            simulate_runs(linearised, starts, schedule, points=recipe.epochs, nested=True, on_step=on_step),
             runs_of(kind_of(plan, schedule), starts),
         )
         for recipe, schedule in schedules
@@ -109,6 +110,20 @@ def best_epoch(metrics: Sequence[float], losses: Sequence[float], metric: Metric
         return (inf if isnan(value) else value), (inf if isnan(loss) else loss)
 
     return min(range(1, len(metrics) + 1), key=key)
+
+
+def notes_of(rows: Sequence[Row], recipes: Sequence[Recipe], domain: Domain | None) -> tuple[str, ...]:
+    """Say what to keep in mind when reading the rows.
+
+    Args:
+        rows: Rows in order, marked.
+        recipes: Recipes of the ranking.
+        domain: What the calibration has seen; None where it does not say.
+
+    Returns:
+        Sentences.
+    """
+    return (*verdicts(rows), *tie_note(rows, len(recipes)), *rate_note(rows[0], recipes, domain))
 
 
 def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from foretune.settings.commands import (
     Search,
     fields_of,
 )
-from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Sample
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Sample, Spending
 
 SCHEMA = 1
 CHOSEN = "chosen.yaml"  # the configuration of the chosen row, for foretune tune and forecast
@@ -60,6 +60,7 @@ class RankRun:
             "candidates": fields_of(self.settings, Search),
             "sample": fields_of(self.settings, KernelSample),
             "training": fields_of(self.settings, Recipes),
+            "trials": fields_of(self.settings, Spending),
         }
 
     def flags(self) -> dict[str, Any]:
@@ -133,6 +134,8 @@ def _content(ranking: Ranking) -> dict[str, Any]:
         "head_alone": ranking.head_alone.to_dict()["levels"],
         **({} if len(ranking.recipes) == 1 else {"head_recipe": vars(ranking.head_recipe)}),
         **({} if ranking.equal_size is None else {"equal_size": ranking.equal_size}),
+        "spend": 0.0 if ranking.spent is None else ranking.spent.share,
+        "trial_passes": 0.0 if ranking.spent is None else ranking.spent.passes,
         "rows": [_row(ranking, row) for row in ranking.rows],
         "notes": list(ranking.notes),
         "seconds": dict(ranking.seconds),
@@ -160,6 +163,8 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
         "quick_score": row.quick.score,
         "tie": row.tie,
         "recommended": row.recommended,
+        "trials": [dict(trial) for trial in row.trials],
+        "collapsed": row.collapsed,
     }
 
 

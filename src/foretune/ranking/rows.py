@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from peft import LoraConfig
 
 from foretune.forecasting.calibration import Calibration, Interval, RunForecast, tied
+from foretune.forecasting.reach import Run
 from foretune.forecasting.simulated_runs import SimulatedRun
 from foretune.models.sites import Site
 from foretune.ranking.finalists import Quick
@@ -32,6 +34,9 @@ class Row:
         compute: Cost of a training step relative to one that goes back through all layers.
         tie: Whether its main metric cannot be told from that of the first row.
         recommended: Whether it is the one to train: the cheapest of those that cannot be told from the first.
+        run: What kind of run it is, to be compared with what a calibration has seen; None where nothing is.
+        trials: Its trials, those with the fewest rows first, as in `result.json`.
+        collapsed: Rows of the trial in which it collapsed; None where it did not, or was not tried.
     """
 
     quick: Quick
@@ -46,6 +51,9 @@ class Row:
     compute: float
     tie: bool = False
     recommended: bool = False
+    run: Run | None = None
+    trials: tuple[Mapping[str, Any], ...] = ()
+    collapsed: int | None = None
 
     @property
     def forecast(self) -> Mapping[str, Interval] | None:
@@ -59,6 +67,26 @@ class Row:
     def ends_late(self) -> bool:
         """Whether the best epoch is not the last."""
         return self.best_epoch < self.recipe.epochs
+
+    @property
+    def key(self) -> tuple[bool, float, float]:
+        """Sorts the better forecast first, and what collapsed in a trial behind all that did not."""
+        return (self.collapsed is not None, *self.said.key)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What went into trials.
+
+    Attributes:
+        share: Share of one full run, that of the dearest recipe.
+        passes: The same in sample passes.
+        note: In words: how much of what was asked for.
+    """
+
+    share: float
+    passes: float
+    note: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +105,7 @@ class Ranking:
         single: Quick score of every module alone, at the largest of the ranks, whether it fits the budget or not.
         head_alone: Forecast of the head without an adapter, under the recipe that is best for it.
         head_recipe: That recipe.
+        head_runs: Simulated runs of the head without an adapter, one for each recipe.
         constant: Main metric of one prediction for all, the best for the evaluation samples: of classes the share of
             the most frequent one. None where it is not defined.
         samples: Labelled training samples.
@@ -85,7 +114,8 @@ class Ranking:
         steps: Steps of the longest run.
         equal_size: Parameters that all adapters have, nearly; None where they differ.
         notes: What to keep in mind when reading it.
-        seconds: Of `load`, `pass`, `quick` and `simulate`.
+        seconds: Of `load`, `pass`, `quick` and `simulate`; of `trials` where there are any, whenever they were made.
+        spent: What went into trials; None where nothing was to be spent.
     """
 
     model: str
@@ -99,6 +129,7 @@ class Ranking:
     single: NDArray[np.float64]
     head_alone: RunForecast
     head_recipe: Recipe
+    head_runs: tuple[SimulatedRun, ...]
     constant: float | None
     samples: int
     train_rows: int
@@ -107,6 +138,19 @@ class Ranking:
     equal_size: int | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    spent: Spent | None = None
+
+
+def sort_key(row: Row) -> tuple[Any, ...]:
+    """Say where a row belongs.
+
+    Args:
+        row: Row.
+
+    Returns:
+        Sorts the better row first; of equal forecasts the smaller adapter, then the shorter run, then the lower rate.
+    """
+    return (*row.key, row.quick.parameters, row.recipe.epochs, row.recipe.learning_rate)
 
 
 def ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
@@ -117,17 +161,18 @@ def ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
         calibration: Calibration of their forecasts.
 
     Returns:
-        The best first; of equal forecasts the smaller adapter, then the shorter run, then the lower rate. Those that
-        cannot be told from the first are marked.
+        The best first, by `sort_key`. Those that cannot be told from the first are marked.
     """
-    by_forecast = sorted(
-        rows,
-        key=lambda row: (*row.said.key, row.quick.parameters, row.recipe.epochs, row.recipe.learning_rate),
+    first, *others = sorted(rows, key=sort_key)
+    return (
+        replace(first, tie=False),
+        *(replace(row, tie=_alike(first, row) and tied(calibration, first.said, row.said)) for row in others),
     )
-    return tuple(
-        replace(row, tie=place > 0 and tied(calibration, by_forecast[0].said, row.said))
-        for place, row in enumerate(by_forecast)
-    )
+
+
+def _alike(first: Row, row: Row) -> bool:
+    """What collapsed can be told from what did not."""
+    return (first.collapsed is None) == (row.collapsed is None)
 
 
 def best_first(rankings: Sequence[Ranking]) -> list[tuple[Ranking, Row]]:
@@ -145,6 +190,6 @@ def best_first(rankings: Sequence[Ranking]) -> list[tuple[Ranking, Row]]:
         rows,
         key=lambda pair: (
             datasets.index(pair[0].dataset),
-            *pair[1].said.key,
+            *pair[1].key,
         ),
     )

@@ -18,11 +18,13 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
 
     Returns:
         The table; `=` marks rows that tie with the first of their model and data set, `*` the recommended one.
-        Learning rate and epochs are there where there are several, the best epoch where it is not the last of all.
+        Learning rate and epochs are there where there are several, the best epoch where it is not the last of all,
+        trials where something was spent.
     """
     several = len(rankings) > 1
     recipes = _several_recipes(rankings)
     late = any(row.ends_late for ranking in rankings for row in ranking.rows)
+    tried = _tried(rankings)
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
         where = (Path(ranking.model).name, Path(ranking.dataset).name) if several else ()
@@ -34,6 +36,7 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
                 *_recipe(row, shown=recipes),
                 *_levels(row),
                 *((str(row.best_epoch) if row.ends_late else "",) if late else ()),
+                *((_trial(row),) if tried else ()),
                 f"{row.quick.parameters:,}",
                 f"{row.megabytes:.2f}",
                 f"{row.compute:.0%}",
@@ -46,7 +49,7 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
     of_metric = _header(metrics.pop()) if len(metrics) == 1 else "main metric"
     header = (
         *("#", *names, "adapter", *(("learning rate", "epochs") if recipes else ())),
-        *(of_metric, "eval loss", "train loss", *(("best epoch",) if late else ())),
+        *(of_metric, "eval loss", "train loss", *(("best epoch",) if late else ()), *(("trials",) if tried else ())),
         *("parameters", "MB", "step", "κ", "quick"),
     )
     return Table(_caption(rankings), header, tuple(rows), right_from=len(names) + 2)
@@ -58,6 +61,22 @@ def _several_recipes(rankings: Sequence[Ranking]) -> bool:
 
 def _recipe(row: Row, *, shown: bool) -> tuple[str, ...]:
     return (f"{row.recipe.learning_rate:g}", str(row.recipe.epochs)) if shown else ()
+
+
+def _tried(rankings: Sequence[Ranking]) -> bool:
+    return any(ranking.spent is not None for ranking in rankings)
+
+
+def _trial(row: Row) -> str:
+    """Rows of the largest trial and what it showed, and what collapsed."""
+    if not row.trials:
+        return ""
+    last = row.trials[-1]
+    of_largest = row.said.metric.written(last["outcomes"][row.said.metric.name])
+    words = f"{last['rows']:,}: {of_largest}"
+    if row.collapsed is None:
+        return words
+    return f"{words}, collapsed" if row.collapsed == last["rows"] else f"{words}, {row.collapsed:,}: collapsed"
 
 
 def _header(metric: Metric) -> str:
@@ -96,6 +115,8 @@ def _of_columns(rankings: Sequence[Ranking]) -> str:
     words = []
     if any(row.ends_late for ranking in rankings for row in ranking.rows):
         words.append("best epoch: of the simulated run, where it is not the last. ")
+    if _tried(rankings):
+        words.append("trials: rows of the largest real fine-tune, and the main metric that it showed. ")
     size = next((ranking.equal_size for ranking in rankings if ranking.equal_size is not None), None)
     if size is not None:
         words.append(f"Sizes are equal within {NEAR:.0%}: {size:,} parameters. ")
@@ -145,7 +166,8 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
     header = ["place", "model", "dataset", "adapter", "rank", *(("learning_rate", "epochs") if recipes else ())]
     header += [f"{name}{end}" for name in outcomes for end in ("", "_low", "_high")]
     header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie", "widening"]
-    header += ["best_epoch", "recommended"]
+    tried = _tried(rankings)
+    header += ["best_epoch", "recommended", *(("trial_rows", "trial_metric", "collapsed") if tried else ())]
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
         forecast = row.forecast
@@ -157,9 +179,17 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
         cells += [str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"]
         cells += [f"{row.condition_number:.6g}", f"{row.quick.score:.6g}", "yes" if row.tie else "no"]
         cells.append("" if forecast is None else f"{row.said.reach.widening:.4g}")
-        cells += [str(row.best_epoch), "yes" if row.recommended else "no"]
+        cells += [str(row.best_epoch), "yes" if row.recommended else "no", *(_trial_cells(row) if tried else ())]
         rows.append(tuple(cells))
     return Table("Finalists.", tuple(header), tuple(rows), right_from=4)
+
+
+def _trial_cells(row: Row) -> tuple[str, str, str]:
+    if not row.trials:
+        return "", "", ""
+    last = row.trials[-1]
+    value = f"{last['outcomes'][row.said.metric.name]:.6g}"
+    return str(last["rows"]), value, "" if row.collapsed is None else f"on {row.collapsed} rows"
 
 
 def quick_table(rankings: Sequence[Ranking]) -> Table:

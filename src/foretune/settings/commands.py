@@ -164,8 +164,8 @@ class Search(Placement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Search, KernelSample, Recipes):
-    """Which adapters and recipes are ranked, from what is known."""
+class RankSettings(Spending, Search, KernelSample, Recipes):
+    """Which adapters and recipes are ranked, from what is known, and what may be spent on it."""
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,34 @@ def plan_trials(
     return TrialPlan(tuple(chosen), budget, _cost(chosen), _note(chosen, share, recipes, extent))
 
 
+def affordable(recipes: Sequence[Recipe], extent: Extent, share: float) -> tuple[Recipe, ...]:
+    """Say of which recipes a spend buys a trial.
+
+    Args:
+        recipes: Recipes of all candidates, the dearest of which is what the share is of.
+        extent: Rows of the run, rows that are known, rows of an evaluation, outputs.
+        share: Share of one full run that may be spent, above 0.
+
+    Returns:
+        Each of them once.
+
+    Raises:
+        ConfigError: If there is none, with what the smallest trial of all costs.
+    """
+    each = tuple(dict.fromkeys(recipes))
+    found = tuple(recipe for number, recipe in enumerate(each) if _buys(each, number, extent, share))
+    if not found:
+        cheapest = min(range(len(each)), key=lambda at: each[at].epochs * smallest(each[at], extent.outputs))
+        plan_trials(each, extent, share, order=[cheapest])  # which is refused
+    return found
+
+
+def _buys(recipes: Sequence[Recipe], number: int, extent: Extent, share: float) -> bool:
+    sizes = _sizes(recipes[number], extent)[:1]
+    budget = share * whole_run(recipes, extent.run_rows)
+    return any(_trial(number, rows, recipes[number], extent, 0).passes <= budget for rows in sizes)
+
+
 def _rungs(recipes: Sequence[Recipe], extent: Extent, order: Sequence[int], largest: Trial) -> Iterable[list[Trial]]:
     """Smaller trials, the rung below the largest first: each for twice as many candidates."""
     sizes, rows = [], smallest(recipes[largest.candidate], extent.outputs)

@@ -1,0 +1,314 @@
+"""A ranking whose finalists are tried: small trials for several, the largest for the one that is the best then."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import fsum
+from typing import Any
+
+import numpy as np
+
+from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
+from foretune.forecasting.calibration_file import shipped_calibration
+from foretune.forecasting.simulated_runs import SimulatedRun, case_values
+from foretune.models.classifier import Classifier, encode, own_classifier
+from foretune.ranking.rank import OnProgress, rank_adapters
+from foretune.ranking.recipes import notes_of
+from foretune.ranking.recommend import in_words, marked
+from foretune.ranking.report import adapter_of
+from foretune.ranking.rows import Ranking, Row, Spent, ordered, sort_key
+from foretune.report.tables import Table
+from foretune.settings.commands import RankSettings
+from foretune.settings.groups import Recipe
+from foretune.tasks.load import Task
+from foretune.trials.carry import describe_plan, run_trials, seconds_per_pass
+from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
+from foretune.trials.forecast import record
+from foretune.trials.plan import Extent, Trial, TrialPlan, affordable, plan_trials
+from foretune.trials.run import Bench, Candidate, Tried, bench_of
+from foretune.trials.spend import parse_spend, whole_run
+from foretune.trials.store import Store, find, open_store, trial_key
+
+_TIMED = 8  # texts that the time of a sample pass is measured on
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Who is told how the trials go.
+
+    Attributes:
+        on_plan: Called with what is planned, before it is made: all trials, then what became of the largest.
+        on_progress: Called with the sample passes done and those in all, of the trials that are made now.
+        on_note: Called with a sentence on a kept trial that is damaged.
+    """
+
+    on_plan: Callable[[Table], None] | None = None
+    on_progress: Callable[[float, float], None] | None = None
+    on_note: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
+class _Finalists:
+    """The rows of a ranking as candidates for trials, in its order."""
+
+    ranking: Ranking
+    calibration: Calibration
+    bench: Bench
+    candidates: tuple[Candidate, ...]
+    store: Store
+    share: float
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        return [candidate.recipe for candidate in self.candidates]
+
+    def plan(self, order: Sequence[int], done: Sequence[Trial] = ()) -> TrialPlan:
+        seed = self.bench.batching.seed
+        return plan_trials(self.recipes, self.bench.extent(), self.share, order=order, done=done, seed=seed)
+
+    def all_kept(self, trials: Sequence[Trial]) -> bool:
+        kind = self.bench.task.objective.kind
+        keys = [trial_key(self.store, self.bench, self.candidates[trial.candidate], trial) for trial in trials]
+        return all(find(self.store, key, kind) is not None for key in keys)
+
+
+def check_spend(classifier: Classifier, task: Task, settings: RankSettings) -> None:
+    """Refuse a spend that is none or buys no trial, before any work.
+
+    Args:
+        classifier: Model and tokenizer.
+        task: Data.
+        settings: Settings of the ranking.
+
+    Raises:
+        ConfigError: Naming the spend, and what the smallest trial costs.
+    """
+    share = parse_spend(settings.spend)
+    if share:
+        extent: Extent = bench_of(classifier, task, settings, eval_samples=settings.eval_samples).extent()
+        affordable(settings.each(), extent, share)
+
+
+def rank(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    *,
+    settings: RankSettings | None = None,
+    calibration: Calibration | None = None,
+    on_progress: OnProgress | None = None,
+) -> Ranking:
+    """Rank the adapters of the user's own model on the user's own data; the model is left as it is.
+
+    Args:
+        model: transformers sequence classifier in eval mode, without an adapter.
+        tokenizer: Its tokenizer.
+        task: Data, from `load_task` or `task_from_datasets`.
+        settings: Settings, what may be spent on trials among them; None takes the defaults.
+        calibration: Calibration of the forecasts; None takes the one that comes with foretune.
+        on_progress: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ForetuneError: If the settings do not fit the model or the data.
+    """
+    wanted, calibrated = settings or RankSettings(), calibration or shipped_calibration()
+    classifier = own_classifier(model, tokenizer, task.objective, bare=True)
+    check_spend(classifier, task, wanted)
+    ranking = rank_adapters(classifier, task, wanted, calibrated, on_progress=on_progress)
+    tell = on_progress or (lambda *_: None)
+    telling = Telling(on_progress=lambda done, total: tell("sample passes of the trials", round(done), round(total)))
+    return try_finalists(ranking, classifier, task, wanted, calibrated, telling=telling)
+
+
+def try_finalists(
+    ranking: Ranking,
+    classifier: Classifier,
+    task: Task,
+    settings: RankSettings,
+    calibration: Calibration,
+    *,
+    telling: Telling | None = None,
+) -> Ranking:
+    """Spend a share of one full run on trials of a ranking's rows, and forecast them again.
+
+    The small trials come first, for the best rows. The largest is for the row that is the best by the forecasts that
+    they are part of. Rows without a trial are shifted as `foretune.trials.conclusions` says.
+
+    Args:
+        ranking: Ranking without trials.
+        classifier: Model and tokenizer; trials work on copies.
+        task: Data.
+        settings: Settings that it was made with.
+        calibration: Calibration of its forecasts.
+        telling: Who is told how it goes; None tells nobody.
+
+    Returns:
+        The ranking with trials; as it is for a spend of 0.
+
+    Raises:
+        ConfigError: If the spend is none, or buys no trial.
+        KeyboardInterrupt: With what became of the work; finished trials are kept.
+    """
+    share = parse_spend(settings.spend)
+    if not share:
+        return ranking
+    told = telling or Telling()
+    bench = bench_of(classifier, task, settings, eval_samples=settings.eval_samples)
+    candidates = tuple(
+        Candidate(in_words(row, len(ranking.recipes)), adapter_of(ranking, row.quick), row.recipe)
+        for row in ranking.rows
+    )
+    finalists = _Finalists(ranking, calibration, bench, candidates, open_store(bench), share)
+    expected = _seconds_per_pass(bench)
+
+    def show(plan: TrialPlan, more: str = "") -> None:
+        if told.on_plan is not None:
+            table = describe_plan(bench, candidates, plan, finalists.store, seconds_per_pass=expected)
+            told.on_plan(replace(table, caption=f"{table.caption}{more}"))
+
+    recipes = finalists.recipes
+    paid = set(affordable(recipes, bench.extent(), share))
+    order = [number for number, recipe in enumerate(recipes) if recipe in paid]
+    plan = finalists.plan(order)
+    *small, largest = plan.trials
+    known = finalists.all_kept(small)
+    if not known:
+        show(plan, " The largest is for the one that is the best after the others.")
+    made = 0.0
+    if small:
+        first = replace(plan, trials=tuple(small), passes=fsum(trial.passes for trial in small))
+        tried, made = _carry_out(finalists, first, told, 0.0, largest.passes)
+        rows = _conclude(finalists, tried)
+        order.sort(key=lambda number: sort_key(rows[number]))
+        shown, plan = plan, next(_with_more(finalists, order, small), first)
+        known = known or plan != shown
+    if known:
+        show(plan)
+    tried, _ = _carry_out(finalists, plan, told, made, 0.0)
+    return _ranked(finalists, _conclude(finalists, tried), plan, tried)
+
+
+def _seconds_per_pass(bench: Bench) -> float:
+    """Measured on a few texts of the run."""
+    rows, split = bench.held.training[:_TIMED], bench.task.train
+    pairs = None if split.pairs is None else [split.pairs[row] for row in rows]
+    texts = [split.texts[row] for row in rows]
+    encoded = encode(texts, pairs, bench.classifier, max_length=bench.batching.max_length)
+    return seconds_per_pass(bench.classifier, encoded)
+
+
+def _with_more(finalists: _Finalists, order: Sequence[int], done: Sequence[Trial]) -> Iterator[TrialPlan]:
+    """Plans whose largest trial is for the best, for the second best if what is left buys none of that, and so on."""
+    for start in range(len(order)):
+        plan = finalists.plan([*order[start:], *order[:start]], done)
+        if len(plan.trials) > len(done):
+            yield plan
+
+
+def _carry_out(
+    finalists: _Finalists, plan: TrialPlan, told: Telling, before: float, after: float
+) -> tuple[tuple[tuple[Tried, ...], ...], float]:
+    """Make the trials of one stage.
+
+    Args:
+        finalists: Candidates.
+        plan: The stage.
+        told: Who is told.
+        before: Sample passes that were made in stages before.
+        after: Sample passes that are to come after it.
+
+    Returns:
+        The trials of each candidate, and the sample passes made until now.
+    """
+    made = before
+
+    def report(done: float, total: float) -> None:
+        nonlocal made
+        made = before + done
+        if told.on_progress is not None:
+            told.on_progress(made, before + total + after)
+
+    tried = run_trials(
+        finalists.bench, finalists.candidates, plan, finalists.store, on_progress=report, on_note=told.on_note
+    )
+    return tried, made
+
+
+def _conclude(finalists: _Finalists, tried: Sequence[Sequence[Tried]]) -> tuple[Row, ...]:
+    """What is said of each row now, in the order of the candidates."""
+    ranking = finalists.ranking
+    rows = [_with_trials(finalists, row, of_row) for row, of_row in zip(ranking.rows, tried, strict=True)]
+    pairs = [
+        (before.said, after.said)
+        for before, after in zip(ranking.rows, rows, strict=True)
+        if after.trials and after.collapsed is None
+    ]
+    by = mean_shift(pairs)
+    return tuple(row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows)
+
+
+def _with_trials(finalists: _Finalists, row: Row, tried: Sequence[Tried]) -> Row:
+    if not tried:
+        return row
+    ranking, task = finalists.ranking, finalists.bench.task
+    objective, shown = task.objective, [one.shown for one in tried]
+    output = objective.simulated().name
+    said: RunForecast = apply_calibration(
+        finalists.calibration, case_values(row.simulated), output, run=row.run, shown=shown
+    )
+    head = ranking.head_runs[ranking.recipes.index(row.recipe)]
+    floors = [ranking.constant, head_alone_on(head, max(one.rows for one in shown))]
+    targets = task.train.labels[finalists.bench.held.training]
+    answer = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
+    collapsed = collapsed_at(shown, objective.metric, floors, objective.mean_loss(answer, targets))
+    return replace(row, said=said, trials=tuple(map(record, tried)), collapsed=collapsed)
+
+
+def head_alone_on(head: SimulatedRun, rows: int) -> float | None:
+    """Say what the head alone reaches on no more rows than a trial has.
+
+    Args:
+        head: Its simulated run, with the nested ones.
+        rows: Rows of the trial.
+
+    Returns:
+        Main metric on the most simulated rows that are not more; None where even half of the known rows are more.
+    """
+    known = min(head.samples, head.train_rows)
+    ends = [(head.train_rows, head.end), (known, head.known), (max(1, known // 2), head.half)]
+    return next((end.eval_metric for size, end in ends if end is not None and size <= rows), None)
+
+
+def _ranked(finalists: _Finalists, rows: Sequence[Row], plan: TrialPlan, tried: Sequence[Sequence[Tried]]) -> Ranking:
+    """Order and mark the rows again, and say what was spent."""
+    ranking, calibration = finalists.ranking, finalists.calibration
+    domain, recipes = calibration.domain, ranking.recipes
+    again = marked(ordered(rows, calibration), equal_sizes=ranking.equal_size is not None)
+    of_before = set(notes_of(ranking.rows, recipes, domain))
+    kept = [note for note in ranking.notes if note not in of_before]
+    whole = whole_run(finalists.recipes, len(finalists.bench.held.training))
+    seconds = fsum(one.seconds for of_row in tried for one in of_row)
+    return replace(
+        ranking,
+        rows=again,
+        notes=(*kept, *notes_of(again, recipes, domain), *_trial_notes(again, calibration, ranking)),
+        seconds={**ranking.seconds, "trials": seconds},
+        spent=Spent(plan.passes / whole, plan.passes, plan.note),
+    )
+
+
+def _trial_notes(rows: Sequence[Row], calibration: Calibration, ranking: Ranking) -> tuple[str, ...]:
+    notes = []
+    if calibration.trial_domain is None or calibration.kind != ranking.objective.kind:
+        notes.append(
+            "The calibration has seen no trials of such runs: they are shown and mark what collapses, and no forecast "
+            "hangs on them."
+        )
+    collapsed = [row for row in rows if row.collapsed is not None]
+    if collapsed:
+        names = "; ".join(in_words(row, len(ranking.recipes)) for row in collapsed)
+        last = " They stand behind all others." if len(collapsed) < len(rows) else ""
+        notes.append(f"Collapsed in a trial: {names}.{last}")
+    return tuple(notes)
