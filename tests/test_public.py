@@ -1,6 +1,8 @@
 import ast
+import inspect
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,23 @@ def test_every_public_name_is_there():
     assert dir(foretune) == foretune.__all__
     with pytest.raises(AttributeError, match="nothing"):
         foretune.nothing  # noqa: B018
+
+
+def classes(kind):
+    """The classes that an annotation names, inside lists, unions and functions too."""
+    for part in kind if isinstance(kind, list) else typing.get_args(kind):
+        yield from classes(part)
+    if isinstance(kind, type):
+        yield kind
+
+
+def test_what_public_functions_take_and_return_is_public():
+    functions = [function for name in foretune.__all__ if inspect.isfunction(function := getattr(foretune, name))]
+    assert len(functions) > 20
+    for function in functions:
+        for kind in classes(list(typing.get_type_hints(function).values())):
+            if kind.__module__.split(".")[0] == "foretune":
+                assert getattr(foretune, kind.__name__, None) is kind, f"{function.__name__}: {kind.__name__}"
 
 
 def test_type_checkers_see_the_names_that_are_imported_when_they_are_used():

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foretune.errors import ForetuneError as ForetuneError
     from foretune.evaluation.correlations import StudyReport as StudyReport
     from foretune.evaluation.correlations import summarise as summarise
+    from foretune.evaluation.predictors import Predictor as Predictor
     from foretune.evaluation.records import Record as Record
     from foretune.evaluation.records import read_records as read_records
     from foretune.forecasting.calibration import Calibration as Calibration
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration_file import read_calibration as read_calibration
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
+    from foretune.ledger.entries import Entry as Entry
     from foretune.ledger.files import read_ledger as read_ledger
+    from foretune.ledger.summary import LedgerSummary as LedgerSummary
     from foretune.ledger.summary import summarise_ledger as summarise_ledger
+    from foretune.models.adapted import AdaptedModel as AdaptedModel
     from foretune.models.adapted import Batch as Batch
     from foretune.models.classifier import Classifier as Classifier
+    from foretune.models.classifier import Encoded as Encoded
     from foretune.models.classifier import batches as batches
     from foretune.models.classifier import encode as encode
     from foretune.models.classifier import load_classifier as load_classifier
@@ -41,9 +46,11 @@ if TYPE_CHECKING:
     from foretune.ntk.regression import KernelRegression as KernelRegression
     from foretune.ntk.regression import fit_regression as fit_regression
     from foretune.ntk.regression import predict as predict
+    from foretune.ntk.spectrum import Eigen as Eigen
     from foretune.ntk.spectrum import Spectrum as Spectrum
     from foretune.ntk.spectrum import decompose as decompose
     from foretune.ntk.spectrum import spectrum as spectrum
+    from foretune.ranking.finalists import Quick as Quick
     from foretune.ranking.report import save_adapter as save_adapter
     from foretune.ranking.rows import Ranking as Ranking
     from foretune.report.curves import History as History
@@ -79,15 +86,17 @@ if TYPE_CHECKING:
 _HOME = {
     "errors": ["ForetuneError"],
     "evaluation.correlations": ["StudyReport", "summarise"],
+    "evaluation.predictors": ["Predictor"],
     "evaluation.records": ["Record", "read_records"],
     "forecasting.calibration": ["Calibration", "Interval"],
     "forecasting.calibration_file": ["read_calibration"],
     "forecasting.files": ["save_forecast"],
     "forecasting.forecast": ["ForecastResult"],
+    "ledger.entries": ["Entry"],
     "ledger.files": ["read_ledger"],
-    "ledger.summary": ["summarise_ledger"],
-    "models.adapted": ["Batch"],
-    "models.classifier": ["Classifier", "batches", "encode", "load_classifier"],
+    "ledger.summary": ["LedgerSummary", "summarise_ledger"],
+    "models.adapted": ["AdaptedModel", "Batch"],
+    "models.classifier": ["Classifier", "Encoded", "batches", "encode", "load_classifier"],
     "models.placement": ["place", "read_adapters"],
     "models.sites": ["Site"],
     "ntk.bounds": ["RiskBounds", "label_energy_bound", "risk_bounds"],
@@ -96,7 +105,8 @@ _HOME = {
     "ntk.kernel": ["TangentKernel", "tangent_kernel"],
     "ntk.prediction": ["Evaluation", "Examples", "KernelPrediction", "predict_by_regression"],
     "ntk.regression": ["KernelRegression", "fit_regression", "predict"],
-    "ntk.spectrum": ["Spectrum", "decompose", "spectrum"],
+    "ntk.spectrum": ["Eigen", "Spectrum", "decompose", "spectrum"],
+    "ranking.finalists": ["Quick"],
     "ranking.report": ["save_adapter"],
     "ranking.rows": ["Ranking"],
     "report.curves": ["History"],

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, UnknownOptionError
 from cyclopts.config import Yaml
 
 from foretune.commands.demo import demo
@@ -160,6 +160,30 @@ def _named_flags(content: Mapping[Any, Any]) -> dict[str, Any]:
     return named
 
 
+def _whole_numbers(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse fractions where whole numbers are counted: cyclopts would round them, of the line and of a file alike."""
+    for argument in arguments:
+        if _counts(argument.hint):
+            for token in argument.tokens:
+                if "." in token.value and not _is_whole(token.value):
+                    name = argument.name.removeprefix("--").replace("-", "_")
+                    raise ConfigError(f"{name} = {shown(float(token.value))}: must be a whole number")
+
+
+def _counts(hint: Any) -> bool:
+    """Whether a flag takes whole numbers, one or several, or none."""
+    if get_origin(hint) is Annotated:
+        return _counts(get_args(hint)[0])
+    return hint is int or any(map(_counts, get_args(hint)))
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return float(text).is_integer()
+    except ValueError:  # no number: cyclopts says so
+        return True
+
+
 def _use_config(tokens: Sequence[str]) -> None:
     """Let the file named by --config fill in what the command line leaves open."""
     paths = [tokens[i + 1] for i, token in enumerate(tokens[:-1]) if token == "--config"]
@@ -168,7 +192,7 @@ def _use_config(tokens: Sequence[str]) -> None:
         with border(ConfigError, f"cannot read --config {shown(path)}"):
             if not Path(path).is_file():
                 raise ConfigError(f"--config {shown(path)} does not exist: name a YAML file of flags")
-    app.config = ()
+    app.config = (_whole_numbers,)
     if not paths or tokens[0] not in _REPLAYED:
         return
     file = _ConfigFile(Path(paths[-1]))
@@ -178,7 +202,7 @@ def _use_config(tokens: Sequence[str]) -> None:
         passed |= {_canonical_name(field.name) for field in fields(AdapterConfig)}
     file.foreign = passed
     file.given = frozenset(token.partition("=")[0].removeprefix("--") for token in tokens if token.startswith("--"))
-    app.config = (file,)
+    app.config = (file, _whole_numbers)
 
 
 @cache

@@ -13,10 +13,15 @@ import foretune.commands.forecast as forecast_command
 import foretune.commands.score as score_command
 import foretune.commands.tune as tune_command
 from foretune.cli import run
+from foretune.forecasting.calibration_file import shipped_calibration
+from foretune.forecasting.reach import INSIDE, Run, reach
+from foretune.forecasting.schedule import schedule_of
 from foretune.models.classifier import load_classifier
 from foretune.models.identity import fingerprint
 from foretune.models.placement import lora_config, place
+from foretune.settings.commands import ForecastSettings
 from foretune.settings.groups import AdapterConfig
+from foretune.tasks.demo import TOPICS, TRAIN_ROWS, model_folder
 
 import cases
 import domains
@@ -91,6 +96,29 @@ def test_both_stand_side_by_side(small, tiny, tmp_path, monkeypatch, capsys):
     assert tuned["details"]["data"]["train_rows"] == forecast["train_rows"] == 32
     assert tuned["details"]["data"]["eval_rows"] == forecast["eval_rows"] == 16
     assert (out / "tuned" / "loss.png").stat().st_size > 0
+
+
+@pytest.mark.real
+def test_the_demo_lies_within_what_the_shipped_calibration_has_seen():
+    """So that it shows a level, whatever the calibration is next."""
+    domain = shipped_calibration().domain
+    schedule = schedule_of(demo.RECIPE, TRAIN_ROWS, seed=0)
+    assert fingerprint(load_classifier(str(model_folder()), label_names=TOPICS, seed=0).model) in domain.models
+    run_of_demo = Run(
+        model=domain.models[0],
+        hidden_head=False,
+        classes=len(TOPICS),
+        known_rows=min(TRAIN_ROWS, ForecastSettings.samples),
+        train_rows=TRAIN_ROWS,
+        eval_rows=demo.EVAL_SAMPLES,
+        longest=demo.MAX_LENGTH,
+        epochs=schedule.epochs,
+        steps=schedule.steps,
+        batch_size=schedule.batch_size,
+        learning_rate=float(schedule.rates().mean()),
+        update_rate=float(schedule.rates().mean()) * AdapterConfig().alpha,
+    )
+    assert reach(domain, run_of_demo) == INSIDE
 
 
 def test_a_model_that_the_calibration_has_not_seen_gets_no_level(small, tmp_path, capsys):

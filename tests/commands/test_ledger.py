@@ -78,7 +78,7 @@ def test_what_came_of_a_forecast_is_noted_once(given, forecast, tmp_path, foretu
     assert (entry.made, entry.hash) == (said["made"], said[HASH])
     assert entry.made <= entry.began <= entry.ended
     assert (entry.model, entry.dataset, entry.task) == (real["model"], real["dataset"], "classification")
-    assert (entry.rows, entry.known_rows, entry.spend, entry.metric) == (40, 20, None, "accuracy")
+    assert (entry.rows, entry.known_rows, entry.spend, entry.metric) == (40, 20, 0.0, "accuracy")
     assert entry.adapter == "query, value of layers 0, 1, r = 8, α = 8"
     for told, name, measured in (
         (entry.main, "accuracy", "eval_accuracy"),

@@ -211,6 +211,29 @@ def test_config_files_of_odd_content_are_refused_in_one_line(content, tmp_path, 
     assert "none" not in error.replace("None", "")  # it is the file that is refused, not the model
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "values"),
+    [
+        ("tune", "epochs", [1.5]),
+        ("rank", "epochs", [1.5]),
+        ("rank", "epochs", [3, 1.5]),
+        ("rank", "ranks", [4, 2.5]),
+        ("rank", "choose", [1.5]),
+        ("score", "layers", [0.5]),
+        ("forecast", "samples", [32.5]),
+        ("forecast", "rows", [100, 1000.5]),
+    ],
+)
+def test_whole_numbers_are_not_rounded_to(command, flag, values, tmp_path, capsys):
+    """Neither on the command line nor in a file: 1.5 epochs are not 2."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{flag}: {values if values[1:] else values[0]}\n", encoding="utf-8")
+    start = [command, "--model", "none", "--dataset", "none"]
+    for tokens in ([f"--{flag}", *map(str, values)], [f"--{flag}={values[-1]}"], ["--config", str(path)]):
+        assert run([*start, *tokens]) == 2
+        assert capsys.readouterr().err == f"error: {flag} = {values[-1]}: must be a whole number\n"
+
+
 def test_an_alias_bomb_is_refused_before_it_grows(tmp_path, capsys):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
