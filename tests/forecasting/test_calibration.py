@@ -32,17 +32,13 @@ def logistic(x):
 
 
 def values_of(random):
-    loss, accuracy = np.exp(random.normal(-1, 0.3, 7)), logistic_of(random.normal(1, 0.4, 4))
+    loss, accuracy = np.exp(random.normal(-1, 0.3, 4)), logistic_of(random.normal(1, 0.4, 3))
     return {
         "simulated_train_loss": loss[0],
         "simulated_eval_loss": loss[1],
         "simulated_accuracy": accuracy[0],
-        "known_train_loss": loss[3],
-        "known_eval_loss": loss[4],
-        "known_accuracy": accuracy[1],
-        "half_train_loss": loss[5],
-        "half_eval_loss": loss[6],
-        "half_accuracy": accuracy[3],
+        "best_eval_loss": loss[3],
+        "best_accuracy": accuracy[1],
         "probe_loss": loss[2],
         "probe_accuracy": accuracy[2],
         "movement": np.exp(random.normal(0, 0.5)),
@@ -147,15 +143,11 @@ def test_the_fit_is_that_of_a_slow_reference(noisy, fitted, outcome):
 
 
 VALUES = {
-    "simulated_train_loss": 0.05,
+    "simulated_train_loss": 0.1,
     "simulated_eval_loss": 0.5,
     "simulated_accuracy": 0.7,
-    "known_train_loss": 0.1,
-    "known_eval_loss": 0.4,
-    "known_accuracy": 0.8,
-    "half_train_loss": 0.2,
-    "half_eval_loss": 0.5,
-    "half_accuracy": 0.78,
+    "best_eval_loss": 0.4,
+    "best_accuracy": 0.8,
     "probe_loss": 0.6,
     "probe_accuracy": 0.75,
     "movement": 0.5,
@@ -170,14 +162,14 @@ def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
     assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": TO_COME * (logit(0.8) - logit(0.78))}
+        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": 0.5 * TO_COME}
     )
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([0.5, 0.5 * math.log(6), TO_COME * math.log(0.5)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(6), 0.5 * TO_COME])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), TO_COME * math.log(0.8)])
+    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), 0.5 * TO_COME])
 
 
 def test_more_rows_count_by_a_curve_that_falls_with_their_root():
@@ -187,13 +179,14 @@ def test_more_rows_count_by_a_curve_that_falls_with_their_root():
     for doublings in (0.0, 1.0, 3.0, 20.0):
         _, x = terms("eval_loss", VALUES | {"doublings": doublings})
         share = (lacking(100) - lacking(100 * 2**doublings)) / (lacking(50) - lacking(100))
-        assert x[2] == pytest.approx(share * math.log(0.4 / 0.5))
+        assert x[2] == pytest.approx(0.5 * share)
 
 
 def test_a_run_that_moves_far_is_corrected_whole_and_one_that_stays_not_at_all():
     for movement, share in ((40.0, 1.0), (1.0, 1.0), (0.0, 0.0)):
-        _, x = terms("accuracy", VALUES | {"movement": movement, "doublings": 0.0})
-        assert x == pytest.approx([share, share * (logit(0.75) - logit(0.8)), 0.0])
+        s, x = terms("accuracy", VALUES | {"movement": movement, "doublings": 0.0})
+        assert s == pytest.approx(logit(0.7))  # with all rows known its end, not its best
+        assert x == pytest.approx([share, share * (logit(0.75) - logit(0.7)), 0.0])
 
 
 def test_every_data_set_has_the_same_weight(noisy, fitted):
@@ -210,7 +203,7 @@ def test_a_perfect_simulation_is_left_alone():
     random = np.random.default_rng(1)
     cases = []
     for case in cases_of(random):
-        outcomes = {name: case.simulated[f"known_{name}"] for name in OUTCOMES}
+        outcomes = {name: unscale(name, terms(name, case.simulated)[0]) for name in OUTCOMES}
         cases.append(dataclasses.replace(case, outcomes=outcomes))
     found = fit_calibration(cases, [OUTPUT], "perfect")
     for line in found.lines.values():
@@ -352,19 +345,15 @@ def test_ties_are_within_the_error_of_a_difference():
 def test_values_of_an_outlook():
     simulated = SimulatedRun(
         trajectory=SimpleNamespace(movement=0.5),
-        end=Ending(0.05, 0.5, 0.7),
+        end=Ending(0.1, 0.5, 0.7),
         probe_loss=0.6,
         probe_metric=0.75,
         samples=100,
         train_rows=400,
         metric=main_metric("classification"),
-        known=Ending(0.1, 0.4, 0.8),
-        half=Ending(0.2, 0.5, 0.78),
+        best=Ending(0.1, 0.4, 0.8),
     )
     assert case_values(simulated) == VALUES
-    whole = case_values(dataclasses.replace(simulated, train_rows=100, known=None))
+    whole = case_values(dataclasses.replace(simulated, train_rows=100, best=None))
     assert whole["doublings"] == 0.0
-    assert whole["known_accuracy"] == whole["simulated_accuracy"] == 0.7
-    assert whole["half_accuracy"] == 0.78
-    alone = case_values(dataclasses.replace(simulated, half=None))  # not simulated: more rows are nothing
-    assert alone["half_eval_loss"] == alone["known_eval_loss"] == 0.4
+    assert (whole["best_accuracy"], whole["best_eval_loss"]) == (0.7, 0.5)

@@ -43,7 +43,7 @@ def values_of(kind, random, size=1.0):
         "movement": 1.0,
         "doublings": 0.0,
     }
-    return domains.nested(values)
+    return domains.best_at_end(values)
 
 
 def cases_of(kind, size=1.0, shift=0.2):
@@ -129,7 +129,7 @@ def test_runs_of_two_kinds_have_no_calibration_in_common():
 
 def _with_all(cases):
     """Values of both kinds, so that only the kind is amiss."""
-    more = domains.nested({"simulated_spearman": 0.5}) | {"probe_spearman": 0.5}
+    more = domains.best_at_end({"simulated_spearman": 0.5}) | {"probe_spearman": 0.5}
     return [
         dataclasses.replace(c, simulated={**c.simulated, **more}, outcomes={**c.outcomes, "spearman": 0.5})
         for c in cases
@@ -158,7 +158,7 @@ def test_a_course_of_numbers_is_bent_on_its_own_scale_and_read_again(tmp_path):
     simulated = SimulatedRun(trajectory, Ending(4.0, 3.0, 0.7), 5.0, 0.5, 10, 10, metric)
     calibration = fit_calibration(cases_of("regression", 30.0), ["full"], "a study")
     values = values_of("regression", np.random.default_rng(2), 30.0)
-    values |= domains.nested({"simulated_train_loss": 4.0, "simulated_eval_loss": 3.0, "simulated_spearman": 0.7})
+    values |= domains.best_at_end({"simulated_train_loss": 4.0, "simulated_eval_loss": 3.0, "simulated_spearman": 0.7})
     forecast = apply_calibration(calibration, values, "full", run=of("regression"))
     curve = bend(simulated, forecast)
     end = forecast.levels

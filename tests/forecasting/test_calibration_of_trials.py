@@ -24,7 +24,7 @@ RUN = Run("00000000000aa", False, 2, 400, 1600, 300, 50, 5, 250, 32, 1e-3, 8e-3)
 GAMMA = np.array([-0.3, 0.5, 0.4])
 LINE = Line((-0.3, 0.5, 0.4), (-2.0, 2.0), 0.01, 0.05, 0.05, 6, 60, growth=0.1)
 VALUES = {
-    **domains.nested({"simulated_train_loss": 0.1, "simulated_eval_loss": 0.4, "simulated_accuracy": 0.8}),
+    **domains.best_at_end({"simulated_train_loss": 0.1, "simulated_eval_loss": 0.4, "simulated_accuracy": 0.8}),
     "probe_loss": 0.6,
     "probe_accuracy": 0.75,
     "movement": 0.5,
@@ -48,7 +48,7 @@ def drawn_cases(random, *, groups=6, runs=6, spread=0.05, growth=0.0, gamma=GAMM
             run = dataclasses.replace(RUN, train_rows=400 * 2**doublings)
             losses, accuracies = np.exp(random.normal(-1, 0.4, 3)), 1 / (1 + np.exp(-random.normal(1, 0.5, 2)))
             values = {
-                **domains.nested(dict(zip(SIMULATED, (*losses[:2], accuracies[0]), strict=True))),
+                **domains.best_at_end(dict(zip(SIMULATED, (*losses[:2], accuracies[0]), strict=True))),
                 "probe_loss": losses[2],
                 "probe_accuracy": accuracies[1],
                 "movement": 0.0,
@@ -56,7 +56,7 @@ def drawn_cases(random, *, groups=6, runs=6, spread=0.05, growth=0.0, gamma=GAMM
             }
             # without movement the forecast without trials is the simulated run, whatever was fitted
             start, below = (
-                {name: scale(name, values[f"known_{name}"]) + random.normal(0, 0.4) for name in OUTCOMES}
+                {name: scale(name, values[f"simulated_{name}"]) + random.normal(0, 0.4) for name in OUTCOMES}
                 for _ in range(2)
             )
             rows = run.train_rows // int(2 ** random.integers(1, 4))
@@ -125,7 +125,7 @@ def test_the_spread_where_all_rows_are_known_is_never_lost(seed):
     for group in range(5):
         for doublings in (0, 0, 1, 2, 3):
             values, error = VALUES | {"doublings": float(doublings)}, math.hypot(0.05, 0.3 * doublings)
-            moved = {name: scale(name, VALUES[f"known_{name}"]) + error * random.normal() for name in OUTCOMES}
+            moved = {name: scale(name, VALUES[f"simulated_{name}"]) + error * random.normal() for name in OUTCOMES}
             outcomes = {name: unscale(name, value) for name, value in moved.items()}
             cases.append(Case(values, outcomes, f"data {group}"))
     for name in ("eval_loss", "train_loss"):
@@ -157,7 +157,7 @@ def test_a_forecast_with_a_trial_is_that_of_the_formula(by_hand):
     half = float(student.ppf(0.95, 5)) * math.sqrt(0.05**2 + 0.2**2)  # the evaluation rows are more than one
     for name in OUTCOMES:
         t, below = (scale(name, one.outcomes[name]) for one in shown)
-        p = scale(name, VALUES[f"known_{name}"])  # coefficients 0
+        p = scale(name, VALUES[f"simulated_{name}"])  # coefficients 0
         middle = t + 0.5 * (-0.3 + 0.5 * (p - t) + 0.4 * (t - below))
         level = found.levels[name]
         expected = [middle, middle - half, middle + half]
@@ -195,7 +195,7 @@ def test_a_plain_forecast_that_is_withheld_is_no_term(by_hand):
     found = apply_calibration(narrow, VALUES, "margin", run=RUN, shown=shown)
     for name, level in found.levels.items():
         assert scale(name, level.value) == pytest.approx(scale(name, shown[0].outcomes[name]) + 0.5 * -0.3)
-    other = apply_calibration(narrow, VALUES | {"known_accuracy": 0.3}, "margin", run=RUN, shown=shown)
+    other = apply_calibration(narrow, VALUES | {"best_accuracy": 0.3}, "margin", run=RUN, shown=shown)
     assert other.levels == found.levels
 
 

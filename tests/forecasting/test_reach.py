@@ -47,7 +47,7 @@ SEEN = Run(
     update_rate=8e-3,
 )
 DOMAIN = domain_of([SEEN], most_rows=1.0, most_classes=4.0)
-VALUES = domains.nested(
+VALUES = domains.best_at_end(
     {
         "simulated_train_loss": 0.1,
         "simulated_eval_loss": 0.4,
@@ -170,7 +170,7 @@ def test_fewer_evaluation_rows_add_their_noise():
 def test_withheld_is_no_level_but_an_order():
     calibration = domains.by_hand(DOMAIN)
     far = dataclasses.replace(SEEN, model="00000000000bb")
-    good, bad = (apply_calibration(calibration, VALUES | {"known_accuracy": a}, "margin", run=far) for a in (0.9, 0.7))
+    good, bad = (apply_calibration(calibration, VALUES | {"best_accuracy": a}, "margin", run=far) for a in (0.9, 0.7))
     assert good.levels is None
     assert good.to_dict()["levels"] is None
     assert good.key < bad.key
@@ -183,11 +183,11 @@ def test_no_term_grows_without_bound():
     seen = None
     for loss in (1e-1, 1e-2, 1e-3, 1e-9):
         for doublings in (4.0, 10.0, 40.0):
-            values = VALUES | {"known_train_loss": loss, "doublings": doublings, "movement": 5.0}
+            values = VALUES | {"simulated_train_loss": loss, "doublings": doublings, "movement": 5.0}
             found = apply_calibration(calibration, values, "margin").levels
             lines = calibration.lines
             for name in OUTCOMES:
-                shift = abs(scale(name, found[name].value) - scale(name, values[f"known_{name}"]))
+                shift = abs(scale(name, found[name].value) - scale(name, values[f"simulated_{name}"]))
                 beta = lines[name].coefficients
                 of_probe = abs(beta[1]) * 10.0
                 assert shift <= abs(beta[0]) + of_probe + abs(beta[2]) * max(map(abs, lines[name].limits)) + 1e-9
@@ -209,7 +209,7 @@ def of_study(sizes):
         for ratio, (count, error) in sizes.items():
             for number in range(count):
                 wrong = error * (1 if number % 2 else -1) + 0.01 * (number - 5)
-                values = VALUES | {"doublings": math.log2(ratio)} | domains.nested({"simulated_accuracy": 0.7})
+                values = VALUES | {"doublings": math.log2(ratio)} | domains.best_at_end({"simulated_accuracy": 0.7})
                 outcomes = {"train_loss": 0.1 * math.exp(wrong), "eval_loss": 0.4 * math.exp(wrong)}
                 p = 1 / (1 + math.exp(-(math.log(0.7 / 0.3) + wrong)))
                 run_ = dataclasses.replace(SEEN, train_rows=400 * ratio)

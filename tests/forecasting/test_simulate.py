@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import weakref
 
 import numpy as np
@@ -12,12 +13,13 @@ from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.forecasting.optimizer import clip_each, optimizer_of, set_rate
 from foretune.forecasting.schedule import Schedule
-from foretune.forecasting.simulate import simulate
-from foretune.forecasting.simulated_runs import n_steps, simulate_runs
+from foretune.forecasting.simulate import Trajectory, simulate
+from foretune.forecasting.simulated_runs import best_of, head_alone_on, n_steps, simulate_runs
 from foretune.models.placement import place, read_adapters
 from foretune.models.sites import Site
 from foretune.ntk.factors import ModuleTokens, TokenFactors, token_factors
 from foretune.tasks.classification import Classification
+from foretune.tasks.metrics import ACCURACY
 from foretune.tasks.multi_label import MultiLabel
 from foretune.tasks.regression import Regression
 
@@ -502,33 +504,39 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
     assert found[0].probe_metric == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
 
 
-@pytest.mark.parametrize("train_rows", [20, 8, 6])
-def test_nested_runs_are_those_of_the_first_examples(monkeypatch, train_rows):
-    """On the known rows, where the run itself has more, and on half of what it sees: with as many epochs."""
+def test_the_best_of_a_run_is_that_of_its_epochs():
+    """Evaluations within an epoch do not count, each of loss and metric is the best by itself."""
+    schedule = dataclasses.replace(RECIPE, train_rows=8, batch_size=4, epochs=3)
+    course = Trajectory(
+        steps=(0, 1, 2, 3, 4, 5, 6),
+        train_loss=(1.0, 0.1),
+        train_metric=(0.5, 0.9),
+        eval_loss=(0.0, 0.0, 0.5, 0.0, 0.4, 0.0, 0.6),
+        eval_metric=(1.0, 1.0, 0.8, 1.0, 0.7, 1.0, 0.75),
+        batch_loss=(9.0, 9.0, 9.0, 9.0, 0.2, 0.4),
+        movement=1.0,
+        eval_logits=np.zeros((1, 2)),
+    )
+    assert vars(best_of(course, schedule, ACCURACY)).values() == pytest.approx([0.3, 0.4, 0.8])
+    lost = dataclasses.replace(course, eval_metric=(0.5,) + (math.nan,) * 6)
+    assert math.isnan(best_of(lost, schedule, ACCURACY).eval_metric)
+    some = dataclasses.replace(course, eval_metric=(0.5, 1.0, math.nan, 1.0, 0.7, 1.0, 0.6))
+    assert best_of(some, schedule, ACCURACY).eval_metric == 0.7
+
+
+def test_simulated_runs_carry_their_best_and_heads_run_on_fewer_rows():
     train, evaluation, own = sample(8, 3), sample(6, 3, seed=1), head(3)
     rows = tuple(normal(3, d_in) for d_in, _ in SHAPES)
     linearised = Linearised(train, evaluation, own, rows, 1, 0.0)
-    schedule = dataclasses.replace(RECIPE, train_rows=train_rows)
-    starts = [linearised.start([]), linearised.start([0, 1]), linearised.start([2], 2)]
-    monkeypatch.setattr("foretune.forecasting.simulated_runs.ENTRIES", 80)
-    steps = []
-    found = simulate_runs(linearised, starts, schedule, nested=True, on_step=lambda: steps.append(1))
-    plain = simulate_runs(linearised, starts, schedule)
-    sizes = {"half": min(8, train_rows) // 2} | ({"known": 8} if train_rows > 8 else {})
-    smaller = {part: dataclasses.replace(schedule, train_rows=rows) for part, rows in sizes.items()}
-    each = schedule.steps + sum(one.steps for one in smaller.values())
-    assert len(steps) == n_steps(starts, schedule, nested=8) == 2 * each
-    for begin, simulated, alone in zip(starts, found, plain, strict=True):
-        assert (alone.known, alone.half) == (None, None)
-        assert simulated.end == alone.end
-        assert (simulated.known is None) == (train_rows <= 8)
-        for part, its in smaller.items():
-            (run,) = simulate([begin], own, first_examples(train, its.train_rows), evaluation, its)
-            end = getattr(simulated, part)
-            assert end.eval_loss == pytest.approx(run.eval_loss[-1], rel=1e-4)
-            assert end.eval_metric == run.eval_metric[-1]
-            assert end.train_loss == pytest.approx(np.mean(run.batch_loss[-its.steps_per_epoch :]), rel=1e-4)
-        assert simulated.half.eval_loss != simulated.end.eval_loss
+    schedule = dataclasses.replace(RECIPE, train_rows=20)
+    (run,) = simulate_runs(linearised, [linearised.start([0, 1])], schedule, points=schedule.epochs)
+    assert run.best.eval_loss == min(run.trajectory.eval_loss[1:])
+    assert run.best.eval_metric == max(run.trajectory.eval_metric[1:])
+    assert run.best.train_loss == run.end.train_loss
+    for asked, taken in ((4, 4), (99, 8)):
+        smaller = dataclasses.replace(schedule, train_rows=taken)
+        (alone,) = simulate([linearised.start([])], own, first_examples(train, taken), evaluation, smaller)
+        assert head_alone_on(linearised, schedule, asked).eval_loss == pytest.approx(alone.eval_loss[-1])
 
 
 INITS = {"kaiming": {}, "rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}

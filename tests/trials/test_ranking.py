@@ -13,13 +13,12 @@ from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Line
 from foretune.forecasting.outcomes import OUTCOMES
-from foretune.forecasting.simulated_runs import Ending
 from foretune.ranking.report import RankRun, ranking_content
 from foretune.ranking.table import ranking_table
 from foretune.report.home import home
 from foretune.report.store import finite, to_json
 from foretune.trials import ranking as trying
-from foretune.trials.ranking import Telling, check_spend, head_alone_on, try_finalists
+from foretune.trials.ranking import Telling, check_spend, largest_within, try_finalists
 
 import cases
 import domains
@@ -279,11 +278,9 @@ def test_a_spend_that_buys_nothing_is_refused_before_the_work(place, screened, s
         check_spend(classifier, task, replace(settings, spend=spend))
 
 
-def test_the_head_alone_is_compared_on_no_more_rows_than_the_trial_has(screened):
-    head = screened[0].head_runs[0]
-    assert (head.samples, head.train_rows) == (20, N)
-    run_of = replace(head, end=Ending(0, 0, 0.9), known=Ending(0, 0, 0.8), half=Ending(0, 0, 0.7))
-    found = [head_alone_on(run_of, rows) for rows in (9, 10, 19, 20, 199, 200)]
-    assert found == [None, 0.7, 0.7, 0.8, 0.8, 0.9]
-    small = replace(run_of, samples=40, train_rows=30, known=None)
-    assert [head_alone_on(small, rows) for rows in (14, 15, 30)] == [None, 0.7, 0.9]
+def test_the_head_alone_is_compared_on_no_more_rows_than_the_trial_has():
+    head = ((32, 0.7), (64, 0.8), (128, 0.9))
+    assert [largest_within(head, rows) for rows in (31, 32, 63, 64, 127, 128, 999)] == [
+        None, 0.7, 0.7, 0.8, 0.8, 0.9, 0.9,
+    ]  # fmt: skip
+    assert largest_within((), 64) is None

@@ -12,7 +12,7 @@ from foretune.evaluation.statistics import spearman
 from foretune.evaluation.trial_runs import trials_of
 from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, forecast_inside
 from foretune.forecasting.calibration_fit import Case, fit_calibration
-from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, scale, unscale
+from foretune.forecasting.outcomes import Outcome, outcomes_of, scale, unscale
 from foretune.forecasting.reach import Run, run_from
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.with_trials import together
@@ -30,16 +30,15 @@ def simulated_values(record: Record, simulation: Mapping[str, Value] | None = No
         simulation: One of its variants; None takes its quantities.
 
     Returns:
-        Values of `case_values`; None if the cell was not simulated. Simulations of earlier versions lack the nested
-        runs: where all rows are known, more of them is nothing that these say.
+        Values of `case_values`; None if the cell was not simulated. Simulations of earlier versions do not
+        say which epoch was best: where all rows are known, that is not asked.
     """
     quantities = record.quantities if simulation is None else simulation
     values = {name: quantities.get(name) for name in calibrated(record.kind)}
     if values["doublings"] == 0.0:
-        for name in (*LOSSES, main_metric(record.kind).name):
-            for which, instead in (("known", "simulated"), ("half", "known")):
-                if values[f"{which}_{name}"] is None:
-                    values[f"{which}_{name}"] = values[f"{instead}_{name}"]
+        for name in ("eval_loss", main_metric(record.kind).name):
+            if values[f"best_{name}"] is None:
+                values[f"best_{name}"] = values[f"simulated_{name}"]
     if any(value is None for value in values.values()):
         return None
     return {name: float(value) for name, value in values.items() if value is not None}

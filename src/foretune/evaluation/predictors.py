@@ -246,7 +246,7 @@ def calibrated(kind: Kind) -> tuple[str, ...]:
         Names, as in `case_values`.
     """
     metric = main_metric(kind).name
-    ends = [f"{which}_{name}" for which in ("simulated", "known", "half") for name in (*LOSSES, metric)]
+    ends = [*(f"simulated_{name}" for name in (*LOSSES, metric)), "best_eval_loss", f"best_{metric}"]
     return (*ends, "probe_loss", f"probe_{metric}", "movement", "doublings")
 
 

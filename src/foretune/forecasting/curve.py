@@ -103,7 +103,7 @@ def forecast_run(
         return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
     linearised = linearise_run(plan) if model is None else model()
     starts = [linearised.start(range(len(linearised.sites))), linearised.start([])]
-    total, done = n_steps(starts, schedule, nested=len(plan.train.features)), 0
+    total, done = n_steps(starts, schedule), 0
 
     def step() -> None:
         nonlocal done
@@ -111,7 +111,7 @@ def forecast_run(
         if on_step is not None:
             on_step(done, total)
 
-    simulated, head = simulate_runs(linearised, starts, schedule, points=POINTS, nested=True, on_step=step)
+    simulated, head = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
     run, run_of_head = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run, shown=shown)
     if forecast.levels is None:

@@ -19,7 +19,7 @@ from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.forecasting.reach import Run, reach
 from foretune.forecasting.schedule import Schedule, schedule_of
 from foretune.forecasting.shown import Shown
-from foretune.forecasting.simulated_runs import case_values, kind_of, nested_steps, simulate_runs
+from foretune.forecasting.simulated_runs import case_values, kind_of, simulate_runs
 from foretune.problem import Plan
 from foretune.settings.groups import Recipe
 from foretune.tasks.metrics import Metric
@@ -95,7 +95,7 @@ class Listed:
     @property
     def steps(self) -> int:
         """Steps that are simulated."""
-        return 0 if self.withheld is not None else nested_steps(self.schedule, self.run.known_rows)
+        return 0 if self.withheld is not None else self.schedule.steps
 
 
 def list_rows(
@@ -156,7 +156,9 @@ def forecast_rows(
             whole = model()
             linearised = replace(whole, train=first_examples(whole.train, entry.run.known_rows))
             start = linearised.start(range(len(linearised.sites)))
-            (simulated,) = simulate_runs(linearised, [start], entry.schedule, nested=True, on_step=on_step)
+            (simulated,) = simulate_runs(
+                linearised, [start], entry.schedule, points=entry.schedule.epochs, on_step=on_step
+            )
             output = whole.train.factors.reduction.name
             values = case_values(simulated)
             forecast = apply_calibration(calibration, values, output, run=entry.run, shown=entry.shown)

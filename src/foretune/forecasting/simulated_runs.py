@@ -61,8 +61,8 @@ class SimulatedRun:
         samples: Labelled training examples n.
         train_rows: Training rows N of the run.
         metric: The main metric.
-        known: End of a run on the n known rows alone, with the same epochs; None where that is `end`, or not simulated.
-        half: The same on the first half of them; None where it was not simulated.
+        best: The least evaluation loss and the best main metric after an epoch, and the training loss at the end;
+            None takes `end`.
     """
 
     trajectory: Trajectory
@@ -72,8 +72,7 @@ class SimulatedRun:
     samples: int
     train_rows: int
     metric: Metric
-    known: Ending | None = None
-    half: Ending | None = None
+    best: Ending | None = None
 
 
 def simulate_runs(
@@ -83,14 +82,12 @@ def simulate_runs(
     *,
     points: int = 1,
     train_a: bool = True,
-    nested: bool = False,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[SimulatedRun, ...]:
     """Simulate the schedule for each adapter.
 
-    A run of more rows than are known sees the known ones again and again, and fits them better than the real one fits
-    its own. The nested runs, on the known rows and on half of them with as many epochs, see each row as often as the
-    real one does; how they differ is how much rows are worth.
+    A run of more rows than are known sees the known ones again and again, and at its end fits them better than the real
+    one fits its own: `best` is the run before that.
 
     Args:
         linearised: The model after the pass over the samples.
@@ -98,7 +95,6 @@ def simulate_runs(
         schedule: Schedule of the run; its rows may be more than the samples.
         points: Evaluations over the steps.
         train_a: Whether A trains.
-        nested: Whether to simulate the nested runs as well.
         on_step: Called after each step of each group of adapters, `n_steps` times in all.
 
     Returns:
@@ -118,29 +114,51 @@ def simulate_runs(
             train_a=train_a,
             on_step=on_step,
         )
-        simulated = [
-            SimulatedRun(trajectory, ending(trajectory, schedule), *of_probe, n, schedule.train_rows, metric)
-            for trajectory in trajectories
-        ]
-        for part, smaller in (_nested(schedule, n) if nested else {}).items():
-            train = first_examples(linearised.train, smaller.train_rows)
-            ends = simulate(
-                group, linearised.head, train, linearised.evaluation, smaller, train_a=train_a, on_step=on_step
-            )
-            found = [ending(trajectory, smaller) for trajectory in ends]
-            if part == "known":
-                simulated = [replace(run, known=end) for run, end in zip(simulated, found, strict=True)]
-            else:
-                simulated = [replace(run, half=end) for run, end in zip(simulated, found, strict=True)]
-        runs += simulated
+        for trajectory in trajectories:
+            end, best = ending(trajectory, schedule), best_of(trajectory, schedule, metric)
+            runs.append(SimulatedRun(trajectory, end, *of_probe, n, schedule.train_rows, metric, best))
     return tuple(runs)
 
 
-def _nested(schedule: Schedule, n: int) -> dict[str, Schedule]:
-    """Schedules of the runs on the known rows, where the run itself has more, and on half of the rows that it sees."""
-    seen = min(n, schedule.train_rows)
-    sizes = {"half": max(1, seen // 2)} | ({"known": n} if schedule.train_rows > n else {})
-    return {part: replace(schedule, train_rows=rows) for part, rows in sizes.items()}
+def best_of(trajectory: Trajectory, schedule: Schedule, metric: Metric) -> Ending:
+    """Find the best of a run over its epochs: its loss and its metric each where that is best.
+
+    Args:
+        trajectory: Simulated run; of its evaluations those nearest to the ends of epochs count.
+        schedule: Its schedule.
+        metric: What its metric is.
+
+    Returns:
+        Losses and metric; the training loss is that of the last epoch.
+    """
+    steps = np.array(trajectory.steps[1:])
+    ends = schedule.steps_per_epoch * np.arange(1, schedule.epochs + 1)
+    at = 1 + np.unique(np.abs(steps[None, :] - ends[:, None]).argmin(axis=1))
+    losses, metrics = np.array(trajectory.eval_loss)[at], np.array(trajectory.eval_metric)[at]
+    best = metric.better * np.max(metric.better * np.where(np.isfinite(metrics), metrics, -metric.better * np.inf))
+    known = bool(np.isfinite(best))
+    return Ending(
+        ending(trajectory, schedule).train_loss,
+        float(losses.min()),
+        float(best) if known else trajectory.eval_metric[-1],
+    )
+
+
+def head_alone_on(linearised: Linearised, schedule: Schedule, rows: int) -> Ending:
+    """Simulate the head without an adapter on fewer rows, as a trial has them.
+
+    Args:
+        linearised: The model after the pass over the samples.
+        schedule: Schedule of the run, whose epochs, rates and batches it has.
+        rows: Rows of the trial; no more than are known count.
+
+    Returns:
+        Its end.
+    """
+    smaller = replace(schedule, train_rows=max(1, min(rows, linearised.train.factors.n)))
+    train = first_examples(linearised.train, smaller.train_rows)
+    (run,) = simulate([linearised.start([])], linearised.head, train, linearised.evaluation, smaller)
+    return ending(run, smaller)
 
 
 def kind_of(plan: Plan, schedule: Schedule) -> Run:
@@ -199,31 +217,17 @@ def ending(trajectory: Trajectory, schedule: Schedule) -> Ending:
     return Ending(float(np.mean(last)), trajectory.eval_loss[-1], trajectory.eval_metric[-1])
 
 
-def n_steps(starts: Sequence[Start], schedule: Schedule, *, nested: int | None = None) -> int:
+def n_steps(starts: Sequence[Start], schedule: Schedule) -> int:
     """Count the steps that `simulate_runs` simulates, for a progress bar.
 
     Args:
         starts: Adapters.
         schedule: Schedule.
-        nested: Known rows, where the nested runs are simulated too; None where they are not.
 
     Returns:
         Steps, summed over groups of adapters.
     """
-    return len(_groups(starts)) * (schedule.steps if nested is None else nested_steps(schedule, nested))
-
-
-def nested_steps(schedule: Schedule, n: int) -> int:
-    """Count the steps of a run that is simulated with its nested runs.
-
-    Args:
-        schedule: Its schedule.
-        n: Known rows.
-
-    Returns:
-        Steps of all of them.
-    """
-    return schedule.steps + sum(one.steps for one in _nested(schedule, n).values())
+    return len(_groups(starts)) * schedule.steps
 
 
 def _groups(starts: Sequence[Start]) -> list[list[Start]]:
@@ -250,12 +254,13 @@ def case_values(simulated: SimulatedRun) -> dict[str, float]:
         Numbers by name, those of the metric under its name.
     """
     name = simulated.metric.name
-    known = simulated.known or simulated.end
-    ends = {"simulated": simulated.end, "known": known, "half": simulated.half or known}
+    best = simulated.best or simulated.end
     return {
-        **{f"{which}_train_loss": end.train_loss for which, end in ends.items()},
-        **{f"{which}_eval_loss": end.eval_loss for which, end in ends.items()},
-        **{f"{which}_{name}": end.eval_metric for which, end in ends.items()},
+        "simulated_train_loss": simulated.end.train_loss,
+        "simulated_eval_loss": simulated.end.eval_loss,
+        f"simulated_{name}": simulated.end.eval_metric,
+        "best_eval_loss": best.eval_loss,
+        f"best_{name}": best.eval_metric,
         "probe_loss": simulated.probe_loss,
         f"probe_{name}": simulated.probe_metric,
         "movement": simulated.trajectory.movement,

@@ -1,15 +1,16 @@
 """What a forecast without trials is made of: the simulated run, and what finished runs on other data add to it.
 
-On the scale of `foretune.forecasting.outcomes`, with s the end of the run simulated on the n known rows (all of the
-run's, where it has no more), h that of the run on half of them, w = min(1, movement) and, for N training rows and n
-known ones, c = (1 − √(n/N)) / (√2 − 1),
+On the scale of `foretune.forecasting.outcomes`, with s the end of the simulated run, w = min(1, movement) and, for N
+training rows and n known ones, c = (1 − √(n/N)) / (√2 − 1),
 
-    y = s + β_0 w + β_1 w (probe − s) + β_2 c (s − h) + error.
+    y = s + β_0 w + β_1 w (probe − s) + β_2 w c + error.
 
-What is still to come from n to N rows is c times what came from n/2 to n, where that which lacks falls as one over the
-root of the rows: c is never more than 2.4, however many rows there are. A run that hardly moves its adapter is linear,
-as the simulation takes it to be, and w leaves it alone. The last term counts only as far as the fit has seen it; the
-others are bounded by their scale.
+A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it alone. With N > n the
+simulated run sees the n rows again where the real one sees new ones, and overfits them: s is then the best of its
+evaluation losses, and of its metrics, after an epoch (the training loss stays that of the end). What the new rows add
+to that is the last term: c is what is still to come from n to N rows in units of what came from n/2 to n, where that
+which lacks falls as one over the root of the rows, and never more than 2.4. All terms are bounded by their scale, and
+the last one counts only as far as the fit has seen it.
 """
 
 from collections.abc import Mapping
@@ -34,11 +35,12 @@ def terms(outcome: Outcome, values: Mapping[str, float], kind: Kind = "classific
     Returns:
         s, and x in the order of `TERMS`.
     """
-    s, half = (scale(outcome, values[f"{which}_{outcome}"], kind) for which in ("known", "half"))
+    of_best = values["doublings"] > 0.0 and outcome != "train_loss"
+    s = scale(outcome, values[f"{'best' if of_best else 'simulated'}_{outcome}"], kind)
     probe = scale(outcome, values["probe_loss" if outcome in LOSSES else f"probe_{outcome}"], kind)
     moved = min(1.0, values["movement"])
     to_come = (1.0 - 2.0 ** (-values["doublings"] / 2.0)) / (2.0**0.5 - 1.0)
-    return s, np.array([moved, moved * (probe - s), to_come * (s - half)])
+    return s, moved * np.array([1.0, probe - s, to_come])
 
 
 def within_limits(x: Array, limits: tuple[float, float]) -> Array:

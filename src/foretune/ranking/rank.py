@@ -166,7 +166,7 @@ def rank_adapters(
         single=_single(blocks),
         head_alone=said_alone,
         head_recipe=head_recipe,
-        head_runs=tuple(runs.simulated[0] for runs in by_recipe),
+        head_runs=tuple(runs.head_alone for runs in by_recipe),
         constant=task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
         samples=linearised.train.factors.n,
         train_rows=plan.train_rows,

@@ -8,8 +8,8 @@ from foretune.errors import ConfigError
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Linearised
 from foretune.forecasting.reach import Domain, Run
-from foretune.forecasting.schedule import schedule_of
-from foretune.forecasting.simulated_runs import SimulatedRun, kind_of, n_steps, runs_of, simulate_runs
+from foretune.forecasting.schedule import Schedule, schedule_of
+from foretune.forecasting.simulated_runs import SimulatedRun, head_alone_on, kind_of, n_steps, runs_of, simulate_runs
 from foretune.problem import Plan
 from foretune.ranking.recommend import in_words, tie_note
 from foretune.ranking.rows import Row
@@ -17,6 +17,7 @@ from foretune.settings.commands import RankSettings
 from foretune.settings.groups import MOST_RUNS, Recipe
 from foretune.tasks.metrics import Metric
 
+FEWEST = 32  # rows of a trial
 FAR = 4.0  # times what the calibration has seen
 _VERDICTS = 3  # that are told in full
 
@@ -30,12 +31,15 @@ class RecipeRuns:
         steps: Steps of each.
         simulated: One for each start.
         kinds: What kind of run each is, to be compared with what a calibration has seen.
+        head_alone: Main metric of the head without an adapter on fewer rows, as trials have them, by rising rows; none
+            where nothing is spent on trials.
     """
 
     recipe: Recipe
     steps: int
     simulated: tuple[SimulatedRun, ...]
     kinds: tuple[Run, ...]
+    head_alone: tuple[tuple[int, float], ...] = ()
 
 
 def check_runs(settings: RankSettings, listed: int) -> None:
@@ -80,17 +84,25 @@ def simulate_recipes(
         The runs of each recipe.
     """
     schedules = [(recipe, schedule_of(recipe, plan.train_rows, seed=settings.seed)) for recipe in settings.each()]
-    known = linearised.train.factors.n
-    on_step = counter(sum(n_steps(starts, schedule, nested=known) for _, schedule in schedules))
+    on_step = counter(sum(n_steps(starts, schedule) for _, schedule in schedules))
     return tuple(
         RecipeRuns(
             recipe,
             schedule.steps,
-            simulate_runs(linearised, starts, schedule, points=recipe.epochs, nested=True, on_step=on_step),
+            simulate_runs(linearised, starts, schedule, points=recipe.epochs, on_step=on_step),
             runs_of(kind_of(plan, schedule), starts),
+            _head_alone(linearised, schedule) if settings.spend != "0" else (),
         )
         for recipe, schedule in schedules
     )
+
+
+def _head_alone(linearised: Linearised, schedule: Schedule) -> tuple[tuple[int, float], ...]:
+    most, sizes = min(linearised.train.factors.n, schedule.train_rows), [FEWEST]
+    while 2 * sizes[-1] <= most:
+        sizes.append(2 * sizes[-1])
+    sizes = [rows for rows in sizes if rows <= most]
+    return tuple((rows, head_alone_on(linearised, schedule, rows).eval_metric) for rows in sizes)
 
 
 def best_epoch(metrics: Sequence[float], losses: Sequence[float], metric: Metric) -> int:

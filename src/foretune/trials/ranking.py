@@ -9,7 +9,7 @@ import numpy as np
 
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
 from foretune.forecasting.calibration_file import shipped_calibration
-from foretune.forecasting.simulated_runs import SimulatedRun, case_values
+from foretune.forecasting.simulated_runs import case_values
 from foretune.models.classifier import Classifier, encode, own_classifier
 from foretune.ranking.rank import OnProgress, rank_adapters
 from foretune.ranking.recipes import notes_of
@@ -259,26 +259,24 @@ def _with_trials(finalists: _Finalists, row: Row, tried: Sequence[Tried]) -> Row
         finalists.calibration, case_values(row.simulated), output, run=row.run, shown=shown
     )
     head = ranking.head_runs[ranking.recipes.index(row.recipe)]
-    floors = [ranking.constant, head_alone_on(head, max(one.rows for one in shown))]
+    floors = [ranking.constant, largest_within(head, max(one.rows for one in shown))]
     targets = task.train.labels[finalists.bench.held.training]
     answer = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
     collapsed = collapsed_at(shown, objective.metric, floors, objective.mean_loss(answer, targets))
     return replace(row, said=said, trials=tuple(map(record, tried)), collapsed=collapsed)
 
 
-def head_alone_on(head: SimulatedRun, rows: int) -> float | None:
+def largest_within(head: Sequence[tuple[int, float]], rows: int) -> float | None:
     """Say what the head alone reaches on no more rows than a trial has.
 
     Args:
-        head: Its simulated run, with the nested ones.
+        head: Its main metric by rising rows.
         rows: Rows of the trial.
 
     Returns:
-        Main metric on the most simulated rows that are not more; None where even half of the known rows are more.
+        The metric on the most rows that are not more; None where all are more.
     """
-    known = min(head.samples, head.train_rows)
-    ends = [(head.train_rows, head.end), (known, head.known), (max(1, known // 2), head.half)]
-    return next((end.eval_metric for size, end in ends if end is not None and size <= rows), None)
+    return next((metric for size, metric in reversed(head) if size <= rows), None)
 
 
 def _ranked(finalists: _Finalists, rows: Sequence[Row], plan: TrialPlan, tried: Sequence[Sequence[Tried]]) -> Ranking:
