@@ -43,7 +43,7 @@ def shown(rows, accuracy, *, seed=0, diverged=False):
     return Shown(rows, seed, 300, outcomes, accuracy, 5, diverged)
 
 
-def by_hand(domain, *, coefficients=(0.1, 0.2, 0.0), spread=0.4, within=0.2):
+def by_hand(domain, *, coefficients=(0.2, 0.0), spread=0.4, within=0.2):
     line = Line(coefficients, (-5.0, 5.0), 1.0, spread, within, 6, 60)
     return Calibration(dict.fromkeys(OUTCOMES, line), ("margin", "full"), ("a", "b"), "a study", domain)
 

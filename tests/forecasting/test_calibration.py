@@ -50,7 +50,7 @@ def logistic_of(x):
     return 1 / (1 + np.exp(-x))
 
 
-BETA = np.array([0.2, 0.3, 0.4])
+BETA = np.array([0.3, 0.4])
 
 
 def truth(values, random, *, between=0.0, noise=0.0):
@@ -107,8 +107,8 @@ def slow_line(outcome, cases):
         for i, name in enumerate(names):
             rest = [j for j, other in enumerate(names) if other != name]
             beta = slow_ridge(x[rest], y[rest], weight[rest], penalty)
-            last = min(max(x[i, 2], min(x[rest, 2])), max(x[rest, 2]))  # as far as the others have seen it
-            errors[i] = y[i] - x[i, :2] @ beta[:2] - last * beta[2]
+            last = min(max(x[i, 1], min(x[rest, 1])), max(x[rest, 1]))  # as far as the others have seen it
+            errors[i] = y[i] - x[i, 0] * beta[0] - last * beta[1]
         size = math.sqrt(np.sum(weight * errors**2) / weight.sum())
         if best is None or size < best[1]:
             around = errors - [np.mean([e for e, o in zip(errors, names, strict=True) if o == name]) for name in names]
@@ -161,15 +161,14 @@ TO_COME = (1 - math.sqrt(1 / 4)) / (math.sqrt(2) - 1)  # two doublings are missi
 def test_terms_are_those_of_the_docstring():
     s, x = terms("accuracy", VALUES)
     assert s == pytest.approx(logit(0.8))
-    assert dict(zip(TERMS, x, strict=True)) == pytest.approx(
-        {"constant": 0.5, "probe": 0.5 * (logit(0.75) - logit(0.8)), "more_rows": 0.5 * TO_COME}
-    )
+    gain = 0.5 * (logit(0.75) - logit(0.8))
+    assert dict(zip(TERMS, x, strict=True)) == pytest.approx({"probe": gain, "more_rows": TO_COME * gain})
     s, x = terms("train_loss", VALUES)
     assert s == pytest.approx(math.log(0.1))
-    assert x == pytest.approx([0.5, 0.5 * math.log(6), 0.5 * TO_COME])
+    assert x == pytest.approx([0.5 * math.log(6), 0.5 * TO_COME * math.log(6)])
     s, x = terms("eval_loss", VALUES)
     assert s == pytest.approx(math.log(0.4))
-    assert x == pytest.approx([0.5, 0.5 * math.log(1.5), 0.5 * TO_COME])
+    assert x == pytest.approx([0.5 * math.log(1.5), 0.5 * TO_COME * math.log(1.5)])
 
 
 def test_more_rows_count_by_a_curve_that_falls_with_their_root():
@@ -179,14 +178,14 @@ def test_more_rows_count_by_a_curve_that_falls_with_their_root():
     for doublings in (0.0, 1.0, 3.0, 20.0):
         _, x = terms("eval_loss", VALUES | {"doublings": doublings})
         share = (lacking(100) - lacking(100 * 2**doublings)) / (lacking(50) - lacking(100))
-        assert x[2] == pytest.approx(0.5 * share)
+        assert x[1] == pytest.approx(share * x[0])
 
 
 def test_a_run_that_moves_far_is_corrected_whole_and_one_that_stays_not_at_all():
     for movement, share in ((40.0, 1.0), (1.0, 1.0), (0.0, 0.0)):
         s, x = terms("accuracy", VALUES | {"movement": movement, "doublings": 0.0})
         assert s == pytest.approx(logit(0.7))  # with all rows known its end, not its best
-        assert x == pytest.approx([share, share * (logit(0.75) - logit(0.7)), 0.0])
+        assert x == pytest.approx([share * (logit(0.75) - logit(0.7)), 0.0])
 
 
 def test_every_data_set_has_the_same_weight(noisy, fitted):
@@ -219,7 +218,7 @@ def test_the_truth_is_found_without_noise():
     for line in found.lines.values():
         assert line.penalty == PENALTIES[0]
         assert line.spread < 0.05
-        assert line.coefficients[1] == pytest.approx(0.3, abs=0.03)
+        assert line.coefficients[0] == pytest.approx(0.3, abs=0.03)
 
 
 def test_nine_in_ten_intervals_hold_the_truth():
@@ -294,7 +293,7 @@ BAD = {
     "lines in a list": lambda content: content | {"lines": [1]},
     "nothing": lambda content: None,
     "two outcomes": lambda content: content | {"lines": {"accuracy": content["lines"]["accuracy"]}},
-    "coefficients": lambda content: with_accuracy(content, coefficients=[0.0, 1.0]),
+    "coefficients": lambda content: with_accuracy(content, coefficients=[0.0, 1.0, 2.0]),
     "words": lambda content: with_accuracy(content, spread="wide"),
     "not finite": lambda content: with_accuracy(content, spread=math.nan),
     "one data set": lambda content: with_accuracy(content, groups=1),

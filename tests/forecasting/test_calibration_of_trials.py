@@ -34,7 +34,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def by_hand():
-    plain = domains.by_hand(domains.everywhere(RUN.model), coefficients=(0.0, 0.0, 0.0))
+    plain = domains.by_hand(domains.everywhere(RUN.model), coefficients=(0.0, 0.0))
     domain = domains.everywhere(RUN.model, hidden_head=False)
     return dataclasses.replace(plain, trial_lines=dict.fromkeys(OUTCOMES, LINE), trial_domain=domain)
 

@@ -137,7 +137,7 @@ def test_farther_is_never_more_certain(known, rows, steps, rate, classes):
 
 @pytest.mark.parametrize("outcome", ["accuracy", "eval_loss"])
 def test_the_interval_widens_by_the_rule(outcome):
-    calibration = domains.by_hand(DOMAIN, coefficients=(0.0, 0.0, 0.0))
+    calibration = domains.by_hand(DOMAIN, coefficients=(0.0, 0.0))
     inside = apply_calibration(calibration, VALUES, "margin", run=SEEN).levels[outcome]
     away = apply_calibration(calibration, VALUES, "margin", run=dataclasses.replace(SEEN, steps=200)).levels[outcome]
     assert away.value == inside.value
@@ -157,7 +157,7 @@ def test_outside_no_training_loss_is_forecast():
 
 
 def test_fewer_evaluation_rows_add_their_noise():
-    calibration = domains.by_hand(DOMAIN, coefficients=(0.0, 0.0, 0.0), spread=0.0)
+    calibration = domains.by_hand(DOMAIN, coefficients=(0.0, 0.0), spread=0.0)
     found = apply_calibration(calibration, VALUES, "margin", run=dataclasses.replace(SEEN, eval_rows=50)).levels
     extra = 1 / 50 - 1 / 300
     quantile = float(student.ppf(0.95, 5))
@@ -170,7 +170,9 @@ def test_fewer_evaluation_rows_add_their_noise():
 def test_withheld_is_no_level_but_an_order():
     calibration = domains.by_hand(DOMAIN)
     far = dataclasses.replace(SEEN, model="00000000000bb")
-    good, bad = (apply_calibration(calibration, VALUES | {"best_accuracy": a}, "margin", run=far) for a in (0.9, 0.7))
+    good, bad = (
+        apply_calibration(calibration, VALUES | {"simulated_accuracy": a}, "margin", run=far) for a in (0.9, 0.7)
+    )
     assert good.levels is None
     assert good.to_dict()["levels"] is None
     assert good.key < bad.key
@@ -189,8 +191,8 @@ def test_no_term_grows_without_bound():
             for name in OUTCOMES:
                 shift = abs(scale(name, found[name].value) - scale(name, values[f"simulated_{name}"]))
                 beta = lines[name].coefficients
-                of_probe = abs(beta[1]) * 10.0
-                assert shift <= abs(beta[0]) + of_probe + abs(beta[2]) * max(map(abs, lines[name].limits)) + 1e-9
+                of_probe = abs(beta[0]) * 10.0
+                assert shift <= of_probe + abs(beta[1]) * max(map(abs, lines[name].limits)) + 1e-9
             if loss <= 1e-2:
                 seen = seen or found["eval_loss"].value
                 assert found["eval_loss"].value == pytest.approx(seen)

@@ -505,22 +505,22 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
 
 
 def test_the_best_of_a_run_is_that_of_its_epochs():
-    """Evaluations within an epoch do not count, each of loss and metric is the best by itself."""
-    schedule = dataclasses.replace(RECIPE, train_rows=8, batch_size=4, epochs=3)
+    """Evaluations elsewhere than after half an epoch do not count; loss and metric are the best each by itself."""
+    schedule = dataclasses.replace(RECIPE, train_rows=16, batch_size=4, epochs=2)
     course = Trajectory(
-        steps=(0, 1, 2, 3, 4, 5, 6),
+        steps=(0, 1, 2, 3, 4, 5, 6, 7, 8),
         train_loss=(1.0, 0.1),
         train_metric=(0.5, 0.9),
-        eval_loss=(0.0, 0.0, 0.5, 0.0, 0.4, 0.0, 0.6),
-        eval_metric=(1.0, 1.0, 0.8, 1.0, 0.7, 1.0, 0.75),
-        batch_loss=(9.0, 9.0, 9.0, 9.0, 0.2, 0.4),
+        eval_loss=(0.0, 0.0, 0.5, 0.0, 0.4, 0.0, 0.6, 0.0, 0.7),
+        eval_metric=(1.0, 1.0, 0.8, 1.0, 0.7, 1.0, 0.75, 1.0, 0.6),
+        batch_loss=(9.0, 9.0, 9.0, 9.0, 0.2, 0.4, 0.2, 0.4),
         movement=1.0,
         eval_logits=np.zeros((1, 2)),
     )
     assert vars(best_of(course, schedule, ACCURACY)).values() == pytest.approx([0.3, 0.4, 0.8])
-    lost = dataclasses.replace(course, eval_metric=(0.5,) + (math.nan,) * 6)
+    lost = dataclasses.replace(course, eval_metric=(0.5,) + (math.nan,) * 8)
     assert math.isnan(best_of(lost, schedule, ACCURACY).eval_metric)
-    some = dataclasses.replace(course, eval_metric=(0.5, 1.0, math.nan, 1.0, 0.7, 1.0, 0.6))
+    some = dataclasses.replace(course, eval_metric=(0.5, 1.0, math.nan, 1.0, 0.7, 1.0, 0.6, 1.0, 0.5))
     assert best_of(some, schedule, ACCURACY).eval_metric == 0.7
 
 
@@ -529,7 +529,7 @@ def test_simulated_runs_carry_their_best_and_heads_run_on_fewer_rows():
     rows = tuple(normal(3, d_in) for d_in, _ in SHAPES)
     linearised = Linearised(train, evaluation, own, rows, 1, 0.0)
     schedule = dataclasses.replace(RECIPE, train_rows=20)
-    (run,) = simulate_runs(linearised, [linearised.start([0, 1])], schedule, points=schedule.epochs)
+    (run,) = simulate_runs(linearised, [linearised.start([0, 1])], schedule, points=2 * schedule.epochs)
     assert run.best.eval_loss == min(run.trajectory.eval_loss[1:])
     assert run.best.eval_metric == max(run.trajectory.eval_metric[1:])
     assert run.best.train_loss == run.end.train_loss

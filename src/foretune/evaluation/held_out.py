@@ -90,9 +90,10 @@ def calibration_cases(records: Sequence[Record]) -> list[Case]:
         records: Cells of one kind of task.
 
     Returns:
-        Cases of those cells that have an end and a simulation.
+        Cases of those cells that have an end and a simulation, each from its own: those from fewer known rows are
+        judged, not learnt from, since a run simulated from few rows lacks something else than one from many.
     """
-    return [entry.case for entry in cell_cases(records)]
+    return [entry.case for entry in cell_cases(records) if entry.primary]
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
         return HeldOutForecasts(tuple(records), {})
     fitted: dict[str, Calibration] = {}
     for group in sorted({record.family for record in records}):
-        rest = [entry.case for entry in cases if entry.case.group != group]
+        rest = [entry.case for entry in cases if entry.primary and entry.case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
             fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
     judged = [one for entry in cases if entry.case.group in fitted for one in _judge(entry, fitted[entry.case.group])]

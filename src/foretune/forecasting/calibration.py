@@ -202,8 +202,8 @@ def apply_calibration(
     training loss: the runs checked there missed it by up to five times the half-width, since the simulation fits its
     rows too well.
 
-    With trials, and a calibration that has seen some, s, x, spread and δ are those of `with_trials`, the forecast
-    without them one of the terms where it may be relied on. A trial on the most rows that diverged leaves no level.
+    With trials, and a calibration that has seen some, the forecast without them is s, x, spread and δ are those of
+    `with_trials`, and the farther of the two reaches counts. A trial on the most rows that diverged leaves no level.
 
     Args:
         calibration: Calibration.
@@ -242,10 +242,10 @@ def apply_calibration(
     if trials is None:
         diverged = Reach(inf, (f"the trial on {max(one.rows for one in shown):,} rows diverged",))
         return _leveled(calibration.lines, plain, _Spread(0.0, 0.0, diverged), kind)
-    middle = _with_trials(calibration, None if reached.withheld else plain, trials, run.train_rows)
-    spread = _Spread(
-        max(0.0, log2(run.train_rows / trials.rows)), fewer, reach_of_trials(calibration.trial_domain, run, trials)
-    )
+    middle = _with_trials(calibration, plain, trials, run.train_rows)
+    of_trials = reach_of_trials(calibration.trial_domain, run, trials)
+    farther = of_trials if of_trials.doublings > reached.doublings else reached
+    spread = _Spread(max(0.0, log2(run.train_rows / trials.rows)), fewer, farther)
     return _leveled(calibration.trial_lines, middle, spread, kind)
 
 
@@ -281,13 +281,13 @@ def _without_trials(calibration: Calibration, values: Mapping[str, float]) -> di
 
 
 def _with_trials(
-    calibration: Calibration, plain: Mapping[Outcome, float] | None, trials: Trials, train_rows: int
+    calibration: Calibration, plain: Mapping[Outcome, float], trials: Trials, train_rows: int
 ) -> dict[Outcome, float]:
-    """Forecasts by outcome, on the scale; where those without trials are withheld, they are no term."""
+    """Forecasts by outcome, on the scale."""
     middle = {}
     for outcome, line in calibration.trial_lines.items():
-        t, x = trial_terms(outcome, trials, None if plain is None else plain[outcome], train_rows)
-        middle[outcome] = t + float(within_limits(x, line.limits) @ np.array(line.coefficients))
+        p, x = trial_terms(outcome, trials, plain[outcome], train_rows, calibration.kind)
+        middle[outcome] = p + float(within_limits(x, line.limits) @ np.array(line.coefficients))
     return middle
 
 

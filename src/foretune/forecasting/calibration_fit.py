@@ -150,10 +150,10 @@ def _with_trials(
     found = {}
     for outcome, plain in fits.items():
         forecasts = plain.forecasts
-        laid = []
-        for (number, _, trials), run in zip(each, runs, strict=True):
-            forecast = float(forecasts[number])
-            laid.append(trial_terms(outcome, trials, forecast if isfinite(forecast) else None, run.train_rows))
+        laid = [
+            trial_terms(outcome, trials, float(forecasts[number]), run.train_rows, kind)
+            for (number, _, trials), run in zip(each, runs, strict=True)
+        ]
         rows = _rows(laid, ratios, outcome, [case for _, case, _ in each], kind)
         found[outcome] = _fit(rows, outcome)
     lines = {name: fit.line for name, fit in found.items()}

@@ -19,7 +19,6 @@ from foretune.errors import ConfigError
 from foretune.tasks.metrics import Kind
 
 FARTHEST = 1.0  # doublings in all
-UNSEEN = 1.0  # doublings that a model counts of which a trial is known, and no run
 ROUNDING = 0.05  # doublings that do not count: a last batch that is not full makes a step more
 
 
@@ -277,26 +276,23 @@ def reach(domain: Domain, run: Run, *, trial: bool = False) -> Reach:
     Args:
         domain: From the calibration.
         run: What the forecast is for.
-        trial: Whether the known rows are those of a trial. It does not care what the model or its head is, only how
-            much more rows add was not seen on such a one: that counts as one doubling, instead of no level.
+        trial: Whether the known rows are those of a trial.
 
     Returns:
         The distance, and a sentence for each number outside.
     """
     reasons = []
-    of_kind = UNSEEN if trial else inf
     row, rows = ("row of the trial", "rows of the trial") if trial else ("known one", "known rows")
     if run.kind != domain.kind:
         reasons.append(f"the calibration has seen {domain.kind} only, and this is {run.kind}")
-        of_kind = inf
     if run.model not in domain.models:
         reasons.append("the calibration has seen no run of this model")
     if run.hidden_head and not domain.hidden_head:
         reasons.append(
-            "the classifier's head has a hidden layer, which no run of the calibration had"
-            + ("" if trial else " (in a check with one, forecasts of adapters that learn much were 20 points too low)")
+            "the classifier's head has a hidden layer, which no run of the calibration had (in a check with one, "
+            "forecasts of adapters that learn much were 20 points too low)"
         )
-    total = of_kind if reasons else 0.0
+    total = inf if reasons else 0.0
     of_head = _beyond(run.learning_rate, domain.learning_rate)
     of_adapter = 0.0 if run.update_rate is None else _beyond(run.update_rate, domain.update_rate)
     rate = f"a mean learning rate of {run.learning_rate:.2g}, checked {_range(domain.learning_rate)}"

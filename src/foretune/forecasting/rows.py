@@ -157,7 +157,7 @@ def forecast_rows(
             linearised = replace(whole, train=first_examples(whole.train, entry.run.known_rows))
             start = linearised.start(range(len(linearised.sites)))
             (simulated,) = simulate_runs(
-                linearised, [start], entry.schedule, points=entry.schedule.epochs, on_step=on_step
+                linearised, [start], entry.schedule, points=2 * entry.schedule.epochs, on_step=on_step
             )
             output = whole.train.factors.reduction.name
             values = case_values(simulated)

@@ -61,8 +61,8 @@ class SimulatedRun:
         samples: Labelled training examples n.
         train_rows: Training rows N of the run.
         metric: The main metric.
-        best: The least evaluation loss and the best main metric after an epoch, and the training loss at the end;
-            None takes `end`.
+        best: The least evaluation loss and the best main metric after each half of an epoch, and the training loss at
+            the end; None takes `end`.
     """
 
     trajectory: Trajectory
@@ -124,7 +124,7 @@ def best_of(trajectory: Trajectory, schedule: Schedule, metric: Metric) -> Endin
     """Find the best of a run over its epochs: its loss and its metric each where that is best.
 
     Args:
-        trajectory: Simulated run; of its evaluations those nearest to the ends of epochs count.
+        trajectory: Simulated run; of its evaluations those nearest to the ends and the middles of epochs count.
         schedule: Its schedule.
         metric: What its metric is.
 
@@ -132,7 +132,7 @@ def best_of(trajectory: Trajectory, schedule: Schedule, metric: Metric) -> Endin
         Losses and metric; the training loss is that of the last epoch.
     """
     steps = np.array(trajectory.steps[1:])
-    ends = schedule.steps_per_epoch * np.arange(1, schedule.epochs + 1)
+    ends = schedule.steps_per_epoch * np.arange(1, 2 * schedule.epochs + 1) / 2.0
     at = 1 + np.unique(np.abs(steps[None, :] - ends[:, None]).argmin(axis=1))
     losses, metrics = np.array(trajectory.eval_loss)[at], np.array(trajectory.eval_metric)[at]
     best = metric.better * np.max(metric.better * np.where(np.isfinite(metrics), metrics, -metric.better * np.inf))

@@ -3,14 +3,15 @@
 On the scale of `foretune.forecasting.outcomes`, with s the end of the simulated run, w = min(1, movement) and, for N
 training rows and n known ones, c = (1 − √(n/N)) / (√2 − 1),
 
-    y = s + β_0 w + β_1 w (probe − s) + β_2 w c + error.
+    y = s + β_0 w (probe − s) + β_1 c w (probe − s) + error.
 
 A run that hardly moves its adapter is linear, as the simulation takes it to be, and w leaves it alone. With N > n the
 simulated run sees the n rows again where the real one sees new ones, and overfits them: s is then the best of its
-evaluation losses, and of its metrics, after an epoch (the training loss stays that of the end). What the new rows add
-to that is the last term: c is what is still to come from n to N rows in units of what came from n/2 to n, where that
-which lacks falls as one over the root of the rows, and never more than 2.4. All terms are bounded by their scale, and
-the last one counts only as far as the fit has seen it.
+evaluation losses, and of its metrics, after each half of an epoch (the training loss stays that of the end). What the
+new rows add to that is the last term: it goes on from the probe past the simulated run, by c, what is still to come
+from n to N rows in units of what came from n/2 to n where that which lacks falls as one over the root of the rows; c
+is never more than 2.4. Both terms are bounded by their scale, and the last one counts only as far as the fit has seen
+it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from foretune.arrays import Array
 from foretune.forecasting.outcomes import LOSSES, Outcome, scale
 from foretune.tasks.metrics import Kind
 
-TERMS = ("constant", "probe", "more_rows")
+TERMS = ("probe", "more_rows")
 
 
 def terms(outcome: Outcome, values: Mapping[str, float], kind: Kind = "classification") -> tuple[float, Array]:
@@ -40,7 +41,7 @@ def terms(outcome: Outcome, values: Mapping[str, float], kind: Kind = "classific
     probe = scale(outcome, values["probe_loss" if outcome in LOSSES else f"probe_{outcome}"], kind)
     moved = min(1.0, values["movement"])
     to_come = (1.0 - 2.0 ** (-values["doublings"] / 2.0)) / (2.0**0.5 - 1.0)
-    return s, moved * np.array([1.0, probe - s, to_come])
+    return s, moved * (probe - s) * np.array([1.0, to_come])
 
 
 def within_limits(x: Array, limits: tuple[float, float]) -> Array:

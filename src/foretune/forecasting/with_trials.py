@@ -1,12 +1,13 @@
-"""What trials add to a forecast: a real run on n' rows is taken at its word, and the way from n' to N is calibrated.
+"""What trials add to a forecast: a real run on few rows can show that more is to be had than was forecast.
 
-On the scale of `foretune.forecasting.outcomes`, with t what the trial on the most rows showed, p the forecast without
-trials, q what a trial on a quarter of the rows or fewer showed, and g = 1 − √(n'/N), the share of what is still to come
-if that which lacks falls as one over the root of the rows,
+On the scale of `foretune.forecasting.outcomes`, with p the forecast without trials, t what the trial on the most rows
+n' showed, q what one on a quarter of these rows or fewer showed, and h = √(n'/N),
 
-    y = t + g (γ_0 + γ_1 (p − t) + γ_2 (t − q) 2 / log2(n'/q's rows)) + error,      error² ~ a² + b² log2(N/n')².
+    y = p + h (γ_0 [t better than p] + γ_1 (t − q) 2 / log2(n'/q's rows)) + error,    error² ~ a² + b² log2(N/n')²,
 
-All terms vanish as n' goes to N, none grows without bound, and γ is shrunk towards 0, that is towards the trial.
+[t better than p] being t − p where that is an improvement (a larger metric, a smaller loss) and else 0: a trial on few
+rows takes few steps and mostly ends below what many rows reach, so that a bad one says little, and a good one much. γ
+is shrunk towards 0, that is towards the forecast without trials, and all terms are bounded by their scale.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,12 @@ from math import isfinite, log2, sqrt
 import numpy as np
 
 from foretune.arrays import Array
-from foretune.forecasting.outcomes import Outcome, scale
+from foretune.forecasting.outcomes import LOSSES, Outcome, scale
 from foretune.forecasting.reach import Domain, Reach, Run, reach
 from foretune.forecasting.shown import Shown
-from foretune.tasks.metrics import Kind
+from foretune.tasks.metrics import Kind, main_metric
 
-TRIAL_TERMS = ("constant", "forecast", "slope")
+TRIAL_TERMS = ("better", "slope")
 NESTED = 4  # sizes of trials differ by at least this factor, for a slope
 
 
@@ -70,43 +71,30 @@ def _mean(shown: Sequence[Shown], kind: Kind) -> Mapping[Outcome, float] | None:
     return {name: float(np.mean([one[name] for one in values])) for name in values[0]}
 
 
-def lacking(rows: int, train_rows: int) -> float:
-    """Say what is still to come from n' to N rows.
-
-    Args:
-        rows: Rows n' of a trial.
-        train_rows: Rows N of the run.
-
-    Returns:
-        g = 1 − √(n'/N), 0 where the trial has all rows.
-    """
-    return 1.0 - sqrt(min(1.0, rows / train_rows))
-
-
-def trial_terms(outcome: Outcome, trials: Trials, plain: float | None, train_rows: int) -> tuple[float, Array]:
+def trial_terms(outcome: Outcome, trials: Trials, plain: float, train_rows: int, kind: Kind) -> tuple[float, Array]:
     """Lay out one run for the fit.
 
     Args:
         outcome: Which outcome.
         trials: What its trials showed.
-        plain: Forecast without trials, on the scale; None where that is worth nothing.
+        plain: Forecast without trials p, on the scale.
         train_rows: Rows N of the run.
+        kind: Kind of task.
 
     Returns:
-        t, and x in the order of `TRIAL_TERMS`.
+        p, and x in the order of `TRIAL_TERMS`.
     """
-    t, g = trials.at[outcome], lacking(trials.rows, train_rows)
+    t, h = trials.at[outcome], sqrt(min(1.0, trials.rows / train_rows))
+    direction = -1 if outcome in LOSSES else main_metric(kind).better
+    better = direction * max(0.0, direction * (t - plain))
     slope = 0.0
     if trials.smaller is not None:
         slope = (t - trials.below[outcome]) * 2.0 / log2(trials.rows / trials.smaller)
-    return t, g * np.array([1.0, 0.0 if plain is None else plain - t, slope])
+    return plain, h * np.array([better, slope])
 
 
 def reach_of_trials(domain: Domain, run: Run, trials: Trials) -> Reach:
     """Compare a run of which trials are known with what a calibration has seen.
-
-    As in `reach`, with the rows of the trial for known ones; a model or a head that no run of the calibration had
-    makes the interval twice as wide.
 
     Args:
         domain: What the calibration's runs with trials have shown.
@@ -114,6 +102,6 @@ def reach_of_trials(domain: Domain, run: Run, trials: Trials) -> Reach:
         trials: What its trials showed.
 
     Returns:
-        The distance, and a sentence for each number outside.
+        As `reach`, with the rows of the trial for known ones.
     """
     return reach(domain, replace(run, known_rows=trials.rows), trial=True)

@@ -26,7 +26,7 @@ from foretune.ranking.finalists import Quick, choose_finalists, price_candidates
 from foretune.ranking.left_out import leave_out, list_candidates
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
-from foretune.ranking.recipes import RecipeRuns, best_epoch, check_runs, notes_of, simulate_recipes
+from foretune.ranking.recipes import RecipeRuns, after_epochs, best_epoch, check_runs, notes_of, simulate_recipes
 from foretune.ranking.recommend import marked
 from foretune.ranking.rows import Ranking, Row, ordered
 from foretune.settings.commands import KernelSample, RankSettings
@@ -302,9 +302,7 @@ def _rows(
             steps=runs.steps,
             said=forecast,
             simulated=simulated,
-            best_epoch=best_epoch(
-                simulated.trajectory.eval_metric[1:], simulated.trajectory.eval_loss[1:], simulated.metric
-            ),
+            best_epoch=best_epoch(*after_epochs(simulated.trajectory, runs.recipe.epochs), simulated.metric),
             update_rate=run.update_rate or 0.0,
             condition_number=kappa,
             megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,

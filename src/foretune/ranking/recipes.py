@@ -9,6 +9,7 @@ from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Linearised
 from foretune.forecasting.reach import Domain, Run
 from foretune.forecasting.schedule import Schedule, schedule_of
+from foretune.forecasting.simulate import Trajectory
 from foretune.forecasting.simulated_runs import SimulatedRun, head_alone_on, kind_of, n_steps, runs_of, simulate_runs
 from foretune.problem import Plan
 from foretune.ranking.recommend import in_words, tie_note
@@ -89,7 +90,7 @@ def simulate_recipes(
         RecipeRuns(
             recipe,
             schedule.steps,
-            simulate_runs(linearised, starts, schedule, points=recipe.epochs, on_step=on_step),
+            simulate_runs(linearised, starts, schedule, points=2 * recipe.epochs, on_step=on_step),
             runs_of(kind_of(plan, schedule), starts),
             _head_alone(linearised, schedule) if settings.spend != "0" else (),
         )
@@ -103,6 +104,21 @@ def _head_alone(linearised: Linearised, schedule: Schedule) -> tuple[tuple[int, 
         sizes.append(2 * sizes[-1])
     sizes = [rows for rows in sizes if rows <= most]
     return tuple((rows, head_alone_on(linearised, schedule, rows).eval_metric) for rows in sizes)
+
+
+def after_epochs(trajectory: Trajectory, epochs: int) -> tuple[list[float], list[float]]:
+    """Take the evaluations after each epoch out of those after each half of one.
+
+    Args:
+        trajectory: Simulated run.
+        epochs: Its epochs.
+
+    Returns:
+        Main metric and loss after each epoch.
+    """
+    ends = [trajectory.steps[-1] // epochs * epoch for epoch in range(1, epochs + 1)]
+    at = [trajectory.steps.index(end) for end in ends]
+    return [trajectory.eval_metric[place] for place in at], [trajectory.eval_loss[place] for place in at]
 
 
 def best_epoch(metrics: Sequence[float], losses: Sequence[float], metric: Metric) -> int:
