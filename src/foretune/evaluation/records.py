@@ -26,6 +26,7 @@ from foretune.study.stored import (
     MEASURED,
     NAMES,
     RECIPE,
+    UPDATE_RATE,
     kind_of,
     measured,
     read_stored,
@@ -285,12 +286,12 @@ def _cells_table(records: Sequence[Record]) -> Table:
     outcomes, several = (*present, *AREAS), len(kinds) > 1
     words = ("key", *NAMES, "family", *(["task"] if several else []))
     quantities = [name for name in QUANTITIES if any(name in quantities_of(kind) for kind in kinds)]
-    header = (*words, *quantities, *outcomes, *FACTS, *RECIPE, *(f"seconds_{name}" for name in SECONDS))
+    header = (*words, *quantities, *outcomes, *FACTS, *RECIPE, UPDATE_RATE, *(f"seconds_{name}" for name in SECONDS))
     rows = []
     for record in records:
         values = [record.quantities.get(name) for name in quantities]
         values += [record.outcomes.get(name) for name in outcomes]
-        values += [record.facts.get(name) for name in (*FACTS, *RECIPE)]
+        values += [record.facts.get(name) for name in (*FACTS, *RECIPE, UPDATE_RATE)]
         values += [record.seconds.get(name) for name in SECONDS]
         names = (record.key, record.model, record.dataset, record.placement, str(record.r), str(record.seed))
         rows.append((*names, record.family, *([record.kind] if several else []), *map(_written, values)))
@@ -351,7 +352,7 @@ def _from_row(
         seed=int(row["seed"]),
         quantities=values(QUANTITIES),
         outcomes=values((*MEASURED, *AREAS)),
-        facts=values((*FACTS, *RECIPE)),
+        facts=values((*FACTS, *RECIPE, UPDATE_RATE)),
         seconds=values(SECONDS, "seconds_"),
         steps=tuple(curves.get(words["key"], ())),
         family=printable(from_spreadsheet(row.get("family", ""))),

@@ -16,7 +16,7 @@ from foretune.report.tables import Table
 from foretune.tasks.metrics import main_metric
 
 RATIOS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # ends of the strata of N/n
-SPENDS = (0.02, 0.05, 0.13, 0.3)  # of a run's rows, for each adapter
+SPENDS = (0.02, 0.05, 0.15, 0.35)  # of a run's rows, for each adapter
 ALIKE = 0.15  # adapters whose parameters differ by no more are of equal size
 LEAST = 3  # adapters to put into order
 

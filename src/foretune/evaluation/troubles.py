@@ -1,9 +1,10 @@
 """Runs that collapsed or had no effect, and how well that was told before, each data set by the others."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 
 import numpy as np
 
@@ -40,16 +41,38 @@ def rate_cases(records: Sequence[Record]) -> list[RateCase]:
         records: Cells of one kind of task, those that diverged among them.
 
     Returns:
-        Cells with an adapter whose rate and baseline are known.
+        Cells with an adapter whose rate and baseline are known. One has collapsed if it diverged, if it ended two
+        points or more below what costs nothing, or if it ended less than two points above that where the same adapter
+        on the same rows ended two points or more above it at a smaller rate: the rate is then to blame.
     """
+    slower: dict[tuple[object, ...], list[tuple[float, float]]] = defaultdict(list)
+    told = [(record, _rate(record), baseline_of(record)) for record in records]
+    known = [(record, rate, baseline) for record, rate, baseline in told if rate is not None and baseline is not None]
+    for record, rate, _ in known:
+        slower[_same(record)].append((rate, _value(record)))
     cases = []
-    for record in records:
-        rate, baseline = record.quantities.get("run_update_rate"), baseline_of(record)
-        value = record.outcomes[main_metric(record.kind).name]
-        if rate is not None and baseline is not None:
-            collapsed = bool(record.facts["diverged"]) or value is None or value <= baseline - MARGIN
-            cases.append(RateCase(float(rate), collapsed, record.family))
+    for record, rate, baseline in known:
+        value = _value(record)
+        best = max((other for at, other in slower[_same(record)] if at < rate), default=-inf)
+        stuck = value < baseline + MARGIN and best >= value + MARGIN
+        cases.append(RateCase(rate, value <= baseline - MARGIN or stuck, record.family))
     return cases
+
+
+def _rate(record: Record) -> float | None:
+    value = record.facts.get("update_rate") or record.quantities.get("run_update_rate")
+    return None if value is None else float(value)
+
+
+def _value(record: Record) -> float:
+    """Main metric; nothing is worse than a run that diverged."""
+    value = record.outcomes[main_metric(record.kind).name]
+    return -inf if record.facts["diverged"] or value is None else float(value)
+
+
+def _same(record: Record) -> tuple[object, ...]:
+    facts = record.facts
+    return (*record.kin, record.placement, record.r, record.seed, facts["train_rows"], facts.get("epochs"))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Whether a run will collapse: what linearisation cannot see, read off the rate of the adapter in finished runs.
 
-A run has collapsed if a loss is not finite, or if it ends at least two points of its metric below what costs nothing:
-the head alone, or one prediction for all. With v the mean learning rate times s·r (α times the rate, whatever the rank:
-the speed at which s·BA moves under AdamW),
+A run has collapsed if a loss is not finite, if it ends at least two points of its metric below what costs nothing (the
+head alone, or one prediction for all), or no better than that where a slower one did. With v the mean learning rate
+times s·r (α times the rate, whatever the rank: the speed at which s·BA moves under AdamW),
 
     P(collapse) = 1 / (1 + exp(−(a + b log2 v)))
 

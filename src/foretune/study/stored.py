@@ -1,15 +1,16 @@
 """A finished cell as it lies on the disk: read whole, or named as damaged."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from foretune.errors import shown
+from foretune.forecasting.schedule import schedule_of
 from foretune.report.curves import Step
 from foretune.report.store import RESULT, read_json
-from foretune.settings.groups import Scheduler
+from foretune.settings.groups import Recipe, Scheduler
 from foretune.study.damage import Value, check_losses, integer, numbers, read_rows, same, text, undamaged
 from foretune.tasks.metrics import METRICS, Kind, main_metric
 
@@ -29,6 +30,7 @@ RECIPE = (
     "scheduler",
     "max_length",
 )
+UPDATE_RATE = "update_rate"  # mean learning rate times s·r
 DIGITS = 6  # of a loss, so that a report from its CSV files is the same
 # What earlier versions called numbers that cells of theirs hold: kernel regression was a forecast too.
 FORMER_NAMES = {
@@ -115,7 +117,8 @@ def read_stored(path: Path) -> StoredCell:
         result = read_json(path / RESULT)
         same(result["key"], path.name, "key")
         facts, kind = numbers(result["facts"], FACTS), kind_of(result.get("task"))
-        facts = {**facts, **_recipe(result.get("settings", {}).get("train", {}))}
+        settings = result.get("settings", {})
+        facts = {**facts, **_recipe(settings.get("train", {})), UPDATE_RATE: _update_rate(settings, facts)}
         main = f"eval_{main_metric(kind).name}"
         stored = StoredCell(
             path.name,
@@ -133,6 +136,16 @@ def read_stored(path: Path) -> StoredCell:
         check_losses([(step.step, step.loss) for step in stored.steps], total, diverged, "steps.csv")
         check_losses([(step, loss) for step, loss, _ in stored.epochs], total, diverged, "history.csv")
     return stored
+
+
+def _update_rate(settings: Mapping[str, Any], facts: Mapping[str, Value]) -> float | None:
+    """Mean learning rate times s·r, as `reach.Run` has it."""
+    train, adapter, rows = settings.get("train"), settings.get("adapter"), facts["train_rows"]
+    if train is None or adapter is None or rows is None:
+        return None
+    recipe = Recipe(**{field.name: train[field.name] for field in fields(Recipe)})
+    rates = schedule_of(recipe, int(rows), seed=0).rates()
+    return float(rates.mean()) * adapter["alpha"] * (adapter["r"] ** 0.5 if adapter["rslora"] else 1.0)
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Value]:
