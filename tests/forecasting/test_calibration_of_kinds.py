@@ -12,7 +12,7 @@ from foretune.forecasting.calibration import RunForecast, apply_calibration, tie
 from foretune.forecasting.calibration_file import calibration_from, shipped_calibration
 from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.curve import Curve, bend, write_curve
-from foretune.forecasting.outcomes import outcomes_of, scale
+from foretune.forecasting.outcomes import outcomes_of, scale, unscale
 from foretune.forecasting.reach import INSIDE, Run, reach, run_from, run_values
 from foretune.forecasting.simulate import Trajectory
 from foretune.forecasting.simulated_runs import Ending, SimulatedRun
@@ -46,24 +46,26 @@ def values_of(kind, random, size=1.0):
     return domains.best_at_end(values)
 
 
-def cases_of(kind, size=1.0, shift=0.2):
-    """Runs whose outcome is the simulated one, shifted on its scale."""
+SHARE = 0.3
+
+
+def outcomes_from(kind, values):
+    """Outcomes that lie a share of the way from the simulated run to the probe, on their scale."""
+    gave = {}
+    for name in outcomes_of(kind):
+        start = scale(name, values[f"simulated_{name}"], kind)
+        probe = scale(name, values["probe_loss" if name.endswith("loss") else f"probe_{name}"], kind)
+        gave[name] = unscale(name, start + SHARE * (probe - start))
+    return gave
+
+
+def cases_of(kind, size=1.0):
     random, cases = np.random.default_rng(0), []
     for group in range(5):
         for _ in range(12):
             values = values_of(kind, random, size)
-            gave = {}
-            for name in ("train_loss", "eval_loss"):
-                gave[name] = values[f"simulated_{name}"] * math.exp(shift)
-            metric = main_metric(kind).name
-            value = values[f"simulated_{metric}"]
-            gave[metric] = math.tanh(math.atanh(value) + shift) if kind == "regression" else _logit(value, shift)
-            cases.append(Case(values, gave, f"data{group}", of(kind)))
+            cases.append(Case(values, outcomes_from(kind, values), f"data{group}", of(kind)))
     return cases
-
-
-def _logit(value, shift):
-    return 1 / (1 + math.exp(-math.log(value / (1 - value)) - shift))
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -80,9 +82,8 @@ def test_runs_of_any_kind_can_be_calibrated(kind, size):
     values = values_of(kind, np.random.default_rng(9), size)
     forecast = apply_calibration(again, values, "full", run=of(kind))
     metric = main_metric(kind).name
-    assert forecast.levels["eval_loss"].value == pytest.approx(values["simulated_eval_loss"] * math.exp(0.2), rel=0.02)
-    expected = scale(metric, values[f"simulated_{metric}"]) + 0.2
-    assert scale(metric, forecast.levels[metric].value) == pytest.approx(expected, abs=0.02)
+    for name, expected in outcomes_from(kind, values).items():
+        assert scale(name, forecast.levels[name].value, kind) == pytest.approx(scale(name, expected, kind), abs=0.005)
     assert list(forecast.to_dict()["levels"]) == ["train_loss", "eval_loss", metric]
     assert forecast.order == (forecast.levels[metric].value, forecast.levels["eval_loss"].value)
     assert forecast.calibrated

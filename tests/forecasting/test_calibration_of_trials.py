@@ -1,6 +1,7 @@
 """Calibration of runs of which trials are known: what is fitted, what is forecast, and what is refused."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -21,8 +22,8 @@ from foretune.forecasting.with_trials import together, trial_terms
 import domains
 
 RUN = Run("00000000000aa", False, 2, 400, 1600, 300, 50, 5, 250, 32, 1e-3, 8e-3)
-GAMMA = np.array([-0.3, 0.5, 0.4])
-LINE = Line((-0.3, 0.5, 0.4), (-2.0, 2.0), 0.01, 0.05, 0.05, 6, 60, growth=0.1)
+GAMMA = np.array([0.5, 0.4])
+LINE = Line((0.5, 0.4), (-2.0, 2.0), 0.01, 0.05, 0.05, 6, 60, growth=0.1)
 VALUES = {
     **domains.best_at_end({"simulated_train_loss": 0.1, "simulated_eval_loss": 0.4, "simulated_accuracy": 0.8}),
     "probe_loss": 0.6,
@@ -40,7 +41,7 @@ def by_hand():
 
 
 def drawn_cases(random, *, groups=6, runs=6, spread=0.05, growth=0.0, gamma=GAMMA):
-    """Runs whose way on from a trial is drawn from the model that is fitted."""
+    """Runs that miss their forecast by what the model that is fitted says of their trials."""
     cases = []
     for group in range(groups):
         for _ in range(runs):
@@ -66,9 +67,9 @@ def drawn_cases(random, *, groups=6, runs=6, spread=0.05, growth=0.0, gamma=GAMM
             )
             ratio, trials, outcomes = math.log2(run.train_rows / rows), together(shown, "classification"), {}
             for name in OUTCOMES:
-                t, x = trial_terms(name, trials, terms(name, values)[0], run.train_rows)
+                p, x = trial_terms(name, trials, terms(name, values)[0], run.train_rows, "classification")
                 error = math.hypot(spread, growth * ratio) * random.normal()
-                outcomes[name] = unscale(name, t + float(gamma @ x) + error)
+                outcomes[name] = unscale(name, p + float(gamma @ x) + error)
             cases.append(Case(values, outcomes, f"data {group}", run, (shown,)))
     return cases
 
@@ -94,10 +95,10 @@ def test_what_was_drawn_is_found(fitted):
     assert again == fitted
 
 
-def test_a_trial_that_is_the_run_but_for_its_noise_is_left_alone():
-    cases = drawn_cases(np.random.default_rng(1), spread=0.0, gamma=np.zeros(3))
+def test_a_forecast_that_holds_is_left_alone_whatever_its_trials_show():
+    cases = drawn_cases(np.random.default_rng(1), spread=0.0, gamma=np.zeros(2))
     for line in fit_calibration(cases, ["margin"], "still").trial_lines.values():
-        assert line.coefficients == pytest.approx([0.0] * 3, abs=1e-9)
+        assert line.coefficients == pytest.approx([0.0] * 2, abs=1e-9)
         assert (line.spread, line.growth) == pytest.approx((0.0, 0.0), abs=1e-9)
 
 
@@ -150,22 +151,45 @@ def test_the_spread_grows_with_the_doublings():
     assert half_width(LINE, 0.01, doublings=3.0) == pytest.approx(quantile * math.sqrt(0.05**2 + 0.3**2 + 0.01))
 
 
-def test_a_forecast_with_a_trial_is_that_of_the_formula(by_hand):
-    """A trial on a quarter of the rows and one on a quarter of that: g = 1/2, two doublings to go."""
-    shown = [domains.shown(400, 0.7), domains.shown(100, 0.6)]
-    found = apply_calibration(by_hand, VALUES, "margin", run=RUN, shown=shown)
+def with_trials(calibration, *shown, values=VALUES, run=RUN):
+    return apply_calibration(calibration, values, "margin", run=run, shown=shown)
+
+
+def on_scale(found):
+    return {name: scale(name, level.value) for name, level in found.levels.items()}
+
+
+@pytest.mark.parametrize("accuracy", [0.7, 0.95])
+def test_a_forecast_with_a_trial_is_that_of_the_formula(by_hand, accuracy):
+    """A trial on a quarter of the rows and one on a quarter of that: h = 1/2, two doublings to go."""
+    shown = [domains.shown(400, accuracy), domains.shown(100, 0.6)]
+    found = with_trials(by_hand, *shown)
     half = float(student.ppf(0.95, 5)) * math.sqrt(0.05**2 + 0.2**2)  # the evaluation rows are more than one
     for name in OUTCOMES:
         t, below = (scale(name, one.outcomes[name]) for one in shown)
-        p = scale(name, VALUES[f"simulated_{name}"])  # coefficients 0
-        middle = t + 0.5 * (-0.3 + 0.5 * (p - t) + 0.4 * (t - below))
+        p = scale(name, VALUES[f"simulated_{name}"])  # coefficients 0, best at its end
+        better = max(0.0, t - p) if name == "accuracy" else min(0.0, t - p)
+        middle = p + 0.5 * (0.5 * better + 0.4 * (t - below))
         level = found.levels[name]
-        expected = [middle, middle - half, middle + half]
-        assert [scale(name, value) for value in vars(level).values()] == pytest.approx(expected), name
+        ends = sorted([middle - half, middle + half])
+        assert [scale(name, value) for value in vars(level).values()] == pytest.approx([middle, *ends]), name
     assert found.reach.reasons == ()
     assert found.order == (found.levels["accuracy"].value, found.levels["eval_loss"].value)
     same = forecast_inside(by_hand, VALUES, trials=together(shown, "classification"), train_rows=1600)
     assert same == found
+
+
+def test_a_bad_trial_changes_nothing_and_a_better_one_raises(by_hand):
+    plain = on_scale(apply_calibration(by_hand, VALUES, "margin", run=RUN))
+    for accuracy in (0.05, 0.5):  # losses of 0.25 and more, and 0.5 and more: worse than 0.1 and 0.4
+        assert on_scale(with_trials(by_hand, domains.shown(400, accuracy))) == pytest.approx(plain)
+    levels = [on_scale(with_trials(by_hand, domains.shown(400, accuracy))) for accuracy in (0.9, 0.95, 0.99)]
+    for lower, higher in itertools.pairwise([plain, *levels]):
+        assert lower["accuracy"] < higher["accuracy"]
+        assert lower["eval_loss"] > higher["eval_loss"]
+    # a trial that still rises, however low it is, says that more is to come
+    rising = on_scale(with_trials(by_hand, domains.shown(400, 0.55), domains.shown(100, 0.5)))
+    assert rising["accuracy"] == pytest.approx(plain["accuracy"] + 0.5 * 0.4 * math.log(0.55 / 0.45))
 
 
 def test_without_trials_forecast_inside_is_the_plain_one(by_hand):
@@ -188,35 +212,43 @@ def _known_whole():
     return domain_of([dataclasses.replace(RUN, train_rows=400)], most_rows=1.0, most_classes=2.0)
 
 
-def test_a_plain_forecast_that_is_withheld_is_no_term(by_hand):
+def test_a_forecast_that_is_withheld_without_trials_is_withheld_with_them(by_hand):
     narrow = dataclasses.replace(by_hand, domain=_known_whole())
-    shown = [domains.shown(400, 0.7)]
-    assert apply_calibration(narrow, VALUES, "margin", run=RUN).levels is None
-    found = apply_calibration(narrow, VALUES, "margin", run=RUN, shown=shown)
-    for name, level in found.levels.items():
-        assert scale(name, level.value) == pytest.approx(scale(name, shown[0].outcomes[name]) + 0.5 * -0.3)
-    other = apply_calibration(narrow, VALUES | {"best_accuracy": 0.3}, "margin", run=RUN, shown=shown)
-    assert other.levels == found.levels
+    plain, found = apply_calibration(narrow, VALUES, "margin", run=RUN), with_trials(narrow, domains.shown(400, 0.9))
+    assert (plain.levels, found.levels) == (None, None)
+    assert found.reach == plain.reach
+    assert found.order > plain.order  # what the trial shows still counts for the order
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [({"model": "00000000000bb"}, "no run of this model"), ({"hidden_head": True}, "hidden layer")],
 )
-def test_a_model_that_was_not_seen_widens_by_two_where_a_trial_is_known(by_hand, changes, words):
+def test_a_model_that_was_not_seen_has_no_level_though_a_trial_is_known(by_hand, changes, words):
     narrow = dataclasses.replace(by_hand, domain=domains.everywhere(RUN.model, hidden_head=False))
-    run, shown = dataclasses.replace(RUN, **changes), [domains.shown(400, 0.7)]
-    assert apply_calibration(narrow, VALUES, "margin", run=run).levels is None
-    found = apply_calibration(narrow, VALUES, "margin", run=run, shown=shown)
-    assert found.reach.widening == 2.0
+    found = with_trials(narrow, domains.shown(400, 0.9), run=dataclasses.replace(RUN, **changes))
+    assert found.levels is None
+    assert found.reach.withheld
     assert words in found.reach.verdict
-    assert "2 times as wide" in found.reach.verdict
-    assert set(found.levels) == {"eval_loss", "accuracy"}
-    half = 2 * float(student.ppf(0.95, 5)) * math.sqrt(0.05**2 + 0.2**2)
-    level = found.levels["eval_loss"]
-    assert math.log(level.high / level.value) == pytest.approx(half)
-    both = dataclasses.replace(run, model="00000000000bb", hidden_head=True)
-    assert apply_calibration(narrow, VALUES, "margin", run=both, shown=shown).reach.widening == 2.0
+    # nor where runs of it were seen, but none with trials
+    wide = dataclasses.replace(by_hand, domain=domains.everywhere(RUN.model, "00000000000bb"))
+    assert with_trials(wide, domains.shown(400, 0.9), run=dataclasses.replace(RUN, **changes)).levels is None
+
+
+def test_the_farther_of_the_two_reaches_counts(by_hand):
+    run = dataclasses.replace(RUN, epochs=6)
+    for plain, of_trials, widening in ((5.0, 4.0, 1.5), (4.0, 5.0, 1.5), (3.5, 5.0, 6 / 3.5), (5.0, 3.5, 6 / 3.5)):
+        narrow = dataclasses.replace(
+            by_hand,
+            domain=dataclasses.replace(by_hand.domain, epochs=(1.0, plain)),
+            trial_domain=dataclasses.replace(by_hand.trial_domain, epochs=(1.0, of_trials)),
+        )
+        found = with_trials(narrow, domains.shown(400, 0.9), run=run)
+        assert found.reach.widening == pytest.approx(widening)
+        assert set(found.levels) == {"eval_loss", "accuracy"}
+        half = widening * float(student.ppf(0.95, 5)) * math.sqrt(0.05**2 + 0.2**2)
+        level = found.levels["eval_loss"]
+        assert math.log(level.high / level.value) == pytest.approx(half)
 
 
 def test_a_trial_that_diverged_withholds_the_level_and_says_so(by_hand):
@@ -238,7 +270,7 @@ BAD = {
     "other trial terms": lambda content: content | {"trial_terms": ["constant"]},
     "no trial terms": lambda content: {name: value for name, value in content.items() if name != "trial_terms"},
     "an outcome lacks": lambda content: content | {"trial_lines": {"accuracy": content["trial_lines"]["accuracy"]}},
-    "two coefficients": lambda content: changed(content, coefficients=[0.0, 1.0]),
+    "three coefficients": lambda content: changed(content, coefficients=[0.0, 1.0, 2.0]),
     "a word": lambda content: changed(content, growth="none"),
     "not finite": lambda content: changed(content, growth=math.inf),
     "negative growth": lambda content: changed(content, growth=-0.1),

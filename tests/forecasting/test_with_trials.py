@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foretune.forecasting.outcomes import OUTCOMES
 from foretune.forecasting.shown import Shown
-from foretune.forecasting.with_trials import Trials, lacking, together, trial_terms
+from foretune.forecasting.with_trials import Trials, together, trial_terms
+from foretune.tasks.metrics import main_metric
 
 import domains
 
@@ -19,36 +22,61 @@ def logit(p):
 
 
 def test_terms_are_those_of_the_docstring():
-    """A trial on a quarter of the rows, g = 1/2, and one on a sixteenth of its rows: two of four doublings."""
-    trials = Trials(100, {"eval_loss": 1.0}, 25, {"eval_loss": 1.6})
-    t, x = trial_terms("eval_loss", trials, 0.4, 400)
-    assert t == 1.0
-    assert x == pytest.approx([0.5, 0.5 * (0.4 - 1.0), 0.5 * (1.0 - 1.6)])
-    farther = Trials(100, {"eval_loss": 1.0}, 12, {"eval_loss": 1.6})
-    _, x = trial_terms("eval_loss", farther, 0.4, 10_000)
-    assert x == pytest.approx([0.9, 0.9 * -0.6, 0.9 * -0.6 * 2 / math.log2(100 / 12)])
+    """A trial on a quarter of the rows, h = 1/2, and one on a quarter of its rows: two doublings lower."""
+    trials = Trials(100, {"eval_loss": 0.4}, 25, {"eval_loss": 1.0})
+    p, x = trial_terms("eval_loss", trials, 0.7, 400, "classification")
+    assert p == 0.7
+    assert x == pytest.approx([0.5 * (0.4 - 0.7), 0.5 * (0.4 - 1.0)])
+    farther = Trials(100, {"eval_loss": 0.4}, 12, {"eval_loss": 1.0})
+    _, x = trial_terms("eval_loss", farther, 0.7, 10_000, "classification")
+    assert x == pytest.approx([0.1 * -0.3, 0.1 * -0.6 * 2 / math.log2(100 / 12)])
+    gained = Trials(100, {"accuracy": 1.0}, 25, {"accuracy": 0.2})
+    _, x = trial_terms("accuracy", gained, 0.7, 400, "classification")
+    assert x == pytest.approx([0.5 * 0.3, 0.5 * 0.8])
 
 
-def test_a_forecast_that_is_worth_nothing_and_a_trial_alone_are_no_terms():
-    t, x = trial_terms("accuracy", Trials(100, {"accuracy": 0.7}, None, {}), None, 400)
-    assert (t, list(x)) == (0.7, [0.5, 0.0, 0.0])
+@pytest.mark.parametrize(("outcome", "worse"), [("train_loss", 1), ("eval_loss", 1), ("accuracy", -1)])
+def test_a_trial_that_is_no_better_than_the_forecast_and_alone_is_no_term(outcome, worse):
+    for lost in (0.0, 0.3, 5.0):
+        p, x = trial_terms(outcome, Trials(100, {outcome: 0.7 + worse * lost}, None, {}), 0.7, 400, "classification")
+        assert (p, list(x)) == (0.7, [0.0, 0.0])
+    _, x = trial_terms(outcome, Trials(100, {outcome: 0.7 - worse * 0.3}, None, {}), 0.7, 400, "classification")
+    assert x == pytest.approx([0.5 * -worse * 0.3, 0.0])
 
 
-@given(LEVEL, LEVEL, LEVEL, st.integers(4, 10**7), st.integers(1, 10**7), st.integers(4, 1000))
-def test_terms_are_bounded_and_vanish_as_the_trial_grows(at, below, plain, rows, more, ratio):
-    trials = Trials(rows, {"eval_loss": at}, max(1, rows // ratio), {"eval_loss": below})
-    t, x = trial_terms("eval_loss", trials, plain, rows + more)
-    assert t == at
-    assert 0.0 <= lacking(rows, rows + more) < 1.0
-    assert all(abs(x) <= [1.0, abs(plain - at), abs(at - below)])
-    assert all(abs(x) <= more / rows * max(1.0, abs(plain - at), abs(at - below)))  # g ≤ (N − n') / n'
-    for train_rows in (rows, max(1, rows // 2)):  # the trial has all rows: it is the run
-        assert not trial_terms("eval_loss", trials, plain, train_rows)[1].any()
+@pytest.mark.parametrize("kind", ["regression", "multi-label"])
+def test_what_is_better_hangs_on_the_metric_of_the_kind(kind):
+    metric = main_metric(kind)
+    for gain, expected in ((metric.better * 0.4, metric.better * 0.2), (-metric.better * 0.4, 0.0)):
+        _, x = trial_terms(metric.name, Trials(100, {metric.name: 0.1 + gain}, None, {}), 0.1, 400, kind)
+        assert x == pytest.approx([expected, 0.0])
 
 
-@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**6))
-def test_less_is_lacking_after_a_larger_trial(small, more, rows):
-    assert lacking(small + more, rows) <= lacking(small, rows)
+@given(
+    st.sampled_from(OUTCOMES), LEVEL, LEVEL, LEVEL, st.integers(4, 10**7), st.integers(1, 10**7), st.integers(4, 1000)
+)
+def test_terms_are_bounded_and_vanish_as_the_run_outgrows_the_trial(outcome, at, below, plain, rows, more, ratio):
+    trials = Trials(rows, {outcome: at}, max(1, rows // ratio), {outcome: below})
+    p, x = trial_terms(outcome, trials, plain, rows + more, "classification")
+    assert p == plain
+    h = math.sqrt(rows / (rows + more))
+    assert all(abs(x) <= h * np.array([abs(at - plain), abs(at - below)]) + 1e-12)
+    direction = 1 if outcome == "accuracy" else -1
+    assert direction * x[0] >= 0.0  # it only ever says that more is to be had
+    assert direction * (plain + x[0]) <= max(direction * plain, direction * at) + 1e-12  # and no more than it showed
+    for train_rows in (rows, max(1, rows // 2)):  # a trial on more rows than the run has counts as one on as many
+        full = trial_terms(outcome, trials, plain, train_rows, "classification")[1]
+        assert h * full == pytest.approx(x)
+
+
+@given(LEVEL, LEVEL, LEVEL)
+def test_a_better_trial_never_says_less(at, more, plain):
+    worse, better = sorted((at, more))
+    first, second = (
+        trial_terms("accuracy", Trials(100, {"accuracy": one}, None, {}), plain, 400, "classification")[1][0]
+        for one in (worse, better)
+    )
+    assert first <= second
 
 
 def test_seeds_are_averaged_on_the_scale_of_the_calibration():

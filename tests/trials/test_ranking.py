@@ -33,8 +33,8 @@ N = 200
 
 
 def with_trial_lines(calibration):
-    """Trials are taken at their word."""
-    line = Line((0.0, 0.0, 0.0), (-5.0, 5.0), 1.0, 0.3, 0.2, 6, 60)
+    """What a trial shows beyond the forecast counts with its weight √(n'/N) alone."""
+    line = Line((1.0, 0.0), (-5.0, 5.0), 1.0, 0.3, 0.2, 6, 60)
     return replace(calibration, trial_lines=dict.fromkeys(OUTCOMES, line), trial_domain=calibration.domain)
 
 
