@@ -263,9 +263,7 @@ def as_kind(record, kind):
     """The same cell as one of another kind of task: the number that was its accuracy is its main metric."""
     metric = METRICS[kind][0].name
     values = {name: record.quantities[name] for name in quantities_of(kind)}
-    values |= {
-        f"{name}_{metric}": record.quantities[f"{name}_accuracy"] for name in ("simulated", "best", "probe")
-    }
+    values |= {f"{name}_{metric}": record.quantities[f"{name}_accuracy"] for name in ("simulated", "best", "probe")}
     outcomes = {name: record.outcomes[name] for name in (*measured(kind), "train_area", "eval_area", "steps_to_loss")}
     return dataclasses.replace(
         record,

@@ -51,8 +51,8 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     Returns:
         The calibration. Its domain ends, in training rows over known rows and in classes, where less than 85% of the
         runs lay within their left-out intervals; it is None if a case does not say what run it was. Runs with trials
-        are fitted where there are some of at least 3 data sets, the forecast without them among the terms, of each
-        data set as a fit on the others gives it.
+        are fitted where there are some of at least 3 data sets, from the forecast without them, of each data set as a
+        fit on the others gives it.
 
     Raises:
         ConfigError: If there are too few data sets.
