@@ -19,7 +19,7 @@ STUDIES = ("minilm-forecast", "minilm-sizes")
 
 
 def main() -> None:
-    """Fit and write it."""
+    """Fit on the cells of both studies, and write what comes with foretune."""
     records = [record for study in STUDIES for record in read_records(HERE / study)]
     records = [record for record in records if record.model == "MiniLM"]
     calibration = fit_calibration(calibration_cases(records), OUTPUTS, " and ".join(STUDIES))

@@ -16,6 +16,7 @@ from foretune.evaluation.records import read_records
 from foretune.evaluation.simulations import SimulationSettings, simulate_cells
 from foretune.forecasting.linearise import linearise
 from foretune.forecasting.simulated_runs import simulate_runs
+from foretune.study.cell import simulation_file
 from foretune.study.grid import read_grid
 from foretune.study.keys import cell_key
 
@@ -42,7 +43,7 @@ def grid(tmp_path_factory):
 
 
 def content_of(store, cell):
-    return json.loads((store / "outlooks" / f"{cell_key(cell)}.json").read_text(encoding="utf-8"))
+    return json.loads(simulation_file(store, cell_key(cell), 20).read_text(encoding="utf-8"))
 
 
 def test_every_cell_of_a_study_is_simulated(grid, tmp_path):
@@ -80,7 +81,7 @@ def test_a_simulation_of_other_rows_than_were_trained_is_refused(grid, tmp_path,
     store = tmp_path / "study"
     assert simulate_cells(cells, store, SimulationSettings(20, 10)) == 1
     assert run(["study", str(alone), "--output", str(store)]) == 0
-    path = store / "outlooks" / f"{cell_key(cells[0])}.json"
+    path = simulation_file(store, cell_key(cells[0]), 20)
     content = json.loads(path.read_text(encoding="utf-8"))
     assert read_records(store)[0].quantities["simulated_accuracy"] is not None
     path.write_text(json.dumps({**content, "schema": 1, "train_rows": 24}), encoding="utf-8")

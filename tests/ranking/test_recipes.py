@@ -140,7 +140,7 @@ def test_the_best_epoch_is_shown_where_it_is_not_the_last(ranked):
     assert [str(row["best_epoch"]) for row in held["rows"]] == [row["best_epoch"] for row in rows_of(ranked)]
 
 
-def test_a_run_is_evaluated_at_the_end_of_every_epoch(common):
+def test_a_run_is_evaluated_twice_an_epoch_and_judged_at_the_end_of_each(common):
     """What a row says of its run, read off the simulated one and the schedule."""
     flags = dict(zip(common[::2], common[1::2], strict=False))
     task = ft.load_task(ft.DataConfig(flags["--dataset"]))
@@ -162,10 +162,11 @@ def test_a_run_is_evaluated_at_the_end_of_every_epoch(common):
     assert ranking.recipes == settings.each()
     for row in ranking.rows:
         course, schedule = row.simulated.trajectory, schedule_of(row.recipe, ranking.train_rows, seed=0)
-        assert course.steps == tuple(range(0, schedule.steps + 1, schedule.steps_per_epoch))
+        epoch = schedule.steps_per_epoch
+        assert course.steps == tuple(round(epoch * half / 2) for half in range(2 * row.recipe.epochs + 1))
+        ends = [course.steps.index(epoch * number) for number in range(1, row.recipe.epochs + 1)]
         assert row.steps == schedule.steps
-        of_epochs = list(zip(course.eval_metric[1:], (-loss for loss in course.eval_loss[1:]), strict=True))
-        assert len(of_epochs) == row.recipe.epochs
+        of_epochs = [(course.eval_metric[at], -course.eval_loss[at]) for at in ends]
         assert row.best_epoch == 1 + of_epochs.index(max(of_epochs))
         assert row.ends_late == (row.best_epoch < row.recipe.epochs)
         assert row.update_rate == pytest.approx(6 * schedule.rates().mean())

@@ -12,7 +12,7 @@ import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Line
-from foretune.forecasting.outcomes import OUTCOMES
+from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.ranking.report import RankRun, ranking_content
 from foretune.ranking.table import ranking_table
 from foretune.report.home import home
@@ -162,8 +162,14 @@ def test_the_largest_trial_is_for_the_row_that_is_the_best_then(screened, monkey
     assert largest.candidate != 0
     assert set(first.trials) <= set(last.trials)
     assert found.rows[0].trials[-1]["rows"] == largest.rows
-    assert found.rows[0].forecast["accuracy"].value == pytest.approx(0.9)
-    assert found.rows[-1].quick == ranking.rows[0].quick
+    first = found.rows[0]
+    (before,) = (row for row in ranking.rows if row.quick == first.quick)
+    plain, weight = scale("accuracy", before.forecast["accuracy"].value), math.sqrt(largest.rows / N)
+    expected = plain + weight * (scale("accuracy", 0.9) - plain)
+    assert plain < expected == pytest.approx(scale("accuracy", first.forecast["accuracy"].value))
+    (low,) = (row for row in found.rows if row.quick == ranking.rows[0].quick)
+    assert low.trials
+    assert low.forecast["accuracy"].value == pytest.approx(ranking.rows[0].forecast["accuracy"].value)
     assert sum(trial.passes for trial in last.trials) <= 800
 
 

@@ -2,10 +2,10 @@
 
 Accuracy is taken as its logit, another main metric on its own scale, losses as their logarithms. Without trials a run's
 value on that scale is that of `foretune.forecasting.terms`; with trials that of `foretune.forecasting.with_trials`. β
-is fitted by ridge regression towards 0, that is towards the simulation or the trial itself, every data set with the
-same weight. The spread of the error grows with the distance d, in doublings, from the rows that were seen (simulated
-or trained on) to those of the run: variance a² + b² d². A run outside what the fit has seen gets a wider interval or
-none (`foretune.forecasting.reach`).
+is fitted by ridge regression towards 0, that is towards the simulation, and γ towards the forecast without trials;
+every data set has the same weight. The spread of the error grows with the distance d, in doublings, from the rows that
+were seen (simulated or trained on) to those of the run: variance a² + b² d². A run outside what the fit has seen gets a
+wider interval or none (`foretune.forecasting.reach`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class Line:
     """Calibration of one outcome, on the logit or logarithmic scale.
 
     Attributes:
-        coefficients: β of `TERMS` or `TRIAL_TERMS`, each for its term as it is.
+        coefficients: β of `TERMS` or γ of `TRIAL_TERMS`, each for its term as it is.
         limits: Least and largest value of the last term in the fit; beyond them it counts as these.
         penalty: Ridge penalty, chosen by leaving each data set out.
         spread: a: root mean square error on data sets left out of the fit, of runs no larger than what was seen.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite, log, log2, sqrt
 
 import numpy as np
+from scipy.optimize import lsq_linear
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
@@ -13,11 +14,13 @@ from foretune.forecasting.outcomes import Outcome, outcomes_of, scale
 from foretune.forecasting.reach import Domain, Run, domain_of
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.terms import terms, within_limits
-from foretune.forecasting.with_trials import together, trial_terms
+from foretune.forecasting.with_trials import BOUNDS, together, trial_terms
 from foretune.tasks.metrics import Kind
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 GROWTHS = (0.0, *(float(share) for share in np.geomspace(0.01, 10.0, 61)))  # b / a
+Bounds = tuple[float | tuple[float, ...], float | tuple[float, ...]]
+FREE: Bounds = (-inf, inf)
 HELD = 0.85  # share of the left-out intervals that must hold for a size to count as seen
 
 
@@ -51,8 +54,8 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     Returns:
         The calibration. Its domain ends, in training rows over known rows and in classes, where less than 85% of the
         runs lay within their left-out intervals; it is None if a case does not say what run it was. Runs with trials
-        are fitted where there are some of at least 3 data sets, the forecast without them among the terms, of each
-        data set as a fit on the others gives it.
+        are fitted where there are some of at least 3 data sets, from the forecast without them, of each data set as a
+        fit on the others gives it.
 
     Raises:
         ConfigError: If there are too few data sets.
@@ -155,7 +158,7 @@ def _with_trials(
             for (number, _, trials), run in zip(each, runs, strict=True)
         ]
         rows = _rows(laid, ratios, outcome, [case for _, case, _ in each], kind)
-        found[outcome] = _fit(rows, outcome)
+        found[outcome] = _fit(rows, outcome, BOUNDS)
     lines = {name: fit.line for name, fit in found.items()}
     return lines, _domain(found.values(), runs)
 
@@ -175,7 +178,7 @@ def _most(fits: Sequence[_Fit], sizes: Sequence[float]) -> float:
     return most
 
 
-def _fit(rows: _Rows, outcome: Outcome) -> _Fit:
+def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
     measured = np.isfinite(rows.real)
     _, group = np.unique(rows.group[measured], return_inverse=True)
     groups = len(np.unique(group))
@@ -188,13 +191,13 @@ def _fit(rows: _Rows, outcome: Outcome) -> _Fit:
         errors = np.empty(len(error))
         for one in range(groups):
             rest = group != one
-            beta = _ridge(x[rest], error[rest], weight[rest], penalty)
+            beta = _ridge(x[rest], error[rest], weight[rest], penalty, bounds)
             errors[~rest] = error[~rest] - within_limits(x[~rest], _limits(x[rest])) @ beta
         return errors
 
     missed = [left_out(penalty) for penalty in PENALTIES]
     best = int(np.argmin([_size(errors, weight) for errors in missed]))
-    beta = _ridge(x, error, weight, PENALTIES[best])
+    beta = _ridge(x, error, weight, PENALTIES[best], bounds)
     around = missed[best] - (np.bincount(group, missed[best]) / np.bincount(group))[group]
     spread, growth = _spread(missed[best], rows.doublings[measured], weight)
     line = Line(
@@ -236,9 +239,15 @@ def _limits(x: Array) -> tuple[float, float]:
     return float(x[:, -1].min()), float(x[:, -1].max())
 
 
-def _ridge(x: Array, y: Array, weight: Array, penalty: float) -> Array:
-    """β = (XᵀWX + penalty · D)⁻¹ XᵀWy, W of sum 1 and D the mean squares of the columns (a unit for an empty one)."""
+def _ridge(x: Array, y: Array, weight: Array, penalty: float, bounds: Bounds) -> Array:
+    # β = (XᵀWX + penalty · D)⁻¹ XᵀWy, W of sum 1 and D the mean squares of the columns (a unit for an empty one); within
+    # bounds the β that makes the same sum of squares the least.
     w = weight / weight.sum()
     size = np.average(x**2, axis=0, weights=w)
-    gram = (x * w[:, None]).T @ x + penalty * np.diag(np.where(size > 0, size, 1.0))
-    return np.asarray(np.linalg.solve(gram, x.T @ (w * y)))
+    shrunk = penalty * np.where(size > 0, size, 1.0)
+    if bounds == FREE:
+        gram = (x * w[:, None]).T @ x + np.diag(shrunk)
+        return np.asarray(np.linalg.solve(gram, x.T @ (w * y)))
+    root = np.sqrt(w)
+    rows = np.concatenate([x * root[:, None], np.diag(np.sqrt(shrunk))])
+    return np.asarray(lsq_linear(rows, np.concatenate([y * root, np.zeros(len(size))]), bounds=bounds).x)

@@ -124,8 +124,7 @@ def list_rows(
         run = replace(kind, known_rows=known, update_rate=rate)
         domain, withheld = calibration.domain, None
         told = tuple(one for one in shown if one.rows <= n_rows)
-        tried = bool(told) and calibration.trial_domain is not None
-        if not tried and domain is not None and (far := reach(domain, run)).withheld:
+        if domain is not None and (far := reach(domain, run)).withheld:
             withheld = RunForecast(None, (nan, nan), far, run.kind, calibrated=run.kind == domain.kind)
         listed.append(Listed(schedule, run, withheld, told))
     return tuple(listed)

@@ -3,11 +3,13 @@
 On the scale of `foretune.forecasting.outcomes`, with p the forecast without trials, t what the trial on the most rows
 n' showed, q what one on a quarter of these rows or fewer showed, and h = √(n'/N),
 
-    y = p + h (γ_0 [t better than p] + γ_1 (t − q) 2 / log2(n'/q's rows)) + error,    error² ~ a² + b² log2(N/n')²,
+    y = p + γ_0 min(1, 2 h) [t better than p] + γ_1 h (t − q) 2 / log2(n'/q's rows) + error,
+
+    0 ≤ γ_0 ≤ 1,    0 ≤ γ_1 ≤ 2,    error² ~ a² + b² log2(N/n')²,
 
 [t better than p] being t − p where that is an improvement (a larger metric, a smaller loss) and else 0: a trial on few
 rows takes few steps and mostly ends below what many rows reach, so that a bad one says little, and a good one much. γ
-is shrunk towards 0, that is towards the forecast without trials, and all terms are bounded by their scale.
+is shrunk towards 0, that is towards the forecast without trials; the first term never goes beyond the trial.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ from foretune.forecasting.shown import Shown
 from foretune.tasks.metrics import Kind, main_metric
 
 TRIAL_TERMS = ("better", "slope")
+BOUNDS = ((0.0, 0.0), (1.0, 2.0))  # of γ, the least and the most
 NESTED = 4  # sizes of trials differ by at least this factor, for a slope
 
 
@@ -90,7 +93,7 @@ def trial_terms(outcome: Outcome, trials: Trials, plain: float, train_rows: int,
     slope = 0.0
     if trials.smaller is not None:
         slope = (t - trials.below[outcome]) * 2.0 / log2(trials.rows / trials.smaller)
-    return plain, h * np.array([better, slope])
+    return plain, np.array([min(1.0, 2.0 * h) * better, h * slope])
 
 
 def reach_of_trials(domain: Domain, run: Run, trials: Trials) -> Reach:

@@ -145,7 +145,7 @@ def _update_rate(settings: Mapping[str, Any], facts: Mapping[str, Value]) -> flo
         return None
     recipe = Recipe(**{field.name: train[field.name] for field in fields(Recipe)})
     rates = schedule_of(recipe, int(rows), seed=0).rates()
-    return float(rates.mean()) * adapter["alpha"] * (adapter["r"] ** 0.5 if adapter["rslora"] else 1.0)
+    return float(rates.mean() * adapter["alpha"] * (adapter["r"] ** 0.5 if adapter["rslora"] else 1.0))
 
 
 def _recipe(settings: Mapping[str, Any]) -> dict[str, Value]:

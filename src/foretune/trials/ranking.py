@@ -186,7 +186,9 @@ def try_finalists(
         known = known or plan != shown
     if known:
         show(plan)
-    tried, _ = _carry_out(finalists, plan, told, made, 0.0)
+    tried, made = _carry_out(finalists, plan, told, made, 0.0)
+    if made and told.on_progress is not None:
+        told.on_progress(made, made)  # where the largest is kept, less is made than the first stage took for granted
     return _ranked(finalists, _conclude(finalists, tried), plan, tried)
 
 
