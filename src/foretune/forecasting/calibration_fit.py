@@ -240,8 +240,8 @@ def _limits(x: Array) -> tuple[float, float]:
 
 
 def _ridge(x: Array, y: Array, weight: Array, penalty: float, bounds: Bounds) -> Array:
-    # β = (XᵀWX + penalty · D)⁻¹ XᵀWy, W of sum 1 and D the mean squares of the columns (a unit for an empty one); within
-    # bounds the β that makes the same sum of squares the least.
+    # β = (XᵀWX + penalty · D)⁻¹ XᵀWy, W of sum 1 and D the mean squares of the columns (a unit for an empty one);
+    # within bounds the β that makes the same sum of squares the least.
     w = weight / weight.sum()
     size = np.average(x**2, axis=0, weights=w)
     shrunk = penalty * np.where(size > 0, size, 1.0)
