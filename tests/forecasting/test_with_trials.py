@@ -26,13 +26,13 @@ def test_terms_are_those_of_the_docstring():
     trials = Trials(100, {"eval_loss": 0.4}, 25, {"eval_loss": 1.0})
     p, x = trial_terms("eval_loss", trials, 0.7, 400, "classification")
     assert p == 0.7
-    assert x == pytest.approx([0.5 * (0.4 - 0.7), 0.5 * (0.4 - 1.0)])
+    assert x == pytest.approx([0.4 - 0.7, 0.5 * (0.4 - 1.0)])
     farther = Trials(100, {"eval_loss": 0.4}, 12, {"eval_loss": 1.0})
     _, x = trial_terms("eval_loss", farther, 0.7, 10_000, "classification")
-    assert x == pytest.approx([0.1 * -0.3, 0.1 * -0.6 * 2 / math.log2(100 / 12)])
+    assert x == pytest.approx([0.2 * -0.3, 0.1 * -0.6 * 2 / math.log2(100 / 12)])
     gained = Trials(100, {"accuracy": 1.0}, 25, {"accuracy": 0.2})
     _, x = trial_terms("accuracy", gained, 0.7, 400, "classification")
-    assert x == pytest.approx([0.5 * 0.3, 0.5 * 0.8])
+    assert x == pytest.approx([0.3, 0.5 * 0.8])
 
 
 @pytest.mark.parametrize(("outcome", "worse"), [("train_loss", 1), ("eval_loss", 1), ("accuracy", -1)])
@@ -41,13 +41,13 @@ def test_a_trial_that_is_no_better_than_the_forecast_and_alone_is_no_term(outcom
         p, x = trial_terms(outcome, Trials(100, {outcome: 0.7 + worse * lost}, None, {}), 0.7, 400, "classification")
         assert (p, list(x)) == (0.7, [0.0, 0.0])
     _, x = trial_terms(outcome, Trials(100, {outcome: 0.7 - worse * 0.3}, None, {}), 0.7, 400, "classification")
-    assert x == pytest.approx([0.5 * -worse * 0.3, 0.0])
+    assert x == pytest.approx([-worse * 0.3, 0.0])
 
 
 @pytest.mark.parametrize("kind", ["regression", "multi-label"])
 def test_what_is_better_hangs_on_the_metric_of_the_kind(kind):
     metric = main_metric(kind)
-    for gain, expected in ((metric.better * 0.4, metric.better * 0.2), (-metric.better * 0.4, 0.0)):
+    for gain, expected in ((metric.better * 0.4, metric.better * 0.4), (-metric.better * 0.4, 0.0)):
         _, x = trial_terms(metric.name, Trials(100, {metric.name: 0.1 + gain}, None, {}), 0.1, 400, kind)
         assert x == pytest.approx([expected, 0.0])
 
@@ -60,13 +60,14 @@ def test_terms_are_bounded_and_vanish_as_the_run_outgrows_the_trial(outcome, at,
     p, x = trial_terms(outcome, trials, plain, rows + more, "classification")
     assert p == plain
     h = math.sqrt(rows / (rows + more))
-    assert all(abs(x) <= h * np.array([abs(at - plain), abs(at - below)]) + 1e-12)
+    weights = np.array([min(1.0, 2.0 * h), h])
+    assert all(abs(x) <= weights * np.array([abs(at - plain), abs(at - below)]) + 1e-12)
     direction = 1 if outcome == "accuracy" else -1
     assert direction * x[0] >= 0.0  # it only ever says that more is to be had
     assert direction * (plain + x[0]) <= max(direction * plain, direction * at) + 1e-12  # and no more than it showed
     for train_rows in (rows, max(1, rows // 2)):  # a trial on more rows than the run has counts as one on as many
         full = trial_terms(outcome, trials, plain, train_rows, "classification")[1]
-        assert h * full == pytest.approx(x)
+        assert weights * full == pytest.approx(x)
 
 
 @given(LEVEL, LEVEL, LEVEL)

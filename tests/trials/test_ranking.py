@@ -164,7 +164,7 @@ def test_the_largest_trial_is_for_the_row_that_is_the_best_then(screened, monkey
     assert found.rows[0].trials[-1]["rows"] == largest.rows
     first = found.rows[0]
     (before,) = (row for row in ranking.rows if row.quick == first.quick)
-    plain, weight = scale("accuracy", before.forecast["accuracy"].value), math.sqrt(largest.rows / N)
+    plain, weight = scale("accuracy", before.forecast["accuracy"].value), min(1.0, 2.0 * math.sqrt(largest.rows / N))
     expected = plain + weight * (scale("accuracy", 0.9) - plain)
     assert plain < expected == pytest.approx(scale("accuracy", first.forecast["accuracy"].value))
     (low,) = (row for row in found.rows if row.quick == ranking.rows[0].quick)

@@ -9,7 +9,7 @@ wider interval or none (`foretune.forecasting.reach`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import exp2, inf, isfinite, log2, sqrt
 from typing import Any
 
@@ -133,6 +133,7 @@ class RunForecast:
         reach: Whether the run lies within what the calibration has seen.
         kind: Kind of task.
         calibrated: Whether a calibration of this kind of task was applied.
+        note: Why trials of the run change nothing; empty where they do, or there are none.
     """
 
     levels: Mapping[str, Interval] | None
@@ -140,6 +141,7 @@ class RunForecast:
     reach: Reach
     kind: Kind = "classification"
     calibrated: bool = True
+    note: str = ""
 
     @property
     def metric(self) -> Metric:
@@ -203,7 +205,8 @@ def apply_calibration(
     rows too well.
 
     With trials, and a calibration that has seen some, the forecast without them is s, x, spread and δ are those of
-    `with_trials`, and the farther of the two reaches counts. A trial on the most rows that diverged leaves no level.
+    `with_trials`. A trial that lies farther from what was checked than the run itself changes nothing, which `note`
+    says; one on the most rows that diverged leaves no level.
 
     Args:
         calibration: Calibration.
@@ -244,8 +247,12 @@ def apply_calibration(
         return _leveled(calibration.lines, plain, _Spread(0.0, 0.0, diverged), kind)
     middle = _with_trials(calibration, plain, trials, run.train_rows)
     of_trials = reach_of_trials(calibration.trial_domain, run, trials)
-    farther = of_trials if of_trials.doublings > reached.doublings else reached
-    spread = _Spread(max(0.0, log2(run.train_rows / trials.rows)), fewer, farther)
+    if of_trials.doublings > reached.doublings:  # what it adds was not checked, and it shall take nothing away
+        said = _leveled(calibration.lines, plain, _Spread(values["doublings"], fewer, reached), kind)
+        return replace(
+            said, note=f"The trial on {trials.rows:,} rows changes no forecast: {'; '.join(of_trials.reasons)}."
+        )
+    spread = _Spread(max(0.0, log2(run.train_rows / trials.rows)), fewer, reached)
     return _leveled(calibration.trial_lines, middle, spread, kind)
 
 

@@ -250,4 +250,5 @@ def _ridge(x: Array, y: Array, weight: Array, penalty: float, bounds: Bounds) ->
         return np.asarray(np.linalg.solve(gram, x.T @ (w * y)))
     root = np.sqrt(w)
     rows = np.concatenate([x * root[:, None], np.diag(np.sqrt(shrunk))])
-    return np.asarray(lsq_linear(rows, np.concatenate([y * root, np.zeros(len(size))]), bounds=bounds).x)
+    targets = np.concatenate([y * root, np.zeros(len(size))])
+    return np.asarray(lsq_linear(rows, targets, bounds=bounds, method="bvls").x)

@@ -108,12 +108,11 @@ def notes(curve: Curve) -> list[str]:
     Returns:
         Sentences.
     """
-    verdict = curve.forecast.reach.verdict
-    if not verdict:
-        return []
-    if curve.end is None:
-        return [verdict, "Which of several adapters is better, foretune rank says by the simulated runs."]
-    return [verdict]
+    verdict, trial = curve.forecast.reach.verdict, curve.forecast.note
+    found = [note for note in (trial, verdict) if note]
+    if verdict and curve.end is None:
+        found.append("Which of several adapters is better, foretune rank says by the simulated runs.")
+    return found
 
 
 def prepare_forecast(

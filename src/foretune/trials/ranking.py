@@ -245,7 +245,7 @@ def _conclude(finalists: _Finalists, tried: Sequence[Sequence[Tried]]) -> tuple[
     pairs = [
         (before.said, after.said)
         for before, after in zip(ranking.rows, rows, strict=True)
-        if after.trials and after.collapsed is None
+        if after.trials and after.collapsed is None and not after.said.note
     ]
     by = mean_shift(pairs)
     return tuple(row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows)
@@ -306,6 +306,7 @@ def _trial_notes(rows: Sequence[Row], calibration: Calibration, ranking: Ranking
             "The calibration has seen no trials of such runs: they are shown and mark what collapses, and no forecast "
             "hangs on them."
         )
+    notes += dict.fromkeys(row.said.note for row in rows if row.said.note)
     collapsed = [row for row in rows if row.collapsed is not None]
     if collapsed:
         names = "; ".join(in_words(row, len(ranking.recipes)) for row in collapsed)
