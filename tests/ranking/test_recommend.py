@@ -124,7 +124,7 @@ def test_the_recommended_adapter_is_written_unless_another_is_chosen(spread, all
     path.write_text(json.dumps(content), encoding="utf-8")
     dataset, out = cases.write_reviews(tmp_path / "reviews"), tmp_path / "out"
     assert run(["rank", "--model", model, "--dataset", dataset, "--calibration", str(path), "--samples", "16",
-                "--eval-samples", "10", "--draws", "1", "--epochs", "2", "--learning-rate", "3e-2", "--ranks", "1", "4",
+                "--eval-samples", "40", "--draws", "1", "--epochs", "2", "--learning-rate", "3e-2", "--ranks", "1", "4",
                 "--train-batch-size", "8", "--finalists", "6", "--output", str(out)]) == 0  # fmt: skip
     captured = capsys.readouterr()
     with (out / "ranking.csv").open(encoding="utf-8") as file:
