@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foretune.evaluation.held_out import HeldOutForecasts
-from foretune.evaluation.strata import by_distance
+from foretune.evaluation.strata import by_distance, unit_of
 from foretune.report.figures import COLOURS, MARKERS
 from foretune.report.texts import for_figure
 from foretune.tasks.metrics import main_metric
@@ -24,7 +24,7 @@ def distance_figure(held_out: HeldOutForecasts) -> Figure:
         The figure.
     """
     metric = main_metric(held_out.records[0].kind)
-    unit = 100.0 if metric.percent else 1.0
+    unit, _ = unit_of(metric)
     strata = by_distance(held_out)
     families = sorted({one.record.family for judged in strata.values() for one in judged})
     down = ceil(len(strata) / ACROSS)

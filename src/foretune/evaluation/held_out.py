@@ -275,7 +275,7 @@ def _quality(outcome: Outcome, records: Sequence[Record], held_out: HeldOutForec
     return ForecastQuality(
         outcome=outcome,
         cells=len(records),
-        spearman=_spearman(value, real),
+        spearman=rank_correlation(value, real),
         spearman_within=_within(records, value, real),
         error=float(np.abs(value - real).mean()),
         bias=float((value - real).mean()),
@@ -286,7 +286,16 @@ def _quality(outcome: Outcome, records: Sequence[Record], held_out: HeldOutForec
     )
 
 
-def _spearman(x: Array, y: Array) -> float:
+def rank_correlation(x: Array, y: Array) -> float:
+    """Spearman's ρ of two columns.
+
+    Args:
+        x: Column.
+        y: Column.
+
+    Returns:
+        ρ; NaN for fewer than three values or a constant.
+    """
     if len(x) < 3:  # a constant gives NaN as well
         return float("nan")
     return float(spearman(x[:, None], y[:, None])[0, 0])
@@ -298,7 +307,7 @@ def _within(records: Sequence[Record], x: Array, y: Array) -> float:
         units = sorted({record.unit for record in records if record.group == group})
         cells = [[record.unit == unit for record in records] for unit in units]
         x_means, y_means = (np.array([column[rows].mean() for rows in cells]) for column in (x, y))
-        values.append(_spearman(x_means, y_means))
+        values.append(rank_correlation(x_means, y_means))
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")
 

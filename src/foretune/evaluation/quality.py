@@ -21,7 +21,7 @@ from foretune.evaluation.held_out import (
 from foretune.evaluation.predictors import BASELINES, CONTROLS, OF_SCORE, OF_SIMULATION, SIMULATED_AREAS, Predictor
 from foretune.evaluation.records import AREAS, Record, record_writers
 from foretune.evaluation.regret import ELSEWHERE, RANDOM
-from foretune.evaluation.strata import strata_table
+from foretune.evaluation.strata import rho_in_words, strata_table, unit_of
 from foretune.evaluation.troubles import rate_cases, trouble_table
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
@@ -32,8 +32,6 @@ from foretune.report.tables import Table
 from foretune.report.texts import for_figure
 from foretune.tasks.kinds import KINDS
 from foretune.tasks.metrics import Kind, Metric, main_metric
-
-PERCENT = 100.0
 
 
 def quality_table(held_out: HeldOutForecasts) -> Table:
@@ -71,7 +69,7 @@ def quality_table(held_out: HeldOutForecasts) -> Table:
 
 def _quality_row(quality: ForecastQuality, metric: Metric) -> tuple[str, ...]:
     of_metric = quality.outcome == metric.name
-    unit, digits = _unit(metric) if of_metric else (1.0, 3)
+    unit, digits = unit_of(metric) if of_metric else (1.0, 3)
 
     def number(value: float, *, sign: bool = False) -> str:
         return "–" if not isfinite(value) else f"{unit * value:{'+' if sign else ''}.{digits}f}"
@@ -79,8 +77,8 @@ def _quality_row(quality: ForecastQuality, metric: Metric) -> tuple[str, ...]:
     return (
         metric.label if of_metric else quality.outcome.replace("_", " "),
         str(quality.cells),
-        _rho(quality.spearman),
-        _rho(quality.spearman_within),
+        rho_in_words(quality.spearman),
+        rho_in_words(quality.spearman_within),
         number(quality.error),
         number(quality.simulated_error),
         number(quality.noise),
@@ -88,15 +86,6 @@ def _quality_row(quality: ForecastQuality, metric: Metric) -> tuple[str, ...]:
         f"{quality.covered:.0%}",
         number(quality.width),
     )
-
-
-def _unit(metric: Metric) -> tuple[float, int]:
-    """Factor and digits of a difference of a metric: points of a share, three digits of all else."""
-    return (PERCENT, 1) if metric.percent else (1.0, 3)
-
-
-def _rho(value: float) -> str:
-    return f"{value:+.2f}" if isfinite(value) else "–"
 
 
 def rivals_table(report: StudyReport) -> Table:
@@ -110,7 +99,7 @@ def rivals_table(report: StudyReport) -> Table:
     """
     lost = {regret.predictor or regret.rule: regret for regret in report.regrets}
     metric = report.metric
-    unit, digits = _unit(metric)
+    unit, digits = unit_of(metric)
     rows = []
     for predictor in (*OF_SIMULATION, *OF_SCORE, *BASELINES, *CONTROLS):
         findings = [report.finding(predictor.name, metric.name, "spearman", scope) for scope in ("all", "within")]
@@ -236,7 +225,7 @@ def forecast_figure(held_out: HeldOutForecasts) -> Figure:
     panels = figure.subplots(1, 2)
     datasets = sorted({record.dataset for record in forecast})
     families = sorted({record.family for record in forecast})
-    for axes, outcome, unit in zip(panels, wanted, (_unit(metric)[0], 1.0), strict=True):
+    for axes, outcome, unit in zip(panels, wanted, (unit_of(metric)[0], 1.0), strict=True):
         for index, dataset in enumerate(datasets):
             cells = [record for record in forecast if record.dataset == dataset]
             middle = [held_out.forecasts[record.key][outcome] for record in cells]

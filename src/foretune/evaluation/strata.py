@@ -9,11 +9,10 @@ import numpy as np
 from scipy.stats import binomtest
 
 from foretune.arrays import Array
-from foretune.evaluation.held_out import HeldOutForecasts, Judged
-from foretune.evaluation.statistics import spearman
+from foretune.evaluation.held_out import HeldOutForecasts, Judged, rank_correlation
 from foretune.forecasting.outcomes import Outcome
 from foretune.report.tables import Table
-from foretune.tasks.metrics import main_metric
+from foretune.tasks.metrics import Metric, main_metric
 
 RATIOS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # ends of the strata of N/n
 SPENDS = (0.02, 0.05, 0.15, 0.35)  # of a run's rows, for each adapter
@@ -116,7 +115,7 @@ def _stratum(name: str, judged: Sequence[Judged]) -> Stratum:
         covered=_covered(judged, metric),
         loss_covered=_covered(judged, "eval_loss"),
         width=float(np.mean([one.levels[metric].high - one.levels[metric].low for one in judged])),
-        spearman=_rho(value, real),
+        spearman=rank_correlation(value, real),
         within=_within(judged, value, real, equal=False),
         equal=_within(judged, value, real, equal=True),
         lost=chosen,
@@ -139,12 +138,6 @@ def _covered(judged: Sequence[Judged], outcome: Outcome) -> tuple[float, float, 
     return held / len(judged), float(ends.low), float(ends.high)
 
 
-def _rho(x: Array, y: Array) -> float:
-    if len(x) < LEAST:
-        return nan
-    return float(spearman(x[:, None], y[:, None])[0, 0])
-
-
 def _compared(judged: Sequence[Judged]) -> list[list[int]]:
     """Positions of forecasts of one data set and seed, from as many known rows and trials of as many."""
     groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
@@ -158,7 +151,7 @@ def _within(judged: Sequence[Judged], value: Array, real: Array, *, equal: bool)
     found = []
     for positions in _compared(judged):
         chosen = _of_equal_size(judged, positions) if equal else positions
-        found.append(_rho(value[chosen], real[chosen]))
+        found.append(rank_correlation(value[chosen], real[chosen]))
     known = [rho for rho in found if isfinite(rho)]
     return float(np.mean(known)) if known else nan
 
@@ -182,6 +175,30 @@ def _lost(judged: Sequence[Judged], value: Array, real: Array) -> tuple[float, f
     return (float(np.mean(by_forecast)), float(np.mean(by_size))) if by_size else (nan, nan)
 
 
+def unit_of(metric: Metric) -> tuple[float, int]:
+    """Say how a difference of a metric is written.
+
+    Args:
+        metric: Metric.
+
+    Returns:
+        Factor and digits: points of a share, three digits of all else.
+    """
+    return (100.0, 1) if metric.percent else (1.0, 3)
+
+
+def rho_in_words(value: float) -> str:
+    """Write a correlation.
+
+    Args:
+        value: ρ.
+
+    Returns:
+        Two digits with their sign; a dash for NaN.
+    """
+    return f"{value:+.2f}" if isfinite(value) else "–"
+
+
 def strata_table(held_out: HeldOutForecasts) -> Table:
     """Lay out how good forecasts were at each distance.
 
@@ -192,13 +209,10 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
         A row for each stratum; empty without forecasts.
     """
     metric = main_metric(held_out.records[0].kind)
-    unit, digits = (100.0, 1) if metric.percent else (1.0, 3)
+    unit, digits = unit_of(metric)
 
     def points(value: float) -> str:
         return f"{unit * value:.{digits}f}" if isfinite(value) else "–"
-
-    def rho(value: float) -> str:
-        return f"{value:+.2f}" if isfinite(value) else "–"
 
     def share(three: tuple[float, float, float]) -> str:
         return f"{three[0]:.0%} [{three[1]:.0%}, {three[2]:.0%}]"
@@ -215,9 +229,9 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
             share(one.covered),
             share(one.loss_covered),
             points(one.width),
-            rho(one.spearman),
-            rho(one.within),
-            rho(one.equal),
+            rho_in_words(one.spearman),
+            rho_in_words(one.within),
+            rho_in_words(one.equal),
             points(one.lost),
             points(one.lost_largest),
         )

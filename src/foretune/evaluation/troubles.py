@@ -133,10 +133,9 @@ def _pair(one: Judged, risk: Risk | None, degrees: float) -> tuple[float, bool] 
         return None
     metric = main_metric(record.kind).name
     forecast = RunForecast(one.levels, (one.levels[metric].value, one.levels["eval_loss"].value), INSIDE, record.kind)
-    rate = record.quantities.get("run_update_rate")
     told = {
         caution.trouble: caution.probability
-        for caution in cautions(forecast, degrees, baseline=baseline, risk=risk, update_rate=rate)
+        for caution in cautions(forecast, degrees, baseline=baseline, risk=risk, update_rate=_rate(record))
     }
     fails = told["no effect"] + told["worse"]
     collapse = told.get("collapse", 0.0)

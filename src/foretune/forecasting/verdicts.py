@@ -17,9 +17,8 @@ from scipy.special import logit
 from scipy.stats import t as student
 
 from foretune.forecasting.calibration import Interval
+from foretune.forecasting.risk import MARGIN
 from foretune.tasks.metrics import ACCURACY, Metric
-
-MARGIN = 0.02  # of the metric: 2 points of a percentage
 
 
 @dataclass(frozen=True)

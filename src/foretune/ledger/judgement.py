@@ -10,19 +10,11 @@ from typing import Any
 
 from foretune.forecasting.seal import HASH, is_unaltered
 from foretune.ledger.entries import Entry, State, Told
+from foretune.settings.groups import RUN_SETTINGS
 from foretune.tasks.metrics import main_metric
 
 # Settings that make it another run; the others say how it is computed, reported or evaluated.
-RECIPE = (
-    "epochs",
-    "learning_rate",
-    "train_batch_size",
-    "weight_decay",
-    "warmup_ratio",
-    "scheduler",
-    "max_length",
-    "seed",
-)
+RECIPE = (*RUN_SETTINGS, "seed")
 ADAPTER = ("r", "alpha", "rslora", "init")
 
 

@@ -145,7 +145,8 @@ def rank_adapters(
         lambda total: partial(_counter(report, "steps of simulated runs", total), 1),
     )
     seconds["simulate"] = time.perf_counter() - clock
-    made = [_rows(runs, finalists, _kappas(blocks, finalists, settings), calibration, ready) for runs in by_recipe]
+    kappas = _kappas(blocks, finalists, settings)
+    made = [_rows(runs, finalists, kappas, calibration, ready) for runs in by_recipe]
     rows = marked(
         ordered([row for _, of_recipe in made for row in of_recipe], calibration),
         equal_sizes=ready.equal_size is not None,

@@ -15,10 +15,9 @@ from foretune.problem import Plan
 from foretune.ranking.recommend import in_words, tie_note
 from foretune.ranking.rows import Row
 from foretune.settings.commands import RankSettings
-from foretune.settings.groups import MOST_RUNS, Recipe
+from foretune.settings.groups import FEWEST_ROWS, MOST_RUNS, Recipe
 from foretune.tasks.metrics import Metric
 
-FEWEST = 32  # rows of a trial
 FAR = 4.0  # times what the calibration has seen
 _VERDICTS = 3  # that are told in full
 
@@ -99,7 +98,7 @@ def simulate_recipes(
 
 
 def _head_alone(linearised: Linearised, schedule: Schedule) -> tuple[tuple[int, float], ...]:
-    most, sizes = min(linearised.train.factors.n, schedule.train_rows), [FEWEST]
+    most, sizes = min(linearised.train.factors.n, schedule.train_rows), [FEWEST_ROWS]
     while 2 * sizes[-1] <= most:
         sizes.append(2 * sizes[-1])
     sizes = [rows for rows in sizes if rows <= most]

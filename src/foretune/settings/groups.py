@@ -28,6 +28,17 @@ Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 TaskKind = Literal["classification", "regression", "multi-label"]
 
+# What makes a run another one, beside model, data, adapter and seed: the fields of a recipe, and how texts are cut.
+RUN_SETTINGS = (
+    "epochs",
+    "learning_rate",
+    "train_batch_size",
+    "weight_decay",
+    "warmup_ratio",
+    "scheduler",
+    "max_length",
+)
+FEWEST_ROWS = 32  # of a trial
 MOST_RUNS = 256  # that a ranking simulates on one data set: adapters times recipes
 
 Pair = Annotated[int, Range(2, LARGEST)]  # fewer rows tell nothing apart

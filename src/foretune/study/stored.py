@@ -10,7 +10,7 @@ from foretune.errors import shown
 from foretune.forecasting.schedule import schedule_of
 from foretune.report.curves import Step
 from foretune.report.store import RESULT, read_json
-from foretune.settings.groups import Recipe, Scheduler
+from foretune.settings.groups import RUN_SETTINGS, Recipe, Scheduler
 from foretune.study.damage import Value, check_losses, integer, numbers, read_rows, same, text, undamaged
 from foretune.tasks.metrics import METRICS, Kind, main_metric
 
@@ -21,15 +21,7 @@ LOSSES = ("train_loss", "train_loss_eval_mode", "eval_loss")
 MEASURED = (*LOSSES, *dict.fromkeys(metric.name for metrics in METRICS.values() for metric in metrics))
 FACTS = ("train_rows", "eval_rows", "classes", "majority_accuracy", "head_parameters", "steps", "diverged")
 # Of the settings, a scheduler as its place among `Scheduler`; the tables of earlier versions lack them.
-RECIPE = (
-    "epochs",
-    "learning_rate",
-    "train_batch_size",
-    "weight_decay",
-    "warmup_ratio",
-    "scheduler",
-    "max_length",
-)
+RECIPE = RUN_SETTINGS
 UPDATE_RATE = "update_rate"  # mean learning rate times s·r
 DIGITS = 6  # of a loss, so that a report from its CSV files is the same
 # What earlier versions called numbers that cells of theirs hold: kernel regression was a forecast too.

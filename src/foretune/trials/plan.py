@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from math import ceil, fsum
 
 from foretune.errors import ConfigError
-from foretune.settings.groups import Recipe
+from foretune.settings.groups import FEWEST_ROWS, Recipe
 from foretune.trials.spend import EVALUATED, percent, run_passes, whole_run
 
-FEWEST = 32  # rows
 FEWEST_STEPS = 4  # a run of fewer steps is all warm-up
 FACTOR = 4  # between nested sizes
 LEAST_COMPARED = 2  # candidates on a rung, where there are several: one alone compares nothing
@@ -89,7 +88,7 @@ def fewest_rows(outputs: int) -> int:
     Returns:
         max(32, 2 C).
     """
-    return max(FEWEST, 2 * outputs)
+    return max(FEWEST_ROWS, 2 * outputs)
 
 
 def smallest(recipe: Recipe, outputs: int) -> int:
