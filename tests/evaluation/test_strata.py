@@ -1,5 +1,6 @@
 """Forecasts by distance and spend, and warnings: numbers by hand."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -60,10 +61,7 @@ def test_a_stratum_by_hand():
     assert stratum.covered[1] < 0.8 < stratum.covered[2]
     assert stratum.loss_covered[0] == 0.0
     assert stratum.width == pytest.approx(0.1)
-    assert stratum.within == pytest.approx(stratum.spearman) == pytest.approx(0.8)
-    assert stratum.equal == pytest.approx(0.5)  # a, b, c lie within 15%: b and a change places
-    assert stratum.lost == pytest.approx(0.85 - 0.82)
-    assert stratum.lost_largest == pytest.approx(0.85 - 0.82)
+    assert stratum.spearman == pytest.approx(0.8)
     assert math.isnan(stratum.as_shown)
 
 
@@ -93,12 +91,20 @@ def test_the_table_and_the_figure_have_every_distance():
     entries.append(judged("d", "a", 0.7, 0.7, trials=(40,)))
     table = strata_table(held_out(*entries))
     assert [row[0] for row in table.rows] == ["N/n ≤ 4", "spend ≤ 5%"]
-    assert table.rows[1][table.header.index("ρ within a data set")] == "–"
     assert table.rows[0][table.header.index("in interval")].startswith("80% [")
     figure = distance_figure(held_out(*entries))
     titles = [axes.get_title() for axes in figure.axes]
     assert titles[:2] == ["without training, N/n ≤ 4 (10)", "with trials, spend ≤ 5% (1)"]
     assert strata_table(HeldOutForecasts(tuple(one.record for one in entries), {})).rows == ()
+
+
+def test_each_model_has_its_own_strata():
+    entries = [judged("d", name, REAL[name], SAID[name]) for name in REAL]
+    other = judged("d", "a", 0.7, 0.75, trials=(40,))
+    other = dataclasses.replace(other, record=dataclasses.replace(other.record, model="n"))
+    assert [one.name for one in strata(held_out(*entries, other))] == ["m: N/n ≤ 4", "n: spend ≤ 5%"]
+    titles = [axes.get_title() for axes in distance_figure(held_out(*entries, other)).axes[:2]]
+    assert titles == ["without training, m: N/n ≤ 4 (5)", "with trials, n: spend ≤ 5% (1)"]
 
 
 def test_what_collapsed_is_measured_by_what_costs_nothing():

@@ -35,13 +35,14 @@ def sizes(found, cell):
     return sorted([one.rows for one in shown] for shown in found[cell.key])
 
 
-def test_each_smaller_run_is_a_trial_with_those_of_a_quarter():
+def test_each_smaller_run_is_a_trial_with_the_largest_of_a_quarter():
     small, half, whole = record(100, accuracy=0.6), record(250, accuracy=0.7), record(1000)
     found = trials_of([whole, half, small])
     assert sizes(found, whole) == [[100], [250]]
     assert sizes(found, half) == [[100]]
     assert sizes(found, small) == []
     assert sizes(trials_of([whole, half, record(60)]), whole) == [[60], [250, 60]]
+    assert sizes(trials_of([whole, half, record(60), record(50)]), whole) == [[50], [60], [250, 60]]
     (shown,) = found[half.key][0]
     assert (shown.rows, shown.seed, shown.eval_rows, shown.best_epoch, shown.diverged) == (100, 0, 100, 5, False)
     assert shown.outcomes == {"train_loss": 0.2, "eval_loss": 0.4, "accuracy": 0.6}

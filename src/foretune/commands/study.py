@@ -181,9 +181,11 @@ def _add_to(ledger: Path, parts: Sequence["HeldOutForecasts"], log: "Console") -
 def _show(report: "StudyReport", held_out: "HeldOutForecasts", coefficient: str, screen: "Console") -> None:
     from rich.text import Text
 
+    from foretune.evaluation.choice import choice_table
     from foretune.evaluation.correlations import correlation_table, notes, regret_table
     from foretune.evaluation.held_out import why_no_forecast
     from foretune.evaluation.quality import area_table, quality_table, rivals_table
+    from foretune.evaluation.rates import rates_table
     from foretune.evaluation.statistics import SCOPES
     from foretune.evaluation.strata import strata_table
     from foretune.evaluation.troubles import trouble_table
@@ -198,6 +200,8 @@ def _show(report: "StudyReport", held_out: "HeldOutForecasts", coefficient: str,
         tables = (
             quality_table(held_out),
             strata_table(held_out),
+            choice_table(held_out),
+            rates_table(held_out),
             trouble_table(held_out),
             rivals_table(report),
             area_table(held_out.records),

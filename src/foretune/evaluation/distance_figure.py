@@ -43,8 +43,10 @@ def distance_figure(held_out: HeldOutForecasts) -> Figure:
             axes.scatter(
                 x, y, s=18, color=colour, marker=MARKERS[index % len(MARKERS)], label=for_figure(family), linewidths=0
             )
-        without = name.startswith("N/n")
-        axes.set_title(f"{'without training' if without else 'with trials'}, {name} ({len(judged)})", fontsize=9)
+        without = "N/n" in name
+        axes.set_title(
+            for_figure(f"{'without training' if without else 'with trials'}, {name} ({len(judged)})"), fontsize=9
+        )
         axes.grid(alpha=0.3, linewidth=0.5)
     for axes in panels[len(strata) :]:
         axes.set_axis_off()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from foretune.evaluation.choice import choice_table
 from foretune.evaluation.correlations import StudyReport, capitalised, finding_in_words, report_writers
 from foretune.evaluation.distance_figure import distance_figure
 from foretune.evaluation.held_out import (
@@ -19,6 +20,7 @@ from foretune.evaluation.held_out import (
     level_error,
 )
 from foretune.evaluation.predictors import BASELINES, CONTROLS, OF_SCORE, OF_SIMULATION, SIMULATED_AREAS, Predictor
+from foretune.evaluation.rates import rates_table
 from foretune.evaluation.records import AREAS, Record, record_writers
 from foretune.evaluation.regret import ELSEWHERE, RANDOM
 from foretune.evaluation.strata import rho_in_words, strata_table, unit_of
@@ -299,6 +301,8 @@ def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: st
     return {
         **quality_table(held_out).writers("forecast-quality"),
         **strata_table(held_out).writers("distance"),
+        **choice_table(held_out).writers("choice"),
+        **rates_table(held_out).writers("rates"),
         **trouble_table(held_out).writers("warnings"),
         **rivals_table(report).writers("rivals"),
         **area_table(held_out.records).writers("curves-error"),

@@ -1,7 +1,6 @@
 """How good forecasts were at each distance: by rows of the run over known rows, and by what was spent on trials."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
@@ -16,8 +15,6 @@ from foretune.tasks.metrics import Metric, main_metric
 
 RATIOS = (1.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)  # ends of the strata of N/n
 SPENDS = (0.02, 0.05, 0.15, 0.35)  # of a run's rows, for each adapter
-ALIKE = 0.15  # adapters whose parameters differ by no more are of equal size
-LEAST = 3  # adapters to put into order
 
 
 @dataclass(frozen=True)
@@ -35,10 +32,6 @@ class Stratum:
         loss_covered: The same of the evaluation loss.
         width: Mean width of the main metric's interval.
         spearman: ρ of forecast and outcome over all.
-        within: Mean over data sets of ρ over the adapters of one; NaN where none has three.
-        equal: The same over adapters of equal size.
-        lost: Mean of the best adapter's metric less that of the one with the best forecast.
-        lost_largest: The same for the largest adapter.
         as_shown: Mean absolute error of the trial's own value; NaN without trials.
     """
 
@@ -52,10 +45,6 @@ class Stratum:
     loss_covered: tuple[float, float, float]
     width: float
     spearman: float
-    within: float
-    equal: float
-    lost: float
-    lost_largest: float
     as_shown: float
 
 
@@ -67,17 +56,27 @@ def by_distance(held_out: HeldOutForecasts) -> dict[str, list[Judged]]:
 
     Returns:
         By the name of the stratum: those without trials by N/n, then those with trials by their spend; of several sets
-        of trials of one cell within a stratum the dearest. Strata without forecasts are left out.
+        of trials of one cell within a stratum the dearest. Strata without forecasts are left out. Each model has its
+        own, named after it where there are several.
     """
+    models = sorted({one.record.model for one in held_out.judged})
     found = {}
-    plain = [one for one in held_out.judged if not one.trials]
+    for model in models:
+        parted = _parted([one for one in held_out.judged if one.record.model == model])
+        found |= {name if len(models) == 1 else f"{model}: {name}": judged for name, judged in parted.items()}
+    return found
+
+
+def _parted(every: Sequence[Judged]) -> dict[str, list[Judged]]:
+    found = {}
+    plain = [one for one in every if not one.trials]
     for low, high in zip((0.0, *RATIOS), RATIOS, strict=False):
         there = [one for one in plain if low < one.rows_ratio / 1.05 <= high]  # rows are round, ratios are not
         if there:
             found[f"N/n ≤ {high:g}"] = there
     for low, high in zip((0.0, *SPENDS), (*SPENDS, 1.0), strict=True):
         dearest: dict[str, Judged] = {}
-        for one in held_out.judged:
+        for one in every:
             before = dearest.get(one.record.key)
             if one.trials and low < one.spend <= high and (before is None or one.spend > before.spend):
                 dearest[one.record.key] = one
@@ -103,7 +102,6 @@ def _stratum(name: str, judged: Sequence[Judged]) -> Stratum:
     metric = main_metric(kind).name
     value, real = _column(judged, metric), _real(judged, metric)
     loss, real_loss = _column(judged, "eval_loss"), _real(judged, "eval_loss")
-    chosen, largest = _lost(judged, value, real)
     shown = [one.trials[0].outcomes[metric] for one in judged if one.trials]
     return Stratum(
         name=name,
@@ -116,10 +114,6 @@ def _stratum(name: str, judged: Sequence[Judged]) -> Stratum:
         loss_covered=_covered(judged, "eval_loss"),
         width=float(np.mean([one.levels[metric].high - one.levels[metric].low for one in judged])),
         spearman=rank_correlation(value, real),
-        within=_within(judged, value, real, equal=False),
-        equal=_within(judged, value, real, equal=True),
-        lost=chosen,
-        lost_largest=largest,
         as_shown=float(np.abs(np.array(shown) - real).mean()) if len(shown) == len(judged) else nan,
     )
 
@@ -138,43 +132,6 @@ def _covered(judged: Sequence[Judged], outcome: Outcome) -> tuple[float, float, 
     return held / len(judged), float(ends.low), float(ends.high)
 
 
-def _compared(judged: Sequence[Judged]) -> list[list[int]]:
-    """Positions of forecasts of one data set and seed, from as many known rows and trials of as many."""
-    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, one in enumerate(judged):
-        rows = tuple(trial.rows for trial in one.trials)
-        groups[(*one.record.group, one.record.seed, one.case.simulated["doublings"], rows)].append(position)
-    return list(groups.values())
-
-
-def _within(judged: Sequence[Judged], value: Array, real: Array, *, equal: bool) -> float:
-    found = []
-    for positions in _compared(judged):
-        chosen = _of_equal_size(judged, positions) if equal else positions
-        found.append(rank_correlation(value[chosen], real[chosen]))
-    known = [rho for rho in found if isfinite(rho)]
-    return float(np.mean(known)) if known else nan
-
-
-def _of_equal_size(judged: Sequence[Judged], positions: Sequence[int]) -> list[int]:
-    """The largest set of adapters whose parameters lie within 15% above those of its smallest."""
-    sizes = {position: judged[position].record.quantities.get("adapter_parameters") or 0.0 for position in positions}
-    sets = [[other for other in positions if size <= sizes[other] <= (1.0 + ALIKE) * size] for size in sizes.values()]
-    return max(sets, key=len)
-
-
-def _lost(judged: Sequence[Judged], value: Array, real: Array) -> tuple[float, float]:
-    by_forecast, by_size = [], []
-    for positions in _compared(judged):
-        if len(positions) < LEAST:
-            continue
-        sizes = [judged[position].record.quantities.get("adapter_parameters") or 0.0 for position in positions]
-        best = real[positions].max()
-        by_forecast.append(best - real[positions[int(np.argmax(value[positions]))]])
-        by_size.append(best - real[positions[int(np.argmax(sizes))]])
-    return (float(np.mean(by_forecast)), float(np.mean(by_size))) if by_size else (nan, nan)
-
-
 def unit_of(metric: Metric) -> tuple[float, int]:
     """Say how a difference of a metric is written.
 
@@ -185,6 +142,19 @@ def unit_of(metric: Metric) -> tuple[float, int]:
         Factor and digits: points of a share, three digits of all else.
     """
     return (100.0, 1) if metric.percent else (1.0, 3)
+
+
+def points_of(metric: Metric) -> Callable[[float], str]:
+    """Say how differences of a metric are written.
+
+    Args:
+        metric: Metric.
+
+    Returns:
+        Writes one; a dash for NaN.
+    """
+    unit, digits = unit_of(metric)
+    return lambda value: f"{unit * value:.{digits}f}" if isfinite(value) else "–"
 
 
 def rho_in_words(value: float) -> str:
@@ -209,10 +179,7 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
         A row for each stratum; empty without forecasts.
     """
     metric = main_metric(held_out.records[0].kind)
-    unit, digits = unit_of(metric)
-
-    def points(value: float) -> str:
-        return f"{unit * value:.{digits}f}" if isfinite(value) else "–"
+    points = points_of(metric)
 
     def share(three: tuple[float, float, float]) -> str:
         return f"{three[0]:.0%} [{three[1]:.0%}, {three[2]:.0%}]"
@@ -230,10 +197,6 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
             share(one.loss_covered),
             points(one.width),
             rho_in_words(one.spearman),
-            rho_in_words(one.within),
-            rho_in_words(one.equal),
-            points(one.lost),
-            points(one.lost_largest),
         )
         for one in strata(held_out)
     ]
@@ -241,8 +204,7 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
         f"Forecasts by distance, each data set by a calibration fitted on the others; {metric.label}"
         f"{' in points' if metric.percent else ''}. N/n: training rows for each known one, without training. spend: "
         "rows of the trials over those of the run, for each adapter. as shown: error of the trial's own value. "
-        "in interval: of 90%, with its 95% Wilson interval. equal size: adapters within 15% of one size. lost: by "
-        "choosing the adapter by the forecast, and by taking the largest."
+        "in interval: of 90%, with its 95% Wilson interval."
     )
     header = (
         "distance",
@@ -256,9 +218,5 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
         "eval loss in interval",
         "width",
         "ρ, all",
-        "ρ within a data set",
-        "ρ, equal size",
-        "lost",
-        "lost by largest",
     )
     return Table(caption, header, tuple(rows))

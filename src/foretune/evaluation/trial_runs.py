@@ -18,8 +18,8 @@ def trials_of(records: Sequence[Record]) -> dict[str, tuple[tuple[Shown, ...], .
         records: Cells of one kind of task.
 
     Returns:
-        By the cell's key, for each smaller size the run of that size, with those of at most a quarter of its rows: as
-        one spend buys nested sizes. Cells whose recipe is not known (tables of earlier versions) have none.
+        By the cell's key, for each smaller size the run of that size, with the largest of at most a quarter of its
+        rows: as one spend buys nested sizes. Cells whose recipe is not known (tables of earlier versions) have none.
     """
     alike: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in records:
@@ -32,10 +32,14 @@ def trials_of(records: Sequence[Record]) -> dict[str, tuple[tuple[Shown, ...], .
         shown = [one for record in same if (one := _shown(record)) is not None]
         for record in same:
             smaller = [one for one in shown if one.rows < _rows(record)]
-            found[record.key] = tuple(
-                (one, *(other for other in smaller if other.rows * NESTED <= one.rows)) for one in smaller
-            )
+            found[record.key] = tuple((one, *_nested(one, smaller)) for one in smaller)
     return found
+
+
+def _nested(one: Shown, smaller: Sequence[Shown]) -> list[Shown]:
+    """The largest of at most a quarter of the rows, if there is one: no more than that is looked at."""
+    nested = [other for other in smaller if other.rows * NESTED <= one.rows]
+    return [max(nested, key=lambda other: other.rows)] if nested else []
 
 
 def _rows(record: Record) -> int:

@@ -75,6 +75,23 @@ def _same(record: Record) -> tuple[object, ...]:
     return (*record.kin, record.placement, record.r, record.seed, facts["train_rows"], facts.get("epochs"))
 
 
+def risks_of(records: Sequence[Record]) -> dict[str, Risk | None]:
+    """Fit the risk of a collapse for each data set on the others.
+
+    Args:
+        records: Cells of one kind of task.
+
+    Returns:
+        By family; None where the others are of fewer than 3 data sets, or nothing can be fitted.
+    """
+    cases = rate_cases(records)
+    found = {}
+    for family in sorted({record.family for record in records}):
+        rest = [case for case in cases if case.group != family]
+        found[family] = fit_risk(rest) if len({case.group for case in rest}) >= LEAST_GROUPS else None
+    return found
+
+
 @dataclass(frozen=True)
 class TroubleQuality:
     """How well it was told that a run would collapse or have no effect.
@@ -105,11 +122,7 @@ def trouble_qualities(held_out: HeldOutForecasts) -> tuple[TroubleQuality, ...]:
     Returns:
         Without trials, and with the dearest trials of each cell; only what there is.
     """
-    by_family = {}
-    cases = rate_cases(held_out.records)
-    for family in {record.family for record in held_out.records}:
-        rest = [case for case in cases if case.group != family]
-        by_family[family] = fit_risk(rest) if len({case.group for case in rest}) >= LEAST_GROUPS else None
+    by_family = risks_of(held_out.records)
     degrees = len({record.family for record in held_out.records}) - 2
     plain: dict[str, Judged] = {}
     tried: dict[str, Judged] = {}

@@ -64,6 +64,20 @@ class Risk:
         return 1.0 / (1.0 + exp(-(self.constant + self.slope * log2(max(update_rate, self.slowest)))))
 
 
+def expected(value: float, probability: float, baseline: float) -> float:
+    """Main metric that is to be expected of a run that may collapse.
+
+    Args:
+        value: Forecast of the run that does not collapse.
+        probability: P that it does.
+        baseline: What a collapsed run gives: that of the head alone, or of one prediction for all.
+
+    Returns:
+        (1 − P) · value + P · baseline.
+    """
+    return (1.0 - probability) * value + probability * baseline
+
+
 @dataclass(frozen=True)
 class RateCase:
     """A finished run.
