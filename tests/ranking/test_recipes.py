@@ -16,6 +16,7 @@ import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError
 from foretune.forecasting.reach import Reach
+from foretune.forecasting.risk import Risk
 from foretune.forecasting.schedule import schedule_of
 from foretune.ranking.recipes import best_epoch, check_runs, rate_note, verdicts
 from foretune.settings.groups import MOST_RUNS, Recipe, Recipes
@@ -271,25 +272,24 @@ def test_several_rates_of_a_ranking_are_none_of_one_run(ranked, tmp_path, capsys
     assert run(["score", *config]) == 0  # has no recipe
 
 
-def first(rate, *, kind="classification"):
-    return SimpleNamespace(
-        update_rate=rate, said=SimpleNamespace(kind=kind), quick=SimpleNamespace(name="query"), recipe=Recipe(epochs=1)
-    )
-
-
-def test_a_rate_far_from_what_was_seen_is_spoken_of():
-    domain = replace(domains.everywhere("m"), update_rate=(1e-3, 4e-3))
+def test_a_rate_that_may_collapse_or_is_far_from_finished_runs_is_spoken_of():
+    risk = Risk(constant=0.0, slope=2.0, slowest=0.01, fastest=1.0, fine=0.1, runs=40, collapsed=5)
     several = Recipes(learning_rate=(1e-3, 1e-2)).each()
-    for rate in (1e-3 / 3.9, 1e-3, 1.5e-2):
-        assert rate_note(first(rate), several, domain) == ()
-    for rate in (1e-3 / 4.1, 1.7e-2):
-        (note,) = rate_note(first(rate), several, domain)
-        assert f"{rate:.2g}" in note
-        assert "0.001 to 0.004" in note
-        assert "query, 1 epoch at 0.0004" in note
-    assert rate_note(first(1.0), several[:1], domain) == ()  # nothing to choose from
-    assert rate_note(first(1.0), several, None) == ()
-    assert rate_note(first(1.0, kind="regression"), several, domain) == ()  # it has seen other tasks
+
+    def note(rate, risk=risk, recipes=several):
+        row = SimpleNamespace(
+            update_rate=rate, risk=0.1, quick=SimpleNamespace(name="query"), recipe=Recipe(epochs=1, learning_rate=1e-3)
+        )
+        return rate_note(row, recipes, risk)
+
+    assert note(0.1) == note(0.01 / 3.9) == ()
+    (likely,) = note(0.9)
+    assert likely.startswith("query, 1 epoch at 0.001: 42 of 100 runs at a rate like this collapse")
+    (slow,) = note(0.01 / 4.1)
+    assert "far below that of all finished runs" in slow
+    (alone,) = note(0.9, recipes=several[:1])
+    assert alone.startswith("query: 42 of 100")
+    assert note(0.9, risk=None) == ()
 
 
 def test_many_reasons_are_told_in_few_lines():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,29 @@ def test_the_cheapest_of_those_that_tie_with_the_first_is_recommended():
     assert [one.tie for one in rows] == [False, True, True, False]
     assert recommended(rows) is rows[1]
     assert tie_note(rows, 1) == ()
+
+
+def at_risk(accuracy, risk, parameters=100, floor=0.5):
+    return replace(row(accuracy, parameters), risk=risk, floor=floor)
+
+
+def test_what_may_collapse_is_put_into_order_by_what_is_to_be_expected():
+    """0.9 with half a chance of 0.5 is 0.7: behind 0.8 with a tenth of it."""
+    rows = ranked(at_risk(0.9, 0.5), at_risk(0.8, 0.1), at_risk(0.6, 0.0))
+    assert [one.risk for one in rows] == [0.1, 0.5, 0.0]
+    assert [one.judged.order[0] for one in rows] == pytest.approx([0.77, 0.7, 0.6])
+    assert [one.said.order[0] for one in rows] == [0.8, 0.9, 0.6]  # what is said stays
+    unknown = row(0.9)
+    assert unknown.judged is unknown.said
+    assert replace(unknown, risk=0.5).judged is unknown.said  # nothing is known of where it would end
+
+
+def test_what_is_told_to_collapse_is_not_recommended_for_its_size():
+    rows = ranked(at_risk(0.90, 0.05, 500), at_risk(0.97, 0.21, 10), at_risk(0.89, 0.1, 100))
+    assert [one.tie for one in rows] == [False, True, True]
+    assert recommended(rows).quick.parameters == 100
+    all_risky = ranked(at_risk(0.90, 0.3, 500), at_risk(0.89, 0.3, 10))
+    assert recommended(all_risky).quick.parameters == 10
 
 
 def test_of_equal_sizes_the_cheapest_step_then_the_better_row():

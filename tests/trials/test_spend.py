@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from foretune.errors import ConfigError
 from foretune.settings.groups import Recipe
-from foretune.trials.spend import parse_spend, percent, run_passes, whole_run
+from foretune.settings.spend import parse_spend
+from foretune.trials.spend import percent, run_passes, whole_run
 
 
 @pytest.mark.parametrize(

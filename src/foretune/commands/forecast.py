@@ -118,8 +118,8 @@ def _forecast(
         from foretune.forecasting.forecast import prepare_forecast, run_forecast
         from foretune.forecasting.report import print_forecast_plan
         from foretune.problem import describe
+        from foretune.settings.spend import parse_spend
         from foretune.trials.forecast import buy_trials, with_trials
-        from foretune.trials.spend import parse_spend
 
         settings = config.settings
         trains = parse_spend(settings.spend) > 0  # trials need the model as it is

@@ -149,8 +149,8 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
 def _try(ranking: "Ranking", loaded: "Loaded", run: "RankRun", calibration: "Calibration", log: "Console") -> "Ranking":
     """Show what the spend buys, and make it."""
     from foretune.report.terminal import progress
+    from foretune.settings.spend import parse_spend
     from foretune.trials.ranking import Telling, try_finalists
-    from foretune.trials.spend import parse_spend
 
     if not parse_spend(run.settings.spend):
         return ranking

@@ -86,7 +86,7 @@ def make_tune(
         config: All settings.
         output: Folder of the run, or None to save nothing.
         forecast: Forecast curve, or None.
-        brief: Whether only the progress is shown.
+        brief: Whether only the progress is shown, and nothing comes into the ledger: as part of another command.
 
     Returns:
         What `result.json` holds; None in all processes of a run but the first.
@@ -168,7 +168,8 @@ def _tune(
         return None
     content = result.to_dict()
     if output is not None:
-        if drawn is not None:  # before the run counts as finished, so that one that is cut off here comes by again
+        if drawn is not None and not brief:
+            # before the run counts as finished, so that one that is cut off here comes by again
             note_outcome(drawn, content, start_of(folder), log)
         close_folder(result, folder, forecast=drawn)
     if not brief:

@@ -60,7 +60,7 @@ def cautions(
     """
     found = []
     if risk is not None and update_rate is not None:
-        found.append(_collapse(risk, update_rate))
+        found.append(collapse_caution(risk, update_rate))
     if forecast.levels is not None and baseline is not None:
         metric = forecast.metric
         interval = forecast.levels[metric.name]
@@ -78,7 +78,16 @@ def _told(trouble: Trouble, chance: float, ends: str) -> Caution:
     return Caution(trouble, chance, f"{chance * 100:.0f} of 100 runs like this {ends}." if chance >= TOLD else "")
 
 
-def _collapse(risk: Risk, rate: float) -> Caution:
+def collapse_caution(risk: Risk, rate: float) -> Caution:
+    """Say how likely a run at a rate is to collapse.
+
+    Args:
+        risk: Of a collapse.
+        rate: Mean learning rate times s·r.
+
+    Returns:
+        With a sentence where it is likely enough, or the rate is far from those of finished runs.
+    """
     chance = risk.probability(rate)
     fine = f"mean learning rate × α is {rate:.2g}; up to {risk.fine:.2g} nine of ten finished runs or more did not"
     sentence = ""

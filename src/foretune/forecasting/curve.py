@@ -120,7 +120,8 @@ def forecast_run(
         return bend(simulated, forecast)
     metric = forecast.metric.name
     alone = apply_calibration(calibration, case_values(head), reduction.name, run=run_of_head).levels
-    degrees = (calibration.trial_lines if tried else calibration.lines)[metric].groups - 1
+    counted = tried and not forecast.note  # a trial that changes nothing leaves the lines as they are
+    degrees = (calibration.trial_lines if counted else calibration.lines)[metric].groups - 1
     constant = objective.constant_metric(linearised.evaluation.targets.cpu().numpy())
     head_alone = None if alone is None else alone[metric].value
     verdicts = go_sentences(

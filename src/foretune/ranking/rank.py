@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,8 +148,11 @@ def rank_adapters(
     seconds["simulate"] = time.perf_counter() - clock
     kappas = _kappas(blocks, finalists, settings)
     made = [_rows(runs, finalists, kappas, calibration, ready) for runs in by_recipe]
+    constant = task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy())
     rows = marked(
-        ordered([row for _, of_recipe in made for row in of_recipe], calibration),
+        ordered(
+            [_at_risk(row, alone, constant, calibration) for alone, of_recipe in made for row in of_recipe], calibration
+        ),
         equal_sizes=ready.equal_size is not None,
     )
     said_alone, head_recipe = min(
@@ -168,7 +172,7 @@ def rank_adapters(
         head_alone=said_alone,
         head_recipe=head_recipe,
         head_runs=tuple(runs.head_alone for runs in by_recipe),
-        constant=task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy()),
+        constant=constant,
         samples=linearised.train.factors.n,
         train_rows=plan.train_rows,
         objective=task.objective,
@@ -177,7 +181,7 @@ def rank_adapters(
         notes=(
             *_of_checkpoint(classifier),
             *ready.notes,
-            *notes_of(rows, recipes, calibration.domain),
+            *notes_of(rows, recipes, calibration.risk),
         ),
         seconds=seconds,
     )
@@ -315,6 +319,16 @@ def _rows(
         )
     ]
     return alone, rows
+
+
+def _at_risk(row: Row, alone: RunForecast, constant: float | None, calibration: Calibration) -> Row:
+    """Add how likely the run collapses, and where it ends then."""
+    if calibration.risk is None or calibration.kind != row.said.kind or not row.update_rate:
+        return row
+    better = row.said.metric.better
+    free = [value for value in (constant, alone.order[0]) if value is not None and isfinite(value)]
+    floor = max(free, key=lambda value: better * value, default=None)
+    return replace(row, risk=calibration.risk.probability(row.update_rate), floor=floor)
 
 
 def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:

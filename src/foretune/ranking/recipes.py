@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from math import inf, isnan
 
 from foretune.errors import ConfigError
+from foretune.forecasting.cautions import collapse_caution
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import Linearised
-from foretune.forecasting.reach import Domain, Run
+from foretune.forecasting.reach import Run
+from foretune.forecasting.risk import Risk
 from foretune.forecasting.schedule import Schedule, schedule_of
 from foretune.forecasting.simulate import Trajectory
 from foretune.forecasting.simulated_runs import SimulatedRun, head_alone_on, kind_of, n_steps, runs_of, simulate_runs
@@ -16,9 +18,9 @@ from foretune.ranking.recommend import in_words, tie_note
 from foretune.ranking.rows import Row
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import FEWEST_ROWS, MOST_RUNS, Recipe
+from foretune.settings.spend import parse_spend
 from foretune.tasks.metrics import Metric
 
-FAR = 4.0  # times what the calibration has seen
 _VERDICTS = 3  # that are told in full
 
 
@@ -91,7 +93,7 @@ def simulate_recipes(
             schedule.steps,
             simulate_runs(linearised, starts, schedule, points=2 * recipe.epochs, on_step=on_step),
             runs_of(kind_of(plan, schedule), starts),
-            _head_alone(linearised, schedule) if settings.spend != "0" else (),
+            _head_alone(linearised, schedule) if parse_spend(settings.spend) else (),
         )
         for recipe, schedule in schedules
     )
@@ -139,18 +141,19 @@ def best_epoch(metrics: Sequence[float], losses: Sequence[float], metric: Metric
     return min(range(1, len(metrics) + 1), key=key)
 
 
-def notes_of(rows: Sequence[Row], recipes: Sequence[Recipe], domain: Domain | None) -> tuple[str, ...]:
+def notes_of(rows: Sequence[Row], recipes: Sequence[Recipe], risk: Risk | None) -> tuple[str, ...]:
     """Say what to keep in mind when reading the rows.
 
     Args:
         rows: Rows in order, marked.
         recipes: Recipes of the ranking.
-        domain: What the calibration has seen; None where it does not say.
+        risk: Of a collapse, from the calibration; None where no finished run tells.
 
     Returns:
         Sentences.
     """
-    return (*verdicts(rows), *tie_note(rows, len(recipes)), *rate_note(rows[0], recipes, domain))
+    (best,) = (row for row in rows if row.recommended)
+    return (*verdicts(rows), *tie_note(rows, len(recipes)), *rate_note(best, recipes, risk))
 
 
 def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -169,24 +172,18 @@ def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
     return (*every[:_VERDICTS], f"Other rows lie outside for {more} other reasons: result.json has them under reach.")
 
 
-def rate_note(first: Row, recipes: Sequence[Recipe], domain: Domain | None) -> tuple[str, ...]:
-    """Say that the first row moves its adapter at a rate far from what was seen, where rates were chosen from.
+def rate_note(row: Row, recipes: Sequence[Recipe], risk: Risk | None) -> tuple[str, ...]:
+    """Say that the recommended row may collapse, or moves its adapter at a rate far from those of finished runs.
 
     Args:
-        first: First row.
+        row: The row.
         recipes: Recipes of the ranking.
-        domain: What the calibration has seen; None where it does not say.
+        risk: Of a collapse; None where no finished run tells.
 
     Returns:
-        A sentence if the mean rate times s·r is more than a factor 4 away, else none.
+        A sentence if there is something to be told.
     """
-    if len({recipe.learning_rate for recipe in recipes}) < 2 or domain is None or domain.kind != first.said.kind:
+    if risk is None or row.risk is None:
         return ()
-    low, high = domain.update_rate
-    if low / FAR <= first.update_rate <= FAR * high:
-        return ()
-    return (
-        f"The first row ({in_words(first, len(recipes))}) has a mean learning rate times α of {first.update_rate:.2g}, "
-        f"far from the {low:.2g} to {high:.2g} that the calibration has seen. α/r × rate is one number: another α "
-        "moves an adapter as another rate does.",
-    )
+    said = collapse_caution(risk, row.update_rate).sentence
+    return (f"{in_words(row, len(recipes))}: {said} Another α moves an adapter as another rate does.",) if said else ()

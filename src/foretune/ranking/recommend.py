@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from foretune.forecasting.cautions import TOLD
 from foretune.ranking.rows import Ranking, Row, best_first
 
 
@@ -11,7 +12,8 @@ def marked(rows: Sequence[Row], *, equal_sizes: bool = False) -> tuple[Row, ...]
 
     Cheapest is what has the fewest parameters; of equal ones the cheapest step, then the better forecast: recipes of
     one adapter are not chosen by their length. A row whose level is withheld counts only where that of the first is
-    withheld too: its tie says nothing.
+    withheld too: its tie says nothing. One that is told to collapse, and more likely than the first, is none to
+    recommend.
 
     Args:
         rows: Rows of one ranking in order, with their ties.
@@ -22,9 +24,20 @@ def marked(rows: Sequence[Row], *, equal_sizes: bool = False) -> tuple[Row, ...]
         The same rows.
     """
     first = rows[0]
-    alike = [first, *(row for row in rows if row.tie and (row.forecast is None) <= (first.forecast is None))]
+    alike = [
+        first,
+        *(
+            row
+            for row in rows
+            if row.tie and (row.forecast is None) <= (first.forecast is None) and not _riskier(row, first)
+        ),
+    ]
     cheapest = min(alike, key=lambda row: (0 if equal_sizes else row.quick.parameters, row.compute))  # first of equals
     return tuple(replace(row, recommended=row is cheapest) for row in rows)
+
+
+def _riskier(row: Row, first: Row) -> bool:
+    return row.risk is not None and row.risk >= TOLD and row.risk > (first.risk or 0.0)
 
 
 def tie_note(rows: Sequence[Row], n_recipes: int) -> tuple[str, ...]:

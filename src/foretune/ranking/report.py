@@ -165,6 +165,7 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
         "recommended": row.recommended,
         "trials": [dict(trial) for trial in row.trials],
         "collapsed": row.collapsed,
+        "collapse_probability": row.risk,
     }
 
 

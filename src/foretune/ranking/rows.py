@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from peft import LoraConfig
 
 from foretune.forecasting.calibration import Calibration, Interval, RunForecast, tied
 from foretune.forecasting.reach import Run
+from foretune.forecasting.risk import expected
 from foretune.forecasting.simulated_runs import SimulatedRun
 from foretune.models.sites import Site
 from foretune.ranking.finalists import Quick
@@ -37,6 +39,8 @@ class Row:
         run: What kind of run it is, to be compared with what a calibration has seen; None where nothing is.
         trials: Its trials, those with the fewest rows first, as in `result.json`.
         collapsed: Rows of the trial in which it collapsed; None where it did not, or was not tried.
+        risk: Probability that a run at its rate collapses; None where no finished run tells.
+        floor: Main metric that a collapsed run ends at: of the head alone or of one prediction for all, what is better.
     """
 
     quick: Quick
@@ -54,6 +58,8 @@ class Row:
     run: Run | None = None
     trials: tuple[Mapping[str, Any], ...] = ()
     collapsed: int | None = None
+    risk: float | None = None
+    floor: float | None = None
 
     @property
     def forecast(self) -> Mapping[str, Interval] | None:
@@ -69,9 +75,17 @@ class Row:
         return self.best_epoch < self.recipe.epochs
 
     @property
+    def judged(self) -> RunForecast:
+        """The forecast, put into order by the metric that is to be expected of a run that may collapse."""
+        value, loss = self.said.order
+        if self.risk is None or self.floor is None or not isfinite(value):
+            return self.said
+        return replace(self.said, order=(expected(value, self.risk, self.floor), loss))
+
+    @property
     def key(self) -> tuple[bool, float, float]:
-        """Sorts the better forecast first, and what collapsed in a trial behind all that did not."""
-        return (self.collapsed is not None, *self.said.key)
+        """Sorts what is to be expected the most of first, and what collapsed in a trial behind all that did not."""
+        return (self.collapsed is not None, *self.judged.key)
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,7 @@ def ordered(rows: Sequence[Row], calibration: Calibration) -> tuple[Row, ...]:
     first, *others = sorted(rows, key=sort_key)
     return (
         replace(first, tie=False),
-        *(replace(row, tie=_alike(first, row) and tied(calibration, first.said, row.said)) for row in others),
+        *(replace(row, tie=_alike(first, row) and tied(calibration, first.judged, row.judged)) for row in others),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foretune.forecasting.calibration import Interval
+from foretune.forecasting.cautions import TOLD
 from foretune.ranking.equal_size import NEAR
 from foretune.ranking.rows import Ranking, Row, best_first
 from foretune.report.tables import Table
@@ -24,7 +25,7 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
     several = len(rankings) > 1
     recipes = _several_recipes(rankings)
     late = any(row.ends_late for ranking in rankings for row in ranking.rows)
-    tried = _tried(rankings)
+    tried, risky = _tried(rankings), _risky(rankings)
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
         where = (Path(ranking.model).name, Path(ranking.dataset).name) if several else ()
@@ -37,6 +38,7 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
                 *_levels(row),
                 *((str(row.best_epoch) if row.ends_late else "",) if late else ()),
                 *((_trial(row),) if tried else ()),
+                *(("" if row.risk is None else f"{row.risk:.0%}",) if risky else ()),
                 f"{row.quick.parameters:,}",
                 f"{row.megabytes:.2f}",
                 f"{row.compute:.0%}",
@@ -50,6 +52,7 @@ def ranking_table(rankings: Sequence[Ranking]) -> Table:
     header = (
         *("#", *names, "adapter", *(("learning rate", "epochs") if recipes else ())),
         *(of_metric, "eval loss", "train loss", *(("best epoch",) if late else ()), *(("trials",) if tried else ())),
+        *(("collapse",) if risky else ()),
         *("parameters", "MB", "step", "κ", "quick"),
     )
     return Table(_caption(rankings), header, tuple(rows), right_from=len(names) + 2)
@@ -65,6 +68,11 @@ def _recipe(row: Row, *, shown: bool) -> tuple[str, ...]:
 
 def _tried(rankings: Sequence[Ranking]) -> bool:
     return any(ranking.spent is not None for ranking in rankings)
+
+
+def _risky(rankings: Sequence[Ranking]) -> bool:
+    """Whether some row is told to collapse."""
+    return any((row.risk or 0.0) >= TOLD for ranking in rankings for row in ranking.rows)
 
 
 def _trial(row: Row) -> str:
@@ -117,6 +125,8 @@ def _of_columns(rankings: Sequence[Ranking]) -> str:
         words.append("best epoch: of the simulated run, where it is not the last. ")
     if _tried(rankings):
         words.append("trials: rows of the largest real fine-tune, and the main metric that it showed. ")
+    if _risky(rankings):
+        words.append("collapse: how likely a run at that rate does, which the order allows for. ")
     size = next((ranking.equal_size for ranking in rankings if ranking.equal_size is not None), None)
     if size is not None:
         words.append(f"Sizes are equal within {NEAR:.0%}: {size:,} parameters. ")
@@ -168,6 +178,7 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
     header += ["parameters", "megabytes", "step_cost", "condition_number", "quick_score", "tie", "widening"]
     tried = _tried(rankings)
     header += ["best_epoch", "recommended", *(("trial_rows", "trial_metric", "collapsed") if tried else ())]
+    header.append("collapse_probability")
     rows = []
     for place, (ranking, row) in enumerate(best_first(rankings), start=1):
         forecast = row.forecast
@@ -180,6 +191,7 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
         cells += [f"{row.condition_number:.6g}", f"{row.quick.score:.6g}", "yes" if row.tie else "no"]
         cells.append("" if forecast is None else f"{row.said.reach.widening:.4g}")
         cells += [str(row.best_epoch), "yes" if row.recommended else "no", *(_trial_cells(row) if tried else ())]
+        cells.append("" if row.risk is None else f"{row.risk:.4g}")
         rows.append(tuple(cells))
     return Table("Finalists.", tuple(header), tuple(rows), right_from=4)
 

@@ -12,11 +12,11 @@ from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.forecast import ForecastResult, prepare_forecast, run_forecast
 from foretune.models.classifier import Classifier, own_classifier
 from foretune.settings.commands import ForecastSettings
+from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
 from foretune.trials.carry import OnProgress, run_trials
 from foretune.trials.plan import TrialPlan, plan_trials
 from foretune.trials.run import Bench, Candidate, Tried, bench_of
-from foretune.trials.spend import parse_spend
 from foretune.trials.store import Store, open_store
 
 

@@ -19,13 +19,14 @@ from foretune.ranking.rows import Ranking, Row, Spent, ordered, sort_key
 from foretune.report.tables import Table
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import Recipe
+from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
 from foretune.trials.carry import describe_plan, run_trials, seconds_per_pass
 from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
 from foretune.trials.forecast import record
 from foretune.trials.plan import Extent, Trial, TrialPlan, affordable, plan_trials
 from foretune.trials.run import Bench, Candidate, Tried, bench_of
-from foretune.trials.spend import parse_spend, whole_run
+from foretune.trials.spend import whole_run
 from foretune.trials.store import Store, find, open_store, trial_key
 
 _TIMED = 8  # texts that the time of a sample pass is measured on
@@ -284,16 +285,16 @@ def largest_within(head: Sequence[tuple[int, float]], rows: int) -> float | None
 def _ranked(finalists: _Finalists, rows: Sequence[Row], plan: TrialPlan, tried: Sequence[Sequence[Tried]]) -> Ranking:
     """Order and mark the rows again, and say what was spent."""
     ranking, calibration = finalists.ranking, finalists.calibration
-    domain, recipes = calibration.domain, ranking.recipes
+    risk, recipes = calibration.risk, ranking.recipes
     again = marked(ordered(rows, calibration), equal_sizes=ranking.equal_size is not None)
-    of_before = set(notes_of(ranking.rows, recipes, domain))
+    of_before = set(notes_of(ranking.rows, recipes, risk))
     kept = [note for note in ranking.notes if note not in of_before]
     whole = whole_run(finalists.recipes, len(finalists.bench.held.training))
     seconds = fsum(one.seconds for of_row in tried for one in of_row)
     return replace(
         ranking,
         rows=again,
-        notes=(*kept, *notes_of(again, recipes, domain), *_trial_notes(again, calibration, ranking)),
+        notes=(*kept, *notes_of(again, recipes, risk), *_trial_notes(again, calibration, ranking)),
         seconds={**ranking.seconds, "trials": seconds},
         spent=Spent(plan.passes / whole, plan.passes, plan.note),
     )
