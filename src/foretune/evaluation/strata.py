@@ -60,7 +60,7 @@ def by_distance(held_out: HeldOutForecasts) -> dict[str, list[Judged]]:
         own, named after it where there are several.
     """
     models = sorted({one.record.model for one in held_out.judged})
-    found = {}
+    found: dict[str, list[Judged]] = {}
     for model in models:
         parted = _parted([one for one in held_out.judged if one.record.model == model])
         found |= {name if len(models) == 1 else f"{model}: {name}": judged for name, judged in parted.items()}
