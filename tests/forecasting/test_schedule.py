@@ -116,3 +116,23 @@ def test_the_recipe_of_a_fine_tune():
     schedule = schedule_of(tune, 50, seed=5)
     assert schedule == Schedule(50, 3, 8, 1e-3, 0.2, "cosine", 0.1, TrainingArguments("unused").max_grad_norm, 5)
     assert (schedule.steps_per_epoch, schedule.steps) == (7, 21)
+
+
+@given(
+    train_rows=st.integers(1, 3000), batch_size=st.integers(1, 64), epochs=st.integers(1, 5), known=st.integers(1, 3000)
+)
+def test_a_run_is_looked_at_by_halves_of_its_epochs_and_of_the_first_passes(train_rows, batch_size, epochs, known):
+    schedule = Schedule(train_rows, epochs, batch_size, 1e-3)
+    looks = schedule.looks(known)
+    assert list(looks) == sorted(set(looks))
+    assert looks[0] >= 1
+    assert looks[-1] == schedule.steps
+    assert {schedule.steps_per_epoch * epoch for epoch in range(1, epochs + 1)} <= set(looks)
+    assert len(looks) <= 2 * epochs + (8 if known < train_rows else 0)
+    if known >= train_rows:
+        assert looks == schedule.looks(train_rows)
+
+
+def test_looks_by_hand():
+    assert Schedule(64, 1, 4, 1e-3).looks(64) == (8, 16)
+    assert Schedule(64, 1, 4, 1e-3).looks(8) == (1, 2, 3, 4, 5, 6, 7, 8, 16)

@@ -492,7 +492,7 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
     found = simulate_runs(linearised, starts, schedule, points=2, on_step=lambda: steps.append(1))
     assert len(steps) == n_steps(starts, schedule) == 2 * schedule.steps
     for begin, simulated in zip(starts, found, strict=True):
-        (trajectory,) = simulate([begin], own, train, evaluation, schedule, points=2)
+        (trajectory,) = simulate([begin], own, train, evaluation, schedule, points=2, looks=schedule.looks(8))
         assert simulated.trajectory.eval_loss == pytest.approx(trajectory.eval_loss, rel=1e-4)
         assert simulated.end.eval_loss == simulated.trajectory.eval_loss[-1]
         assert simulated.end.eval_metric == simulated.trajectory.eval_metric[-1]
@@ -504,8 +504,8 @@ def test_outlooks_are_the_runs_of_the_recipe(monkeypatch):
     assert found[0].probe_metric == pytest.approx(float((logits.argmax(1) == labels).double().mean()))
 
 
-def test_the_best_of_a_run_is_that_of_its_epochs():
-    """Evaluations elsewhere than after half an epoch do not count; loss and metric are the best each by itself."""
+def test_the_best_of_a_run_is_that_of_its_looks():
+    """Evaluations elsewhere do not count; loss and metric are the best each by itself."""
     schedule = dataclasses.replace(RECIPE, train_rows=16, batch_size=4, epochs=2)
     course = Trajectory(
         steps=(0, 1, 2, 3, 4, 5, 6, 7, 8),
@@ -517,11 +517,13 @@ def test_the_best_of_a_run_is_that_of_its_epochs():
         movement=1.0,
         eval_logits=np.zeros((1, 2)),
     )
-    assert vars(best_of(course, schedule, ACCURACY)).values() == pytest.approx([0.3, 0.4, 0.8])
+    looks = schedule.looks(16)
+    assert looks == (2, 4, 6, 8)
+    assert vars(best_of(course, schedule, ACCURACY, looks)).values() == pytest.approx([0.3, 0.4, 0.8])
     lost = dataclasses.replace(course, eval_metric=(0.5,) + (math.nan,) * 8)
-    assert math.isnan(best_of(lost, schedule, ACCURACY).eval_metric)
+    assert math.isnan(best_of(lost, schedule, ACCURACY, looks).eval_metric)
     some = dataclasses.replace(course, eval_metric=(0.5, 1.0, math.nan, 1.0, 0.7, 1.0, 0.6, 1.0, 0.5))
-    assert best_of(some, schedule, ACCURACY).eval_metric == 0.7
+    assert best_of(some, schedule, ACCURACY, looks).eval_metric == 0.7
 
 
 def test_simulated_runs_carry_their_best_and_heads_run_on_fewer_rows():
@@ -529,7 +531,8 @@ def test_simulated_runs_carry_their_best_and_heads_run_on_fewer_rows():
     rows = tuple(normal(3, d_in) for d_in, _ in SHAPES)
     linearised = Linearised(train, evaluation, own, rows, 1, 0.0)
     schedule = dataclasses.replace(RECIPE, train_rows=20)
-    (run,) = simulate_runs(linearised, [linearised.start([0, 1])], schedule, points=2 * schedule.epochs)
+    (run,) = simulate_runs(linearised, [linearised.start([0, 1])], schedule)
+    assert set(schedule.looks(8)) == set(run.trajectory.steps[1:])  # whatever else is to be drawn
     assert run.best.eval_loss == min(run.trajectory.eval_loss[1:])
     assert run.best.eval_metric == max(run.trajectory.eval_metric[1:])
     assert run.best.train_loss == run.end.train_loss

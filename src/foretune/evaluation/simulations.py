@@ -36,7 +36,7 @@ from foretune.tasks.sampling import n_training
 
 # 1: without an evaluation split samples and run were of other rows than were trained, and no kind of run was said
 # 2: the best of the run over its halves of epochs was not kept
-SCHEMA = 3
+SCHEMA = 4
 POINTS = 6
 OnProgress = Callable[[str, int, int], None]  # what is done now, groups done, groups in all
 
@@ -134,8 +134,7 @@ def _records(group: _Group) -> list[dict[str, Any]]:
     starts = _starts(group, names, linearised)
     clock = time.perf_counter()
     adapters = [linearised.start([]), *starts]
-    points = max(POINTS, 2 * group.schedule.epochs)
-    alone, *simulated = simulate_runs(linearised, adapters, group.schedule, points=points)
+    alone, *simulated = simulate_runs(linearised, adapters, group.schedule, points=POINTS)
     seconds["simulate"] = time.perf_counter() - clock
     clock = time.perf_counter()
     metrics = _metrics(MetricInputs(plan, linearised, starts, alone.end, group.first.train.seed))

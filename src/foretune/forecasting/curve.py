@@ -104,8 +104,6 @@ def forecast_run(
     linearised = linearise_run(plan) if model is None else model()
     starts = [linearised.start(range(len(linearised.sites))), linearised.start([])]
     total, done = n_steps(starts, schedule), 0
-    halves = 2 * schedule.epochs  # of epochs, after which a run is looked at for its best
-    points = halves * max(1, round(POINTS / halves))
 
     def step() -> None:
         nonlocal done
@@ -113,7 +111,7 @@ def forecast_run(
         if on_step is not None:
             on_step(done, total)
 
-    simulated, head = simulate_runs(linearised, starts, schedule, points=points, on_step=step)
+    simulated, head = simulate_runs(linearised, starts, schedule, points=POINTS, on_step=step)
     run, run_of_head = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run, shown=shown)
     if forecast.levels is None:

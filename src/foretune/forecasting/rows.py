@@ -155,9 +155,7 @@ def forecast_rows(
             whole = model()
             linearised = replace(whole, train=first_examples(whole.train, entry.run.known_rows))
             start = linearised.start(range(len(linearised.sites)))
-            (simulated,) = simulate_runs(
-                linearised, [start], entry.schedule, points=2 * entry.schedule.epochs, on_step=on_step
-            )
+            (simulated,) = simulate_runs(linearised, [start], entry.schedule, on_step=on_step)
             output = whole.train.factors.reduction.name
             values = case_values(simulated)
             forecast = apply_calibration(calibration, values, output, run=entry.run, shown=entry.shown)

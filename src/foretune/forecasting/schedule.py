@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from foretune.settings.groups import Recipe, Scheduler
 
+PASSES = 4  # over the known rows, after each half of which a run is looked at
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -45,6 +47,22 @@ class Schedule:
     def steps(self) -> int:
         """Optimiser steps T in all."""
         return self.epochs * self.steps_per_epoch
+
+    def looks(self, n: int) -> tuple[int, ...]:
+        """Steps after which a simulated run is looked at for its best.
+
+        A run of many more rows than are known sees these so often that it may be past its best before half an epoch.
+
+        Args:
+            n: Rows that are known.
+
+        Returns:
+            Ends and middles of the epochs and, with n < N, those of the first 4 passes over the known rows, rounded.
+        """
+        ends = {round(self.steps_per_epoch * half / 2) for half in range(1, 2 * self.epochs + 1)}
+        if n < self.train_rows:
+            ends |= {round(n * half / (2 * self.batch_size)) for half in range(1, 2 * PASSES + 1)}
+        return tuple(step for step in sorted(ends) if 1 <= step <= self.steps)
 
     def rates(self) -> NDArray[np.float64]:
         """Learning rate of every step; with w = ⌈warmup_ratio · T⌉ and k = 0 … T−1 the steps done before.

@@ -3,7 +3,7 @@
 One backward pass of the summed losses gives each run the gradient of its own; one optimizer steps all of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +52,7 @@ def simulate(
     schedule: Schedule,
     *,
     points: int = 1,
+    looks: Collection[int] = (),
     train_a: bool = True,
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[], None] | None = None,
@@ -69,6 +70,7 @@ def simulate(
         evaluation: Examples to predict.
         schedule: Steps, rates and batches.
         points: Evaluations spread over the steps, beside the one before training; the last is at the end.
+        looks: Steps after which it is evaluated as well.
         train_a: Whether A trains; fixed, the adapter is what its tangent kernel says.
         dtype: Type to compute in.
         on_step: Called after each step.
@@ -84,7 +86,7 @@ def simulate(
     runs = LinearRuns(starts, head, train.factors, dtype, train_a=train_a)
     optimizer = optimizer_of(schedule, runs)
     device = train.factors.logits.device
-    at = sorted({round(schedule.steps * point / points) for point in range(1, points + 1)})
+    at = {round(schedule.steps * point / points) for point in range(1, points + 1)}.union(looks)
     fitted, measured = [_evaluate(runs, train)], [(0, _evaluate(runs, evaluation))]
     batch_losses = []
     steps = zip(schedule.rates(), schedule.batches(train.factors.n), strict=True)

@@ -61,7 +61,7 @@ class SimulatedRun:
         samples: Labelled training examples n.
         train_rows: Training rows N of the run.
         metric: The main metric.
-        best: The least evaluation loss and the best main metric after each half of an epoch, and the training loss at
+        best: The least evaluation loss and the best main metric of those at `Schedule.looks`, and the training loss at
             the end; None takes `end`.
     """
 
@@ -93,7 +93,7 @@ def simulate_runs(
         linearised: The model after the pass over the samples.
         starts: Adapters.
         schedule: Schedule of the run; its rows may be more than the samples.
-        points: Evaluations over the steps.
+        points: Evaluations over the steps, beside those at `Schedule.looks`.
         train_a: Whether A trains.
         on_step: Called after each step of each group of adapters, `n_steps` times in all.
 
@@ -101,7 +101,7 @@ def simulate_runs(
         One for each adapter.
     """
     n, metric = linearised.train.factors.n, linearised.train.objective.metric
-    of_probe = probe_scores(linearised.evaluation)
+    of_probe, looks = probe_scores(linearised.evaluation), schedule.looks(n)
     runs: list[SimulatedRun] = []
     for group in _groups(starts):
         trajectories = simulate(
@@ -111,29 +111,29 @@ def simulate_runs(
             linearised.evaluation,
             schedule,
             points=points,
+            looks=looks,
             train_a=train_a,
             on_step=on_step,
         )
         for trajectory in trajectories:
-            end, best = ending(trajectory, schedule), best_of(trajectory, schedule, metric)
+            end, best = ending(trajectory, schedule), best_of(trajectory, schedule, metric, looks)
             runs.append(SimulatedRun(trajectory, end, *of_probe, n, schedule.train_rows, metric, best))
     return tuple(runs)
 
 
-def best_of(trajectory: Trajectory, schedule: Schedule, metric: Metric) -> Ending:
-    """Find the best of a run over its epochs: its loss and its metric each where that is best.
+def best_of(trajectory: Trajectory, schedule: Schedule, metric: Metric, looks: Sequence[int]) -> Ending:
+    """Find the best of a run over its steps: its loss and its metric each where that is best.
 
     Args:
-        trajectory: Simulated run; of its evaluations those nearest to the ends and the middles of epochs count.
+        trajectory: Simulated run.
         schedule: Its schedule.
         metric: What its metric is.
+        looks: Steps whose evaluations count.
 
     Returns:
         Losses and metric; the training loss is that of the last epoch.
     """
-    steps = np.array(trajectory.steps[1:])
-    ends = schedule.steps_per_epoch * np.arange(1, 2 * schedule.epochs + 1) / 2.0
-    at = 1 + np.unique(np.abs(steps[None, :] - ends[:, None]).argmin(axis=1))
+    at = np.isin(trajectory.steps, list(looks))
     losses, metrics = np.array(trajectory.eval_loss)[at], np.array(trajectory.eval_metric)[at]
     best = metric.better * np.max(metric.better * np.where(np.isfinite(metrics), metrics, -metric.better * np.inf))
     known = bool(np.isfinite(best))

@@ -91,7 +91,7 @@ def simulate_recipes(
         RecipeRuns(
             recipe,
             schedule.steps,
-            simulate_runs(linearised, starts, schedule, points=2 * recipe.epochs, on_step=on_step),
+            simulate_runs(linearised, starts, schedule, on_step=on_step),
             runs_of(kind_of(plan, schedule), starts),
             _head_alone(linearised, schedule) if parse_spend(settings.spend) else (),
         )
@@ -108,7 +108,7 @@ def _head_alone(linearised: Linearised, schedule: Schedule) -> tuple[tuple[int, 
 
 
 def after_epochs(trajectory: Trajectory, epochs: int) -> tuple[list[float], list[float]]:
-    """Take the evaluations after each epoch out of those after each half of one.
+    """Take the evaluations after each epoch out of those at `Schedule.looks`.
 
     Args:
         trajectory: Simulated run.
