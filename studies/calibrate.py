@@ -7,9 +7,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from foretune.evaluation.collapses import rate_cases
 from foretune.evaluation.held_out import OUTPUTS, calibration_cases
 from foretune.evaluation.records import read_records
-from foretune.evaluation.troubles import rate_cases
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.forecasting.risk import fit_risk
 from foretune.report.store import write_json

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from foretune.evaluation.collapses import baseline_of, rate_cases
 from foretune.evaluation.distance_figure import distance_figure
 from foretune.evaluation.held_out import HeldOutForecasts, Judged
 from foretune.evaluation.records import Record
 from foretune.evaluation.strata import by_distance, strata, strata_table
-from foretune.evaluation.troubles import baseline_of, rate_cases, trouble_qualities, trouble_table
+from foretune.evaluation.troubles import trouble_qualities, trouble_table
 from foretune.forecasting.calibration import Interval
 from foretune.forecasting.calibration_fit import Case
 from foretune.forecasting.shown import Shown

@@ -5,9 +5,12 @@ import math
 
 import pytest
 
-from foretune.evaluation.held_out import cell_cases, forecast_held_out
+from foretune.evaluation.collapses import blamed_on_rate
+from foretune.evaluation.held_out import calibration_cases, cell_cases, forecast_held_out
 from foretune.evaluation.predictors import QUANTITIES
+from foretune.evaluation.rates import rate_choices
 from foretune.evaluation.records import SECONDS, Record
+from foretune.evaluation.strata import by_distance
 from foretune.evaluation.trial_runs import trials_of
 from foretune.forecasting.reach import Run, run_values
 from foretune.study.stored import FACTS, MEASURED
@@ -127,3 +130,47 @@ def test_no_forecast_is_made_with_runs_of_its_own_data_set_but_its_trials():
             assert before.levels == after.levels
     assert all(before.levels != after.levels for before, after in pairs if before.record.family != "c")
     assert any(before.trials for before, _ in pairs if before.record.family == "c")
+
+
+def rated(families="abcde"):
+    """Every fast run ends at half, where the slow ones learn."""
+    return [
+        dataclasses.replace(
+            cell,
+            key=f"{cell.key}-{rate}",
+            dataset=f"{cell.dataset}-{rate}",
+            outcomes=cell.outcomes | ({"accuracy": 0.5, "eval_loss": 0.7} if rate > 0.1 else {}),
+            quantities=cell.quantities | {"run_update_rate": rate, "head_alone_accuracy": 0.6},
+            facts=cell.facts | {"learning_rate": rate / 8, "update_rate": rate, "majority_accuracy": 0.5},
+        )
+        for cell in study(families)
+        for rate in (0.01, 0.03, 0.1, 1.0)
+    ]  # fmt: skip
+
+
+def test_no_level_is_learnt_from_a_run_that_collapsed_for_its_rate_and_none_is_given_to_one_like_it():
+    records = rated()
+    fast = {cell.key for cell in records if cell.quantities["run_update_rate"] == 1.0}
+    assert blamed_on_rate(records) == fast
+    assert len(calibration_cases(records)) == len(records) - len(fast)
+    held_out = forecast_held_out(records)
+    assert {one.record.key for one in held_out.judged if one.withheld} == fast
+    assert held_out.forecasts.keys() == {cell.key for cell in records} - fast
+    without = forecast_held_out([cell for cell in records if cell.key not in fast])
+    assert held_out.forecasts == without.forecasts
+    assert all(not one.withheld for judged in by_distance(held_out).values() for one in judged)
+    every = by_distance(held_out, withheld=True)
+    assert {one.record.key for judged in every.values() for one in judged if one.withheld} == fast
+    assert rate_choices(held_out)[0].near[0] == 1.0
+
+
+def test_a_run_that_learns_nothing_at_every_rate_is_learnt_from():
+    """The rate is not to blame: nothing else would be known of such data."""
+    records = [
+        dataclasses.replace(cell, outcomes=cell.outcomes | {"accuracy": 0.5}) if cell.family == "a" else cell
+        for cell in rated()
+    ]
+    assert not any(key.startswith("a-") for key in blamed_on_rate(records))
+    assert any(key.startswith("b-") for key in blamed_on_rate(records))
+    lost = dataclasses.replace(records[0], facts=records[0].facts | {"diverged": 1.0})
+    assert lost.key in blamed_on_rate([lost, *records[1:]])

@@ -22,6 +22,7 @@ from foretune.forecasting.calibration_fit import Case, fit_calibration
 from foretune.forecasting.linearise import linearise
 from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.forecasting.reach import RUN, Run, domain_of, reach, run_from, run_values
+from foretune.forecasting.risk import Risk
 from foretune.forecasting.schedule import Schedule
 from foretune.forecasting.simulated_runs import kind_of, runs_of
 from foretune.models.identity import fingerprint
@@ -198,6 +199,22 @@ def test_no_term_grows_without_bound():
     assert seen[40.0] == pytest.approx(seen[10.0], rel=0.02)  # what is still to come from ever more rows has an end
 
 
+def test_a_run_that_is_likelier_to_collapse_than_not_has_no_level():
+    risk = Risk(constant=0.0, slope=2.0, slowest=1e-3, fastest=2.0, fine=0.1, runs=40, collapsed=5)  # a half at 1
+    calibration = dataclasses.replace(domains.by_hand(domains.everywhere("00000000000aa")), risk=risk)
+
+    def said(rate):
+        run_ = dataclasses.replace(SEEN, update_rate=rate)
+        return apply_calibration(calibration, VALUES, "margin", run=run_)
+
+    assert said(0.99).levels == said(8e-3).levels is not None
+    assert said(None).levels == said(0.99).levels  # no adapter, no collapse
+    likely = said(1.5)
+    assert likely.levels is None
+    assert likely.order == said(0.99).order
+    assert "76 of 100 runs at a mean learning rate times α of 1.5 collapse" in likely.reach.verdict
+
+
 def test_a_calibration_that_does_not_say_what_it_has_seen_makes_no_promise():
     calibration = domains.by_hand(None)
     with pytest.raises(ConfigError, match="does not say which runs it has seen"):
@@ -224,6 +241,24 @@ def test_rows_count_as_seen_only_as_far_as_the_intervals_held():
     assert held.domain.rows_ratio == (1.0, 16.0)
     broken = fit_calibration(of_study({1: (10, 0.1), 2: (10, 0.1), 4: (2, 1.0), 16: (2, 0.1)}), ["margin"], "broken")
     assert broken.domain.rows_ratio == (1.0, 2.0)
+
+
+def test_a_size_of_few_runs_is_cut_where_the_failure_is_sure_and_where_there_is_next_to_none():
+    """One miss in eight is no proof against nine in ten, eight are; two runs prove nothing at all."""
+
+    def reaches(wrong, runs=8):
+        study = of_study({1: (10, 0.1), 2: (10, 0.1), 4: (2, 0.1), 16: (10, 0.1)})
+        far = [index for index, case in enumerate(study) if case.run.train_rows == 1600]
+        for index in far[:wrong]:
+            outcomes = {**study[index].outcomes, "accuracy": 1 / (1 + math.exp(-1.8))}  # a logit of 1 more
+            study[index] = dataclasses.replace(study[index], outcomes=outcomes)
+        kept = [case for index, case in enumerate(study) if index not in far[runs:]]
+        return fit_calibration(kept, ["margin"], "x").domain.rows_ratio[1]
+
+    assert reaches(0) == reaches(1) == 16.0
+    assert reaches(8) == 2.0
+    assert reaches(0, runs=3) == 16.0
+    assert reaches(0, runs=2) == 2.0
 
 
 def test_classes_count_as_seen_only_as_far_as_the_intervals_held():

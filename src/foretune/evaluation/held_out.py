@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from foretune.arrays import Array
+from foretune.evaluation.collapses import blamed_on_rate, rate_of, risks_of
 from foretune.evaluation.predictors import calibrated, predictors_of
 from foretune.evaluation.records import Record
 from foretune.evaluation.statistics import spearman
@@ -91,9 +92,15 @@ def calibration_cases(records: Sequence[Record]) -> list[Case]:
 
     Returns:
         Cases of those cells that have an end and a simulation, each from its own: those from fewer known rows are
-        judged, not learnt from, since a run simulated from few rows lacks something else than one from many.
+        judged, not learnt from, since a run simulated from few rows lacks something else than one from many. So are
+        runs that collapsed because of their rate, which a simulation does not see: that has a probability of its own.
     """
-    return [entry.case for entry in cell_cases(records) if entry.primary]
+    return [entry.case for entry in _learnt_from(cell_cases(records), records)]
+
+
+def _learnt_from(cases: Sequence[CellCase], records: Sequence[Record]) -> list[CellCase]:
+    blamed = blamed_on_rate(records)
+    return [entry for entry in cases if entry.primary and entry.record.key not in blamed]
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,14 @@ class Judged:
         case: What was known of it.
         trials: Trials that the forecast was made with; none without training.
         levels: Forecasts by outcome, each with its 90% interval.
+        withheld: Whether none would be given, since the run was likelier to collapse than not: the order alone.
     """
 
     record: Record
     case: Case
     trials: tuple[Shown, ...]
     levels: Mapping[str, Interval]
+    withheld: bool = False
 
     @property
     def spend(self) -> float:
@@ -131,7 +140,7 @@ class HeldOutForecasts:
     Attributes:
         records: Cells, the forecasts among their quantities.
         forecasts: By cell's key: forecasts by outcome, without trials and from the cell's own simulation. Empty where
-            nothing was simulated or for too few data sets.
+            nothing was simulated or for too few data sets; none of a run that was likelier to collapse than not.
         judged: All forecasts: from every number of known rows, and with the study's runs on fewer rows as trials.
     """
 
@@ -156,18 +165,28 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
     groups = sorted({entry.case.group for entry in cases})
     if len(groups) < LEAST_GROUPS + 1:
         return HeldOutForecasts(tuple(records), {})
+    learnt_from = _learnt_from(cases, records)
     fitted: dict[str, Calibration] = {}
     for group in sorted({record.family for record in records}):
-        rest = [entry.case for entry in cases if entry.primary and entry.case.group != group]
+        rest = [entry.case for entry in learnt_from if entry.case.group != group]
         if len({case.group for case in rest}) >= LEAST_GROUPS:
             fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
-    judged = [one for entry in cases if entry.case.group in fitted for one in _judge(entry, fitted[entry.case.group])]
+    risks = risks_of(records)
+    likely = {
+        record.key for record in records if (risk := risks[record.family]) is not None and risk.likely(rate_of(record))
+    }
+    judged = [
+        replace(one, withheld=one.record.key in likely)
+        for entry in cases
+        if entry.case.group in fitted
+        for one in _judge(entry, fitted[entry.case.group])
+    ]
     columns = {entry.forecast_of: entry.name for entry in predictors_of(records[0].kind) if entry.forecast_of}
     forecasts = {}
     changed = []
     for record in records:
         simulated = simulated_values(record)
-        if simulated is None or record.family not in fitted:
+        if simulated is None or record.family not in fitted or record.key in likely:
             changed.append(record)
             continue
         levels = forecast_inside(fitted[record.family], simulated).levels or {}

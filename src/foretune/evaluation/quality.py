@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foretune.evaluation.choice import choice_table
+from foretune.evaluation.collapses import rate_cases
 from foretune.evaluation.correlations import StudyReport, capitalised, finding_in_words, report_writers
 from foretune.evaluation.distance_figure import distance_figure
 from foretune.evaluation.held_out import (
@@ -24,7 +25,7 @@ from foretune.evaluation.rates import rates_table
 from foretune.evaluation.records import AREAS, Record, record_writers
 from foretune.evaluation.regret import ELSEWHERE, RANDOM
 from foretune.evaluation.strata import rho_in_words, strata_table, unit_of
-from foretune.evaluation.troubles import rate_cases, trouble_table
+from foretune.evaluation.troubles import trouble_table
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.forecasting.risk import fit_risk

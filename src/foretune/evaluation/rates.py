@@ -8,9 +8,9 @@ from math import isfinite, nan
 import numpy as np
 from scipy.stats import binomtest
 
+from foretune.evaluation.collapses import baseline_of, risks_of
 from foretune.evaluation.held_out import HeldOutForecasts, Judged
 from foretune.evaluation.strata import by_distance, points_of
-from foretune.evaluation.troubles import baseline_of, risks_of
 from foretune.forecasting.risk import Risk, expected
 from foretune.report.tables import Table
 from foretune.study.stored import RECIPE
@@ -60,7 +60,7 @@ def rate_choices(held_out: HeldOutForecasts) -> tuple[RateChoice, ...]:
     """
     risks = risks_of(held_out.records)
     found = []
-    for name, judged in by_distance(held_out).items():
+    for name, judged in by_distance(held_out, withheld=True).items():
         sets = [alike for alike in _alike(judged) if len(alike) >= LEAST]
         if sets:
             found.append(_choice(name, sets, risks))

@@ -48,21 +48,23 @@ class Stratum:
     as_shown: float
 
 
-def by_distance(held_out: HeldOutForecasts) -> dict[str, list[Judged]]:
+def by_distance(held_out: HeldOutForecasts, *, withheld: bool = False) -> dict[str, list[Judged]]:
     """Part the forecasts of a study by distance.
 
     Args:
         held_out: Forecasts, each by a calibration that knows no run of its data set.
+        withheld: Whether to take those of runs that were likelier to collapse than not, too.
 
     Returns:
         By the name of the stratum: those without trials by N/n, then those with trials by their spend; of several sets
         of trials of one cell within a stratum the dearest. Strata without forecasts are left out. Each model has its
         own, named after it where there are several.
     """
-    models = sorted({one.record.model for one in held_out.judged})
+    every = [one for one in held_out.judged if withheld or not one.withheld]
+    models = sorted({one.record.model for one in every})
     found: dict[str, list[Judged]] = {}
     for model in models:
-        parted = _parted([one for one in held_out.judged if one.record.model == model])
+        parted = _parted([one for one in every if one.record.model == model])
         found |= {name if len(models) == 1 else f"{model}: {name}": judged for name, judged in parted.items()}
     return found
 
@@ -204,7 +206,8 @@ def strata_table(held_out: HeldOutForecasts) -> Table:
         f"Forecasts by distance, each data set by a calibration fitted on the others; {metric.label}"
         f"{' in points' if metric.percent else ''}. N/n: training rows for each known one, without training. spend: "
         "rows of the trials over those of the run, for each adapter. as shown: error of the trial's own value. "
-        "in interval: of 90%, with its 95% Wilson interval."
+        "in interval: of 90%, with its 95% Wilson interval. Runs that were told to collapse with a probability of 50% "
+        "or more have no level, and are left out."
     )
     header = (
         "distance",

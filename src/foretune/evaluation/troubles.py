@@ -1,95 +1,22 @@
 """Runs that collapsed or had no effect, and how well that was told before, each data set by the others."""
 
 import itertools
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import nan
 
 import numpy as np
 
+from foretune.evaluation.collapses import baseline_of, rate_of, risks_of
 from foretune.evaluation.held_out import HeldOutForecasts, Judged
-from foretune.evaluation.records import Record
-from foretune.forecasting.calibration import LEAST_GROUPS, RunForecast
+from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.cautions import cautions
 from foretune.forecasting.reach import INSIDE
-from foretune.forecasting.risk import MARGIN, RateCase, Risk, fit_risk
+from foretune.forecasting.risk import MARGIN, Risk
 from foretune.report.tables import Table
 from foretune.tasks.metrics import main_metric
 
 BINS = (0.0, 0.2, 0.5, 0.8, 1.0)  # of the probability that is told
-
-
-def baseline_of(record: Record) -> float | None:
-    """Main metric of what costs nothing: the better of the simulated head alone and one prediction for all.
-
-    Args:
-        record: Cell.
-
-    Returns:
-        The metric; None where neither is known.
-    """
-    metric = main_metric(record.kind).name
-    known = [record.facts.get("majority_accuracy"), record.quantities.get(f"head_alone_{metric}")]
-    return max((float(value) for value in known if value is not None), default=None)
-
-
-def rate_cases(records: Sequence[Record]) -> list[RateCase]:
-    """Take what the risk of a collapse is fitted on.
-
-    Args:
-        records: Cells of one kind of task, those that diverged among them.
-
-    Returns:
-        Cells with an adapter whose rate and baseline are known. One has collapsed if it diverged, if it ended two
-        points or more below what costs nothing, or if it ended less than two points above that where the same adapter
-        on the same rows ended two points or more above it at a smaller rate: the rate is then to blame.
-    """
-    slower: dict[tuple[object, ...], list[tuple[float, float]]] = defaultdict(list)
-    told = [(record, _rate(record), baseline_of(record)) for record in records]
-    known = [(record, rate, baseline) for record, rate, baseline in told if rate is not None and baseline is not None]
-    for record, rate, _ in known:
-        slower[_same(record)].append((rate, _value(record)))
-    cases = []
-    for record, rate, baseline in known:
-        value = _value(record)
-        best = max((other for at, other in slower[_same(record)] if at < rate), default=-inf)
-        stuck = value < baseline + MARGIN and best >= value + MARGIN
-        cases.append(RateCase(rate, value <= baseline - MARGIN or stuck, record.family))
-    return cases
-
-
-def _rate(record: Record) -> float | None:
-    value = record.facts.get("update_rate") or record.quantities.get("run_update_rate")
-    return None if value is None else float(value)
-
-
-def _value(record: Record) -> float:
-    """Main metric; nothing is worse than a run that diverged."""
-    value = record.outcomes[main_metric(record.kind).name]
-    return -inf if record.facts["diverged"] or value is None else float(value)
-
-
-def _same(record: Record) -> tuple[object, ...]:
-    facts = record.facts
-    return (*record.kin, record.placement, record.r, record.seed, facts["train_rows"], facts.get("epochs"))
-
-
-def risks_of(records: Sequence[Record]) -> dict[str, Risk | None]:
-    """Fit the risk of a collapse for each data set on the others.
-
-    Args:
-        records: Cells of one kind of task.
-
-    Returns:
-        By family; None where the others are of fewer than 3 data sets, or nothing can be fitted.
-    """
-    cases = rate_cases(records)
-    found = {}
-    for family in sorted({record.family for record in records}):
-        rest = [case for case in cases if case.group != family]
-        found[family] = fit_risk(rest) if len({case.group for case in rest}) >= LEAST_GROUPS else None
-    return found
 
 
 @dataclass(frozen=True)
@@ -148,7 +75,7 @@ def _pair(one: Judged, risk: Risk | None, degrees: float) -> tuple[float, bool] 
     forecast = RunForecast(one.levels, (one.levels[metric].value, one.levels["eval_loss"].value), INSIDE, record.kind)
     told = {
         caution.trouble: caution.probability
-        for caution in cautions(forecast, degrees, baseline=baseline, risk=risk, update_rate=_rate(record))
+        for caution in cautions(forecast, degrees, baseline=baseline, risk=risk, update_rate=rate_of(record))
     }
     fails = told["no effect"] + told["worse"]
     collapse = told.get("collapse", 0.0)

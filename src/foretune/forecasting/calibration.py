@@ -204,6 +204,9 @@ def apply_calibration(
     training loss: the runs checked there missed it by up to five times the half-width, since the simulation fits its
     rows too well.
 
+    Nor has a run that collapses with a probability of a half or more (`foretune.forecasting.risk`) any: the lines are
+    those of runs that do not.
+
     With trials, and a calibration that has seen some, the forecast without them is s, x, spread and δ are those of
     `with_trials`. A trial that lies farther from what was checked than the run itself changes nothing, which `note`
     says; one on the most rows that diverged leaves no level.
@@ -236,7 +239,7 @@ def apply_calibration(
             f"the calibration {calibration.source!r} does not say which runs it has seen: make the study's "
             "outlooks and report again"
         )
-    reached = reach(calibration.domain, run)
+    reached = _or_collapses(reach(calibration.domain, run), calibration.risk, run)
     fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
     plain = _without_trials(calibration, values)
     if not shown or calibration.trial_domain is None:
@@ -296,6 +299,15 @@ def _with_trials(
         p, x = trial_terms(outcome, trials, plain[outcome], train_rows, calibration.kind)
         middle[outcome] = p + float(within_limits(x, line.limits) @ np.array(line.coefficients))
     return middle
+
+
+def _or_collapses(reached: Reach, risk: Risk | None, run: Run) -> Reach:
+    """The lines are those of runs that do not collapse: one that is likely to has no level."""
+    if risk is None or run.update_rate is None or not risk.likely(run.update_rate):
+        return reached
+    chance = f"{100 * risk.probability(run.update_rate):.0f} of 100 runs"
+    why = f"{chance} at a mean learning rate times α of {run.update_rate:.2g} collapse"
+    return Reach(inf, (*reached.reasons, why))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from math import inf, isfinite, log, log2, sqrt
 
 import numpy as np
 from scipy.optimize import lsq_linear
+from scipy.stats import binomtest
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
@@ -21,7 +22,8 @@ PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 GROWTHS = (0.0, *(float(share) for share in np.geomspace(0.01, 10.0, 61)))  # b / a
 Bounds = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 FREE: Bounds = (-inf, inf)
-HELD = 0.85  # share of the left-out intervals that must hold for a size to count as seen
+PROMISED = 0.9  # share of the left-out intervals that hold; a size where fewer surely do does not count as seen
+LEAST_RUNS = 3  # of a size, for it to count
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,9 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
         source: Name of the study, for the record.
 
     Returns:
-        The calibration. Its domain ends, in training rows over known rows and in classes, where less than 85% of the
-        runs lay within their left-out intervals; it is None if a case does not say what run it was. Runs with trials
+        The calibration. Its domain ends, in training rows over known rows and in classes, where the runs are fewer
+        than 3, or where so few of them lay within their left-out intervals that 90% is above the 95% interval of that
+        share (Wilson); it is None if a case does not say what run it was. Runs with trials
         are fitted where there are some of at least 3 data sets, from the forecast without them, of each data set as a
         fit on the others gives it.
 
@@ -164,7 +167,7 @@ def _with_trials(
 
 
 def _most(fits: Sequence[_Fit], sizes: Sequence[float]) -> float:
-    """Largest size of the runs, taken in steps of a doubling, up to which the left-out intervals held."""
+    """Largest size of the runs, taken in steps of a doubling, up to which nothing says that the intervals fail."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
     halves = [np.array([half_width(fit.line, doublings=of_run) for of_run in fit.rows.doublings]) for fit in fits]
     holds = np.array([np.abs(fit.errors) <= half for fit, half in zip(fits, halves, strict=True)])
@@ -172,10 +175,17 @@ def _most(fits: Sequence[_Fit], sizes: Sequence[float]) -> float:
     most = min(sizes)
     for one in np.unique(step):
         there = step == one
-        if any((of_one & there).sum() < HELD * (of & there).sum() for of_one, of in zip(holds, known, strict=True)):
+        counts = [
+            (int((of_one & there).sum()), int((of & there).sum())) for of_one, of in zip(holds, known, strict=True)
+        ]
+        if any(runs < LEAST_RUNS or _fails(held, runs) for held, runs in counts):
             break
         most = max(size for size, at in zip(sizes, there, strict=True) if at)
     return most
+
+
+def _fails(held: int, runs: int) -> bool:
+    return float(binomtest(held, runs).proportion_ci(method="wilson").high) < PROMISED
 
 
 def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:

@@ -115,7 +115,8 @@ def forecast_run(
     run, run_of_head = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run, shown=shown)
     if forecast.levels is None:
-        return bend(simulated, forecast)
+        told = cautions(forecast, 1.0, baseline=None, risk=calibration.risk, update_rate=run.update_rate)
+        return replace(bend(simulated, forecast), cautions=told)
     metric = forecast.metric.name
     alone = apply_calibration(calibration, case_values(head), reduction.name, run=run_of_head).levels
     counted = tried and not forecast.note  # a trial that changes nothing leaves the lines as they are

@@ -18,6 +18,7 @@ import numpy as np
 from foretune.errors import ConfigError
 
 MARGIN = 0.02  # of the metric: 2 points of a percentage
+LIKELY = 0.5  # a run that collapses with this probability has no level
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ class Risk:
         numbers = (self.constant, self.slope, self.slowest, self.fastest, self.fine)
         if not all(map(isfinite, numbers)) or not 0.0 < self.slowest <= self.fine <= self.fastest or self.slope < 0.0:
             raise ConfigError(f"calibration with {self}: fit it again")
+
+    def likely(self, update_rate: float | None) -> bool:
+        """Whether a run collapses rather than not.
+
+        Args:
+            update_rate: v of the run; None without an adapter.
+
+        Returns:
+            P(collapse) ≥ 0.5.
+        """
+        return update_rate is not None and self.probability(update_rate) >= LIKELY
 
     def probability(self, update_rate: float) -> float:
         """P(collapse) of a run.
