@@ -4,7 +4,8 @@ import json
 
 import transformers as tf
 
-from foretune.forecasting.calibration import Calibration, Line
+from foretune.forecasting.calibration import Calibration
+from foretune.forecasting.line import Line
 from foretune.forecasting.outcomes import OUTCOMES
 from foretune.forecasting.reach import Domain
 from foretune.forecasting.shown import Shown

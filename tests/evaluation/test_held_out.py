@@ -31,6 +31,7 @@ from foretune.evaluation.quality import (
     save_reports,
 )
 from foretune.evaluation.records import SECONDS, Record, by_kind, read_records
+from foretune.evaluation.study_calibration import study_calibration
 from foretune.forecasting.calibration import apply_calibration
 from foretune.forecasting.calibration_file import calibration_from
 from foretune.forecasting.calibration_fit import fit_calibration
@@ -178,7 +179,9 @@ def test_tables_and_files(held_out, tmp_path):
     assert len(quality_table(held_out).rows) == 3
     area = area_table(held_out.records).rows[-1]
     assert area == ("all", "100", "25%", "0%")
-    paths = save_reports([(report, held_out)], tmp_path)
+    fitted = study_calibration(held_out.records, "a study", own_only=True)
+    assert fitted.words == "100 runs of 5 data sets alone"
+    paths = save_reports([(report, held_out)], tmp_path, calibrations={"classification": fitted.calibration})
     assert all(path.is_file() for path in paths)
     with (tmp_path / "forecasts.csv").open(encoding="utf-8") as file:
         listed = list(csv.DictReader(file))
@@ -284,7 +287,8 @@ def test_each_kind_is_calibrated_by_its_own_cells(kind, tmp_path):
     assert list(parts) == ["classification", kind]
     pairs = [(summarise(part.records, resamples=100), part) for part in map(forecast_held_out, parts.values())]
     assert pairs[0][1].forecasts == forecast_held_out(classes).forecasts  # whatever cells of another kind are there
-    save_reports(pairs, tmp_path)
+    fitted = {name: study_calibration(part, "a study").calibration for name, part in parts.items()}
+    save_reports(pairs, tmp_path, calibrations=fitted)
     metric = METRICS[kind][0]
     calibration = calibration_from(json.loads((tmp_path / kind / "calibration.json").read_text(encoding="utf-8")))
     assert calibration.kind == kind
@@ -299,7 +303,7 @@ def test_each_kind_is_calibrated_by_its_own_cells(kind, tmp_path):
     assert rivals[f"foretune: {metric.label}"][3] == row[4]
     assert not {"LogME", "foretune: accuracy"} & set(rivals)
     assert forecast_figure(pairs[1][1]).axes[0].get_xlabel().startswith(f"forecast {metric.label}")
-    alone = save_reports([pairs[1]], tmp_path / "alone")
+    alone = save_reports([pairs[1]], tmp_path / "alone", calibrations=fitted)
     assert tmp_path / "alone" / "calibration.json" in alone
 
 

@@ -11,9 +11,10 @@ from scipy.optimize import minimize
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import Calibration, Line, RunForecast, apply_calibration, tied
+from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration, tied
 from foretune.forecasting.calibration_file import calibration_from
 from foretune.forecasting.calibration_fit import PENALTIES, Case, fit_calibration
+from foretune.forecasting.line import Line
 from foretune.forecasting.outcomes import OUTCOMES, scale, unscale
 from foretune.forecasting.reach import INSIDE
 from foretune.forecasting.simulated_runs import Ending, SimulatedRun, case_values

@@ -10,9 +10,10 @@ import pytest
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import Line, apply_calibration, forecast_inside, half_width
+from foretune.forecasting.calibration import apply_calibration, forecast_inside
 from foretune.forecasting.calibration_file import calibration_from
 from foretune.forecasting.calibration_fit import Case, fit_calibration
+from foretune.forecasting.line import Line, half_width
 from foretune.forecasting.outcomes import OUTCOMES, scale, unscale
 from foretune.forecasting.reach import Run, domain_of
 from foretune.forecasting.shown import Shown

@@ -12,6 +12,7 @@ from foretune.errors import ConfigError, StoreError
 from foretune.evaluation.correlations import capitalised, long_table, regret_table, summarise
 from foretune.evaluation.predictors import outcomes_of, predictors_of
 from foretune.evaluation.records import CELLS_CSV, by_kind, read_records, record_writers
+from foretune.forecasting.calibration_file import read_calibration, shipped_calibration
 from foretune.report.store import write_files
 from foretune.study.cell import cell_folder
 from foretune.study.grid import expand, read_grid
@@ -163,7 +164,7 @@ def test_content_keys_tell_kinds_apart(tmp_path):
     assert len(keys) == 2
 
 
-def test_every_kind_is_simulated_and_its_metrics_computed(study, tmp_path):
+def test_every_kind_is_simulated_and_its_metrics_computed(study, tmp_path, capsys):
     grid, store = study
     tokens = ["study", "outlook", str(grid), "--output", str(store), "--samples", "20", "--eval-samples", "10"]
     assert run([*tokens, "--comparisons"]) == 0
@@ -184,4 +185,10 @@ def test_every_kind_is_simulated_and_its_metrics_computed(study, tmp_path):
     labels = {row[0] for row in rows}
     assert "simulated run: Spearman correlation" in labels
     assert not labels & {"LogME", "simulated run: accuracy"}
-    assert not (tmp_path / "regression" / "calibration.json").exists()  # one data set
+    assert not (tmp_path / "regression" / "calibration.json").exists()  # one data set, and none of its kind ships
+    assert "run of 1 data set, and" in capsys.readouterr().err.replace("runs of", "run of")
+    both = read_calibration(tmp_path / "classification" / "calibration.json")  # with those that come with foretune
+    assert both.domain.models != both.further.models == shipped_calibration().domain.models
+    own = ["--output", str(tmp_path / "own"), "--own-only"]
+    assert run(["study", "report", str(store), "--resamples", "100", *own]) == 0
+    assert not (tmp_path / "own" / "classification" / "calibration.json").exists()

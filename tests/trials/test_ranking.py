@@ -11,7 +11,7 @@ import torch
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import Line
+from foretune.forecasting.line import Line
 from foretune.forecasting.outcomes import OUTCOMES, scale
 from foretune.ranking.report import RankRun, ranking_content
 from foretune.ranking.table import ranking_table

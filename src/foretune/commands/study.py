@@ -112,6 +112,7 @@ def report_study(
     ledger: Path | None = None,
     coefficient: Literal["spearman", "kendall", "pearson"] = "spearman",
     resamples: int = 2000,
+    own_only: bool = False,
 ) -> None:
     """Compare what was known before training with what came of it: correlations, regrets, scatter plots.
 
@@ -122,15 +123,20 @@ def report_study(
         ledger: CSV file that the held-out forecasts are added to, for foretune ledger FILE; each line once.
         coefficient: Which one to print; all are written.
         resamples: Draws of the bootstrap.
+        own_only: Fit calibration.json on this study's runs alone, not on those that come with foretune as well.
 
     Raises:
         StoreError: If no kind of task has two cells that did not diverge.
     """
+    from rich.text import Text
+
     from foretune.errors import StoreError
     from foretune.evaluation.correlations import summarise
     from foretune.evaluation.held_out import forecast_held_out
     from foretune.evaluation.quality import save_reports
     from foretune.evaluation.records import by_kind, read_records
+    from foretune.evaluation.study_calibration import study_calibration
+    from foretune.forecasting.calibration import CALIBRATION
     from foretune.ledger.files import read_ledger
     from foretune.report.terminal import console
     from foretune.study.grid import read_grid
@@ -153,12 +159,20 @@ def report_study(
     if not reports:
         raise StoreError(f"no kind of task in study {str(folder)!r} has 2 cells that did not diverge: run more of it")
     out = folder / "report" if output is None else output
-    save_reports(reports, out)
+    source = out.absolute().parent.name
+    fitted = {
+        report.kind: study_calibration(held_out.records, source, own_only=own_only) for report, held_out in reports
+    }
+    found = {kind: one for kind, one in fitted.items() if one is not None}
+    save_reports(reports, out, calibrations={kind: one.calibration for kind, one in found.items()})
     for report, held_out in reports:
         if len(parts) > 1:
             screen.rule(report.kind)
         _show(report, held_out, coefficient, screen)
     log.print(f"saved to {out}")
+    for kind, one in found.items():
+        where = CALIBRATION if len(parts) == 1 else f"{kind}/{CALIBRATION}"
+        log.print(Text(f"{where}: {one.words}; for --calibration of forecast and rank"), soft_wrap=True)
     if ledger is not None:
         _add_to(ledger, [held_out for _, held_out in reports], log)
 

@@ -36,10 +36,22 @@ def rate_cases(records: Sequence[Record]) -> list[RateCase]:
         points or more below what costs nothing, or if it ended less than two points above that where the same adapter
         on the same rows ended two points or more above it at a smaller rate: the rate is then to blame.
     """
-    return [
-        RateCase(one.rate, one.value <= one.baseline - MARGIN or one.to_blame, one.record.family)
+    return list(rates_by_key(records).values())
+
+
+def rates_by_key(records: Sequence[Record]) -> dict[str, RateCase]:
+    """Take what the risk of a collapse is fitted on, cell by cell.
+
+    Args:
+        records: Cells of one kind of task, those that diverged among them.
+
+    Returns:
+        As `rate_cases`, by the cell's key.
+    """
+    return {
+        one.record.key: RateCase(one.rate, one.value <= one.baseline - MARGIN or one.to_blame, one.record.family)
         for one in _rated(records)
-    ]
+    }
 
 
 def blamed_on_rate(records: Sequence[Record]) -> set[str]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from foretune.arrays import Array
-from foretune.evaluation.collapses import blamed_on_rate, rate_of, risks_of
+from foretune.evaluation.collapses import blamed_on_rate, rate_of, rates_by_key, risks_of
 from foretune.evaluation.predictors import calibrated, predictors_of
 from foretune.evaluation.records import Record
 from foretune.evaluation.statistics import spearman
 from foretune.evaluation.trial_runs import trials_of
 from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Interval, forecast_inside
 from foretune.forecasting.calibration_fit import Case, fit_calibration
+from foretune.forecasting.finished_runs import FinishedRun
 from foretune.forecasting.outcomes import Outcome, outcomes_of, scale, unscale
 from foretune.forecasting.reach import Run, run_from
 from foretune.forecasting.shown import Shown
@@ -96,6 +97,21 @@ def calibration_cases(records: Sequence[Record]) -> list[Case]:
         runs that collapsed because of their rate, which a simulation does not see: that has a probability of its own.
     """
     return [entry.case for entry in _learnt_from(cell_cases(records), records)]
+
+
+def finished_runs(records: Sequence[Record]) -> tuple[FinishedRun, ...]:
+    """Take what a calibration and its risk are fitted on, cell by cell.
+
+    Args:
+        records: Cells of one kind of task.
+
+    Returns:
+        Those cells that either learns from.
+    """
+    cases = {entry.record.key: entry.case for entry in _learnt_from(cell_cases(records), records)}
+    rates = rates_by_key(records)
+    keys = [record.key for record in records if record.key in cases or record.key in rates]
+    return tuple(FinishedRun(key, cases.get(key), rates.get(key)) for key in keys)
 
 
 def _learnt_from(cases: Sequence[CellCase], records: Sequence[Record]) -> list[CellCase]:
@@ -230,8 +246,8 @@ def why_no_forecast(held_out: HeldOutForecasts) -> str | None:
     if held_out.forecasts or not groups:
         return None
     return (
-        f"Simulated runs of {len(groups)} data sets of {held_out.records[0].kind}: held-out forecasts and a "
-        f"calibration need {LEAST_GROUPS + 1} or more, so there are none."
+        f"Simulated runs of {len(groups)} data sets of {held_out.records[0].kind}: held-out forecasts need "
+        f"{LEAST_GROUPS + 1} or more, so there are none."
     )
 
 

@@ -1,7 +1,6 @@
 """Tables and figure of a study's forecasts: how good they are, beside every other predictor."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -9,14 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from foretune.evaluation.choice import choice_table
-from foretune.evaluation.collapses import rate_cases
 from foretune.evaluation.correlations import StudyReport, capitalised, finding_in_words, report_writers
 from foretune.evaluation.distance_figure import distance_figure
 from foretune.evaluation.held_out import (
-    OUTPUTS,
     ForecastQuality,
     HeldOutForecasts,
-    calibration_cases,
     forecast_qualities,
     level_error,
 )
@@ -26,9 +22,7 @@ from foretune.evaluation.records import AREAS, Record, record_writers
 from foretune.evaluation.regret import ELSEWHERE, RANDOM
 from foretune.evaluation.strata import rho_in_words, strata_table, unit_of
 from foretune.evaluation.troubles import trouble_table
-from foretune.forecasting.calibration import CALIBRATION
-from foretune.forecasting.calibration_fit import fit_calibration
-from foretune.forecasting.risk import fit_risk
+from foretune.forecasting.calibration import CALIBRATION, Calibration
 from foretune.report.figures import COLOURS, MARKERS, figure_writers
 from foretune.report.store import Writer, write_files, write_json
 from foretune.report.tables import Table
@@ -284,21 +278,18 @@ def forecasts_table(held_out: HeldOutForecasts) -> Table:
     return Table("Forecasts.", tuple(header), tuple(rows), right_from=4)
 
 
-def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: str) -> dict[str, Writer]:
-    """Lay out the tables and the figure of the forecasts, and a calibration fitted on all data sets for other data.
+def forecast_writers(held_out: HeldOutForecasts, report: StudyReport) -> dict[str, Writer]:
+    """Lay out the tables and the figures of the forecasts.
 
     Args:
         held_out: Forecasts of a study.
         report: Report of the same cells.
-        source: Name of the study, for the calibration.
 
     Returns:
         A writer for each file; none without forecasts.
     """
     if not held_out.forecasts:
         return {}
-    fitted = fit_calibration(calibration_cases(held_out.records), OUTPUTS, source)
-    calibration = replace(fitted, risk=fit_risk(rate_cases(held_out.records))).to_dict()
     return {
         **quality_table(held_out).writers("forecast-quality"),
         **strata_table(held_out).writers("distance"),
@@ -308,26 +299,42 @@ def forecast_writers(held_out: HeldOutForecasts, report: StudyReport, source: st
         **rivals_table(report).writers("rivals"),
         **area_table(held_out.records).writers("curves-error"),
         "forecasts.csv": forecasts_table(held_out).write_csv,
-        CALIBRATION: lambda path: write_json(path, calibration),
         **figure_writers(forecast_figure(held_out), "forecast"),
         **figure_writers(distance_figure(held_out), "distance"),
     }
 
 
-def save_reports(reports: Sequence[tuple[StudyReport, HeldOutForecasts]], folder: Path) -> list[Path]:
-    """Write cells, tables, figures and, where runs were simulated, forecasts.
+def _calibration_writer(calibration: Calibration | None) -> dict[str, Writer]:
+    if calibration is None:
+        return {}
+    content = calibration.to_dict()
+    return {CALIBRATION: lambda path: write_json(path, content)}
+
+
+def save_reports(
+    reports: Sequence[tuple[StudyReport, HeldOutForecasts]],
+    folder: Path,
+    *,
+    calibrations: Mapping[Kind, Calibration] | None = None,
+) -> list[Path]:
+    """Write cells, tables, figures and, where runs were simulated, forecasts and a calibration for other data.
 
     Args:
         reports: For each kind of task its report, and the forecasts of the same cells.
         folder: Folder; files of an earlier report are replaced. Of several kinds, those of each but the cells and
             curves are in a folder of the kind's name.
+        calibrations: Of each kind that there is one for.
 
     Returns:
         The files.
     """
-    source = folder.absolute().parent.name
+    fitted = calibrations or {}
     parts: dict[Kind, dict[str, Writer]] = {
-        report.kind: {**report_writers(report), **forecast_writers(held_out, report, source)}
+        report.kind: {
+            **report_writers(report),
+            **forecast_writers(held_out, report),
+            **_calibration_writer(fitted.get(report.kind)),
+        }
         for report, held_out in reports
     }
     if len(parts) == 1:

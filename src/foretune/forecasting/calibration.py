@@ -10,13 +10,13 @@ wider interval or none (`foretune.forecasting.reach`).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import exp2, inf, isfinite, log2, sqrt
+from math import exp2, inf, isfinite, log2
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from foretune.errors import ConfigError
+from foretune.forecasting.line import Line, half_width
 from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 from foretune.forecasting.risk import Risk
@@ -46,31 +46,6 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Line:
-    """Calibration of one outcome, on the logit or logarithmic scale.
-
-    Attributes:
-        coefficients: β of `TERMS` or γ of `TRIAL_TERMS`, each for its term as it is.
-        limits: Least and largest value of the last term in the fit; beyond them it counts as these.
-        penalty: Ridge penalty, chosen by leaving each data set out.
-        spread: a: root mean square error on data sets left out of the fit, of runs no larger than what was seen.
-        within: The error on data sets left out less each data set's mean: how well runs on one are told apart.
-        groups: Data sets.
-        runs: Runs.
-        growth: b: by how much the spread grows with a doubling of the rows beyond what was seen, in quadrature.
-    """
-
-    coefficients: tuple[float, ...]
-    limits: tuple[float, float]
-    penalty: float
-    spread: float
-    within: float
-    groups: int
-    runs: int
-    growth: float = 0.0
-
-
-@dataclass(frozen=True)
 class Calibration:
     """Calibration of all outcomes.
 
@@ -83,6 +58,9 @@ class Calibration:
         trial_lines: By outcome, of runs of which a trial is known; empty where the fit had none.
         trial_domain: What these have shown, `known_rows` the rows of the trials; None where there are none.
         risk: That a run collapses; None where the fit had no such run.
+        further: Of one that was fitted on a user's runs and those that come with foretune, what the latter have shown;
+            `domain` is then of the user's alone, since nothing is known of what lies between.
+        further_trials: The same of runs with trials.
     """
 
     lines: Mapping[str, Line]
@@ -93,6 +71,27 @@ class Calibration:
     trial_lines: Mapping[str, Line] = field(default_factory=dict)
     trial_domain: Domain | None = None
     risk: Risk | None = None
+    further: Domain | None = None
+    further_trials: Domain | None = None
+
+    def reach(self, run: Run) -> Reach:
+        """Compare a run with what the calibration has seen.
+
+        Args:
+            run: What the forecast is for.
+
+        Returns:
+            The distance to the nearer of what a user's runs and those that come with foretune have shown.
+
+        Raises:
+            ConfigError: If it does not say what it has seen.
+        """
+        if self.domain is None:
+            raise ConfigError(
+                f"the calibration {self.source!r} does not say which runs it has seen: make the study's outlooks and "
+                "report again"
+            )
+        return _nearer([reach(domain, run) for domain in (self.domain, self.further) if domain is not None])
 
     @property
     def kind(self) -> Kind:
@@ -118,6 +117,11 @@ class Calibration:
             "trial_lines": {name: asdict(line) for name, line in self.trial_lines.items()},
             "trial_domain": None if self.trial_domain is None else asdict(self.trial_domain),
             "risk": None if self.risk is None else asdict(self.risk),
+            **{
+                name: asdict(domain)
+                for name, domain in (("further", self.further), ("further_trials", self.further_trials))
+                if domain is not None
+            },
         }
 
 
@@ -167,21 +171,6 @@ class RunForecast:
         return {"levels": levels, "reach": self.reach.to_dict()}
 
 
-def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0) -> float:
-    """Half the width of an interval inside what the calibration has seen, on its scale.
-
-    Args:
-        line: Calibration of the outcome.
-        extra: Variance to add.
-        doublings: Distance from the rows that were seen to those of the run.
-
-    Returns:
-        t · √(spread² + growth² doublings² + extra).
-    """
-    variance = line.spread**2 + (line.growth * doublings) ** 2 + extra
-    return float(student.ppf(0.95, line.groups - 1)) * sqrt(variance)
-
-
 def apply_calibration(
     calibration: Calibration,
     values: Mapping[str, float],
@@ -197,7 +186,7 @@ def apply_calibration(
 
         s + Σ_j β_j x_j ± 2^d · t · √(spread² + growth² δ² + v · max(0, 1/m − 1/m₀))
 
-    with the 95% quantile t of Student's distribution with (data sets − 1) degrees of freedom, since the spread is known
+    with the 95% quantile t of Student's distribution with `Line.degrees` degrees of freedom, since the spread is known
     from few data sets, and δ the doublings from the known rows to those of the run. The last term is what fewer
     evaluation rows m than the m₀ of the fit leave open: v is 1/(p (1−p)) for an accuracy p (`Metric.row_variance`), and
     1 for losses (as if they spread by their mean). With d > 1 there is no interval, and outside (d > 0) none of the
@@ -234,13 +223,9 @@ def apply_calibration(
         )
     if run is None:
         return forecast_inside(calibration, values)
-    if calibration.domain is None:
-        raise ConfigError(
-            f"the calibration {calibration.source!r} does not say which runs it has seen: make the study's "
-            "outlooks and report again"
-        )
-    reached = _or_collapses(reach(calibration.domain, run), calibration.risk, run)
-    fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / calibration.domain.eval_rows)
+    reached = _or_collapses(calibration.reach(run), calibration.risk, run)
+    seen = [domain.eval_rows for domain in (calibration.domain, calibration.further) if domain is not None]
+    fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / max(seen))
     plain = _without_trials(calibration, values)
     if not shown or calibration.trial_domain is None:
         return _leveled(calibration.lines, plain, _Spread(values["doublings"], fewer, reached), kind)
@@ -249,7 +234,8 @@ def apply_calibration(
         diverged = Reach(inf, (f"the trial on {max(one.rows for one in shown):,} rows diverged",))
         return _leveled(calibration.lines, plain, _Spread(0.0, 0.0, diverged), kind)
     middle = _with_trials(calibration, plain, trials, run.train_rows)
-    of_trials = reach_of_trials(calibration.trial_domain, run, trials)
+    known = (calibration.trial_domain, calibration.further_trials)
+    of_trials = _nearer([reach_of_trials(domain, run, trials) for domain in known if domain is not None])
     if of_trials.doublings > reached.doublings:  # what it adds was not checked, and it shall take nothing away
         said = _leveled(calibration.lines, plain, _Spread(values["doublings"], fewer, reached), kind)
         return replace(
@@ -299,6 +285,10 @@ def _with_trials(
         p, x = trial_terms(outcome, trials, plain[outcome], train_rows, calibration.kind)
         middle[outcome] = p + float(within_limits(x, line.limits) @ np.array(line.coefficients))
     return middle
+
+
+def _nearer(reaches: Sequence[Reach]) -> Reach:
+    return min(reaches, key=lambda reached: reached.doublings)
 
 
 def _or_collapses(reached: Reach, risk: Risk | None, run: Run) -> Reach:

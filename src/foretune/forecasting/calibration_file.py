@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from foretune.errors import ConfigError, border
-from foretune.forecasting.calibration import LEAST_GROUPS, SCHEMA, Calibration, Line
+from foretune.forecasting.calibration import LEAST_GROUPS, SCHEMA, Calibration
+from foretune.forecasting.line import Line
 from foretune.forecasting.outcomes import Outcome, outcomes_of
 from foretune.forecasting.terms import TERMS
 from foretune.forecasting.with_trials import TRIAL_TERMS
@@ -85,7 +86,8 @@ def calibration_from(content: Any) -> Calibration:
         raise ConfigError(f"calibration of trials of {calibration.trial_domain.kind}: fit it again")
     _check_lines(calibration.lines, len(TERMS))
     _check_lines(calibration.trial_lines, len(TRIAL_TERMS))
-    for part in (calibration.domain, calibration.trial_domain, calibration.risk):
+    further = (calibration.further, calibration.further_trials)
+    for part in (calibration.domain, calibration.trial_domain, calibration.risk, *further):
         if part is not None:
             part.check()
     return calibration
@@ -93,7 +95,7 @@ def calibration_from(content: Any) -> Calibration:
 
 def _check_lines(lines: Mapping[Outcome, Line], terms: int) -> None:
     for name, line in lines.items():
-        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within, line.growth)
+        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within, line.growth, line.degrees)
         whole = len(line.coefficients) == terms and all(map(isfinite, numbers))
         if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within, line.growth) < 0:
             raise ConfigError(f"calibration with {name} {line}: fit it again")

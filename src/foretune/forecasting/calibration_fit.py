@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import LEAST_GROUPS, Calibration, Line, half_width
+from foretune.forecasting.calibration import LEAST_GROUPS, Calibration
+from foretune.forecasting.line import Line, half_width
 from foretune.forecasting.outcomes import Outcome, outcomes_of, scale
 from foretune.forecasting.reach import Domain, Run, domain_of
 from foretune.forecasting.shown import Shown
@@ -36,6 +37,7 @@ class Case:
         group: Data set.
         run: What kind of run it was; None if that is not known.
         trials: Sets of trials of the same adapter and recipe on fewer rows, each as one spend buys it.
+        weight: What it counts beside the others; its data set counts what the heaviest of its runs does.
     """
 
     simulated: Mapping[str, float]
@@ -43,15 +45,20 @@ class Case:
     group: str
     run: Run | None = None
     trials: tuple[tuple[Shown, ...], ...] = ()
+    weight: float = 1.0
 
 
-def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) -> Calibration:
+def fit_calibration(
+    cases: Sequence[Case], outputs: Sequence[str], source: str, *, shipped: Sequence[Case] = ()
+) -> Calibration:
     """Fit a calibration.
 
     Args:
-        cases: Finished runs of at least 3 data sets.
+        cases: Finished runs of at least 3 data sets, those of `shipped` among them.
         outputs: Output reductions that their outlooks were made with.
         source: Name of the study, for the record.
+        shipped: Finished runs beside these, which have a domain of their own: what was seen of either is no promise for
+            what lies between them.
 
     Returns:
         The calibration. Its domain ends, in training rows over known rows and in classes, where the runs are fewer
@@ -63,6 +70,7 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     Raises:
         ConfigError: If there are too few data sets.
     """
+    own, cases = len(cases), [*cases, *shipped]
     groups = sorted({case.group for case in cases})
     if len(groups) < LEAST_GROUPS:
         raise ConfigError(f"a calibration needs runs of {LEAST_GROUPS} data sets or more, got {len(groups)}")
@@ -75,9 +83,16 @@ def fit_calibration(cases: Sequence[Case], outputs: Sequence[str], source: str) 
     )
     if not known:
         return calibration
-    trial_lines, trial_domain = _with_trials(cases, fits, kind)
-    domain = _domain(fits.values(), runs)
-    return replace(calibration, domain=domain, trial_lines=trial_lines, trial_domain=trial_domain)
+    trial_lines, trial_domains = _with_trials(cases, fits, kind, own)
+    domains = _domains(fits.values(), runs, [position < own for position in range(len(runs))])
+    return replace(
+        calibration,
+        domain=domains[0],
+        trial_lines=trial_lines,
+        trial_domain=trial_domains[0],
+        further=domains[1],
+        further_trials=trial_domains[1],
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,7 @@ class _Rows:
         real: What it gave, on the scale; NaN where that is none.
         doublings: From the rows that were seen to those of the run.
         group: Number of the data set.
+        weight: What the row counts beside the others of its data set.
     """
 
     base: Array
@@ -97,6 +113,7 @@ class _Rows:
     real: Array
     doublings: Array
     group: Array
+    weight: Array
 
 
 @dataclass(frozen=True)
@@ -129,20 +146,29 @@ def _rows(
         real=np.array([scale(outcome, value, kind) if isfinite(value) else np.nan for value in values]),
         doublings=np.array(doublings),
         group=np.array([groups.index(case.group) for case in cases]),
+        weight=np.array([case.weight for case in cases]),
     )
 
 
-def _domain(fits: Iterable[_Fit], runs: Sequence[Run]) -> Domain:
-    lines = list(fits)
-    most_rows = _most(lines, [run.rows_ratio for run in runs])
-    most_classes = _most(lines, [float(run.classes) for run in runs])
-    return domain_of(runs, most_rows=most_rows, most_classes=most_classes)
+def _domains(fits: Iterable[_Fit], runs: Sequence[Run], own: Sequence[bool]) -> tuple[Domain | None, Domain | None]:
+    """Of the own runs, and of the others; None where there are none."""
+    lines, mine = list(fits), np.array(own)
+    return _domain(lines, runs, mine), _domain(lines, runs, ~mine)
+
+
+def _domain(fits: Sequence[_Fit], runs: Sequence[Run], which: Array) -> Domain | None:
+    some = [run for run, taken in zip(runs, which, strict=True) if taken]
+    if not some:
+        return None
+    most_rows = _most(fits, [run.rows_ratio for run in runs], which)
+    most_classes = _most(fits, [float(run.classes) for run in runs], which)
+    return domain_of(some, most_rows=most_rows, most_classes=most_classes)
 
 
 def _with_trials(
-    cases: Sequence[Case], fits: Mapping[Outcome, _Fit], kind: Kind
-) -> tuple[dict[Outcome, Line], Domain | None]:
-    """Lines and domain of the runs with trials; nothing where these are of too few data sets."""
+    cases: Sequence[Case], fits: Mapping[Outcome, _Fit], kind: Kind, own: int
+) -> tuple[dict[Outcome, Line], tuple[Domain | None, Domain | None]]:
+    """Lines and domains of the runs with trials; nothing where these are of too few data sets."""
     each = [
         (number, case, trials)
         for number, case in enumerate(cases)
@@ -150,7 +176,7 @@ def _with_trials(
         if (trials := together(shown, kind)) is not None
     ]
     if len({case.group for _, case, _ in each}) < LEAST_GROUPS:
-        return {}, None
+        return {}, (None, None)
     runs = [replace(case.run, known_rows=trials.rows) for _, case, trials in each if case.run is not None]
     ratios = [log2(run.rows_ratio) for run in runs]
     found = {}
@@ -163,18 +189,19 @@ def _with_trials(
         rows = _rows(laid, ratios, outcome, [case for _, case, _ in each], kind)
         found[outcome] = _fit(rows, outcome, BOUNDS)
     lines = {name: fit.line for name, fit in found.items()}
-    return lines, _domain(found.values(), runs)
+    mine, theirs = _domains(found.values(), runs, [number < own for number, _, _ in each])
+    return lines, ((mine, theirs) if mine is not None else (theirs, None))
 
 
-def _most(fits: Sequence[_Fit], sizes: Sequence[float]) -> float:
+def _most(fits: Sequence[_Fit], sizes: Sequence[float], which: Array) -> float:
     """Largest size of the runs, taken in steps of a doubling, up to which nothing says that the intervals fail."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
     halves = [np.array([half_width(fit.line, doublings=of_run) for of_run in fit.rows.doublings]) for fit in fits]
     holds = np.array([np.abs(fit.errors) <= half for fit, half in zip(fits, halves, strict=True)])
     known = np.array([np.isfinite(fit.errors) for fit in fits])
-    most = min(sizes)
-    for one in np.unique(step):
-        there = step == one
+    most = float(np.array(sizes)[which].min())
+    for one in np.unique(step[which]):
+        there = which & (step == one)
         counts = [
             (int((of_one & there).sum()), int((of & there).sum())) for of_one, of in zip(holds, known, strict=True)
         ]
@@ -195,7 +222,9 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
     if groups < LEAST_GROUPS:
         raise ConfigError(f"a calibration needs {outcome} of {LEAST_GROUPS} data sets or more, got {groups}")
     x, error = rows.x[measured], (rows.real - rows.base)[measured]
-    weight = 1.0 / np.bincount(group)[group]
+    each = rows.weight[measured]
+    heaviest = np.array([each[group == one].max() for one in range(groups)])
+    weight = each / np.bincount(group, each)[group] * heaviest[group]
 
     def left_out(penalty: float) -> Array:
         errors = np.empty(len(error))
@@ -208,7 +237,7 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
     missed = [left_out(penalty) for penalty in PENALTIES]
     best = int(np.argmin([_size(errors, weight) for errors in missed]))
     beta = _ridge(x, error, weight, PENALTIES[best], bounds)
-    around = missed[best] - (np.bincount(group, missed[best]) / np.bincount(group))[group]
+    around = missed[best] - (np.bincount(group, each * missed[best]) / np.bincount(group, each))[group]
     spread, growth = _spread(missed[best], rows.doublings[measured], weight)
     line = Line(
         coefficients=tuple(map(float, beta)),
@@ -219,6 +248,7 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
         groups=groups,
         runs=len(error),
         growth=growth,
+        effective=None if np.ptp(heaviest) == 0.0 else float(heaviest.sum() ** 2 / (heaviest**2).sum()),
     )
     errors = np.full(len(rows.real), np.nan)
     errors[measured] = missed[best]

@@ -13,7 +13,6 @@ from foretune.forecasting.calibration import Calibration, Interval, RunForecast,
 from foretune.forecasting.cautions import Caution, cautions
 from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
-from foretune.forecasting.reach import reach
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.simulated_runs import SimulatedRun, case_values, kind_of, n_steps, runs_of, simulate_runs
@@ -96,9 +95,8 @@ def forecast_run(
     reduction = objective.simulated()
     schedule = schedule_of(settings, plan.train_rows, seed=plan.settings.seed)
     kind = kind_of(plan, schedule)
-    domain = calibration.domain
     tried = bool(shown) and calibration.trial_domain is not None
-    if domain is not None and domain.kind == kind.kind and (far := reach(domain, kind)).withheld:
+    if calibration.domain is not None and calibration.kind == kind.kind and (far := calibration.reach(kind)).withheld:
         # before the work: there is no order to simulate for
         return Curve((), RunForecast(None, (nan, nan), far, objective.kind))
     linearised = linearise_run(plan) if model is None else model()
@@ -120,7 +118,7 @@ def forecast_run(
     metric = forecast.metric.name
     alone = apply_calibration(calibration, case_values(head), reduction.name, run=run_of_head).levels
     counted = tried and not forecast.note  # a trial that changes nothing leaves the lines as they are
-    degrees = (calibration.trial_lines if counted else calibration.lines)[metric].groups - 1
+    degrees = (calibration.trial_lines if counted else calibration.lines)[metric].degrees
     constant = objective.constant_metric(linearised.evaluation.targets.cpu().numpy())
     head_alone = None if alone is None else alone[metric].value
     verdicts = go_sentences(

@@ -16,7 +16,7 @@ from sklearn.isotonic import IsotonicRegression
 from foretune.arrays import Array
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
 from foretune.forecasting.linearise import Linearised, first_examples
-from foretune.forecasting.reach import Run, reach
+from foretune.forecasting.reach import Run
 from foretune.forecasting.schedule import Schedule, schedule_of
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.simulated_runs import case_values, kind_of, simulate_runs
@@ -122,10 +122,10 @@ def list_rows(
         kind = kind_of(plan, schedule)
         known, rate = min(kind.known_rows, n_rows), kind.learning_rate * max(speeds)
         run = replace(kind, known_rows=known, update_rate=rate)
-        domain, withheld = calibration.domain, None
+        withheld = None
         told = tuple(one for one in shown if one.rows <= n_rows)
-        if domain is not None and (far := reach(domain, run)).withheld:
-            withheld = RunForecast(None, (nan, nan), far, run.kind, calibrated=run.kind == domain.kind)
+        if calibration.domain is not None and (far := calibration.reach(run)).withheld:
+            withheld = RunForecast(None, (nan, nan), far, run.kind, calibrated=run.kind == calibration.kind)
         listed.append(Listed(schedule, run, withheld, told))
     return tuple(listed)
 

@@ -1,0 +1,54 @@
+"""The line of one outcome: coefficients, and how wide its intervals are."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+from scipy.stats import t as student
+
+
+@dataclass(frozen=True)
+class Line:
+    """Calibration of one outcome, on the logit or logarithmic scale.
+
+    Attributes:
+        coefficients: β of `TERMS` or γ of `TRIAL_TERMS`, each for its term as it is.
+        limits: Least and largest value of the last term in the fit; beyond them it counts as these.
+        penalty: Ridge penalty, chosen by leaving each data set out.
+        spread: a: root mean square error on data sets left out of the fit, of runs no larger than what was seen.
+        within: The error on data sets left out less each data set's mean: how well runs on one are told apart.
+        groups: Data sets.
+        runs: Runs.
+        growth: b: by how much the spread grows with a doubling of the rows beyond what was seen, in quadrature.
+        effective: Data sets that it rests on where they count differently, (Σ w)² / Σ w² of their weights w; None where
+            all count the same.
+    """
+
+    coefficients: tuple[float, ...]
+    limits: tuple[float, float]
+    penalty: float
+    spread: float
+    within: float
+    groups: int
+    runs: int
+    growth: float = 0.0
+    effective: float | None = None
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom ν of its intervals: data sets less one, 2 or more."""
+        return max(2.0, (self.groups if self.effective is None else self.effective) - 1.0)
+
+
+def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0) -> float:
+    """Half the width of an interval inside what the calibration has seen, on its scale.
+
+    Args:
+        line: Calibration of the outcome.
+        extra: Variance to add.
+        doublings: Distance from the rows that were seen to those of the run.
+
+    Returns:
+        t · √(spread² + growth² doublings² + extra).
+    """
+    variance = line.spread**2 + (line.growth * doublings) ** 2 + extra
+    return float(student.ppf(0.95, line.degrees)) * sqrt(variance)
