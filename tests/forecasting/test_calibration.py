@@ -14,9 +14,9 @@ from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration, tied
 from foretune.forecasting.calibration_file import calibration_from
 from foretune.forecasting.calibration_fit import PENALTIES, Case, fit_calibration
-from foretune.forecasting.line import Line
+from foretune.forecasting.line import Line, class_doublings, half_width
 from foretune.forecasting.outcomes import OUTCOMES, scale, unscale
-from foretune.forecasting.reach import INSIDE
+from foretune.forecasting.reach import INSIDE, Run
 from foretune.forecasting.simulated_runs import Ending, SimulatedRun, case_values
 from foretune.forecasting.terms import TERMS, terms
 from foretune.tasks.metrics import main_metric
@@ -249,6 +249,26 @@ def test_the_interval_is_that_of_student(fitted, noisy):
         on_scale = logit if outcome == "accuracy" else math.log
         found = [on_scale(value) for value in vars(forecast[outcome]).values()]
         assert found == pytest.approx([middle, middle - half, middle + half])
+
+
+def test_the_spread_grows_with_the_classes_where_the_errors_do():
+    """Of 2 and of 8 classes, errors three times as large: a² + 2² c² is nine times a²."""
+    random = np.random.default_rng(5)
+    kind = Run("aa", False, 2, 400, 400, 100, 50, 5, 100, 32, 1e-3, 8e-3)
+    found = []
+    for number in range(400):
+        classes, values = (2, 8)[number % 2], values_of(random) | {"doublings": 0.0}
+        real = truth(values, random, noise=0.1 if classes == 2 else 0.3)
+        found.append(Case(values, real, f"data{number % 8}", dataclasses.replace(kind, classes=classes)))
+    line = fit_calibration(found, [OUTPUT], "x").lines["eval_loss"]
+    assert line.spread == pytest.approx(0.1, rel=0.15)
+    assert 2 * line.variety == pytest.approx(0.1 * math.sqrt(8), rel=0.15)
+    assert half_width(line, classes=class_doublings(8)) == pytest.approx(
+        math.sqrt(line.spread**2 + 4 * line.variety**2) / line.spread * half_width(line)
+    )
+    assert [class_doublings(classes) for classes in (1, 2, 4, 6)] == pytest.approx([0, 0, 1, math.log2(3)])
+    alike = [dataclasses.replace(case, run=dataclasses.replace(case.run, classes=2)) for case in found]
+    assert fit_calibration(alike, [OUTPUT], "x").lines["eval_loss"].variety == 0.0
 
 
 def test_other_outputs_are_refused(fitted, noisy):

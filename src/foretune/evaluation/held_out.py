@@ -205,7 +205,7 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
         if simulated is None or record.family not in fitted or record.key in likely:
             changed.append(record)
             continue
-        levels = forecast_inside(fitted[record.family], simulated).levels or {}
+        levels = forecast_inside(fitted[record.family], simulated, classes=_classes(record)).levels or {}
         forecasts[record.key] = levels
         values = {column: levels[outcome].value for outcome, column in columns.items() if outcome in levels}
         changed.append(replace(record, quantities={**record.quantities, **values}))
@@ -215,16 +215,22 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
 def _judge(entry: CellCase, calibration: Calibration) -> list[Judged]:
     """Forecasts of a cell: without trials, and from its own simulation with each set of them."""
     case, record = entry.case, entry.record
-    made = [Judged(record, case, (), forecast_inside(calibration, case.simulated).levels or {})]
+    classes = _classes(record)
+    plain = forecast_inside(calibration, case.simulated, classes=classes)
+    made = [Judged(record, case, (), plain.levels or {})]
     if not calibration.trial_lines or not entry.primary:
         return made
     for shown in case.trials:
         trials = together(shown, record.kind)
         if trials is not None:
             rows = int(record.facts["train_rows"] or 0)
-            said = forecast_inside(calibration, case.simulated, trials=trials, train_rows=rows)
+            said = forecast_inside(calibration, case.simulated, classes=classes, trials=trials, train_rows=rows)
             made.append(Judged(record, case, shown, said.levels or {}))
     return made
+
+
+def _classes(record: Record) -> int:
+    return int(record.facts["classes"] or 2)
 
 
 def _run(record: Record, simulation: Mapping[str, Value]) -> Run | None:

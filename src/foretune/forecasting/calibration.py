@@ -4,8 +4,8 @@ Accuracy is taken as its logit, another main metric on its own scale, losses as 
 value on that scale is that of `foretune.forecasting.terms`; with trials that of `foretune.forecasting.with_trials`. β
 is fitted by ridge regression towards 0, that is towards the simulation, and γ towards the forecast without trials;
 every data set has the same weight. The spread of the error grows with the distance d, in doublings, from the rows that
-were seen (simulated or trained on) to those of the run: variance a² + b² d². A run outside what the fit has seen gets a
-wider interval or none (`foretune.forecasting.reach`).
+were seen (simulated or trained on) to those of the run, and with the classes C: variance a² + b² d² + c² log2(C/2)². A
+run outside what the fit has seen gets a wider interval or none (`foretune.forecasting.reach`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from foretune.errors import ConfigError
-from foretune.forecasting.line import Line, half_width
+from foretune.forecasting.line import Line, class_doublings, half_width
 from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 from foretune.forecasting.risk import Risk
@@ -184,7 +184,7 @@ def apply_calibration(
     Of a kind of task that the calibration has not seen no level is forecast, and the order is as simulated. On the
     scale of the fit, the last x kept within its limits and d from `reach`, the interval is
 
-        s + Σ_j β_j x_j ± 2^d · t · √(spread² + growth² δ² + v · max(0, 1/m − 1/m₀))
+        s + Σ_j β_j x_j ± 2^d · t · √(spread² + growth² δ² + variety² log2(C/2)² + v · max(0, 1/m − 1/m₀))
 
     with the 95% quantile t of Student's distribution with `Line.degrees` degrees of freedom, since the spread is known
     from few data sets, and δ the doublings from the known rows to those of the run. The last term is what fewer
@@ -226,44 +226,50 @@ def apply_calibration(
     reached = _or_collapses(calibration.reach(run), calibration.risk, run)
     seen = [domain.eval_rows for domain in (calibration.domain, calibration.further) if domain is not None]
     fewer = max(0.0, 1.0 / run.eval_rows - 1.0 / max(seen))
-    plain = _without_trials(calibration, values)
+    plain, many = _without_trials(calibration, values), class_doublings(run.classes)
     if not shown or calibration.trial_domain is None:
-        return _leveled(calibration.lines, plain, _Spread(values["doublings"], fewer, reached), kind)
+        return _leveled(calibration.lines, plain, _Spread(values["doublings"], many, fewer, reached), kind)
     trials = together(shown, kind)
     if trials is None:
         diverged = Reach(inf, (f"the trial on {max(one.rows for one in shown):,} rows diverged",))
-        return _leveled(calibration.lines, plain, _Spread(0.0, 0.0, diverged), kind)
+        return _leveled(calibration.lines, plain, _Spread(0.0, reached=diverged), kind)
     middle = _with_trials(calibration, plain, trials, run.train_rows)
     known = (calibration.trial_domain, calibration.further_trials)
     of_trials = _nearer([reach_of_trials(domain, run, trials) for domain in known if domain is not None])
     if of_trials.doublings > reached.doublings:  # what it adds was not checked, and it shall take nothing away
-        said = _leveled(calibration.lines, plain, _Spread(values["doublings"], fewer, reached), kind)
+        said = _leveled(calibration.lines, plain, _Spread(values["doublings"], many, fewer, reached), kind)
         return replace(
             said, note=f"The trial on {trials.rows:,} rows changes no forecast: {'; '.join(of_trials.reasons)}."
         )
-    spread = _Spread(max(0.0, log2(run.train_rows / trials.rows)), fewer, reached)
+    spread = _Spread(max(0.0, log2(run.train_rows / trials.rows)), many, fewer, reached)
     return _leveled(calibration.trial_lines, middle, spread, kind)
 
 
 def forecast_inside(
-    calibration: Calibration, values: Mapping[str, float], *, trials: Trials | None = None, train_rows: int = 0
+    calibration: Calibration,
+    values: Mapping[str, float],
+    *,
+    classes: int = 2,
+    trials: Trials | None = None,
+    train_rows: int = 0,
 ) -> RunForecast:
     """Forecast a run of the kind that a calibration was fitted on, whatever else it is.
 
     Args:
         calibration: Calibration.
         values: From `case_values`.
+        classes: Classes of its task.
         trials: What trials of it showed; None for none.
         train_rows: Rows N of the run, asked for with trials alone.
 
     Returns:
         The forecast as `apply_calibration` makes it, with d = 0 and as many evaluation rows as in the fit.
     """
-    plain = _without_trials(calibration, values)
+    plain, many = _without_trials(calibration, values), class_doublings(classes)
     if trials is None:
-        return _leveled(calibration.lines, plain, _Spread(values["doublings"]), calibration.kind)
+        return _leveled(calibration.lines, plain, _Spread(values["doublings"], many), calibration.kind)
     middle = _with_trials(calibration, plain, trials, train_rows)
-    spread = _Spread(max(0.0, log2(train_rows / trials.rows)))
+    spread = _Spread(max(0.0, log2(train_rows / trials.rows)), many)
     return _leveled(calibration.trial_lines, middle, spread, calibration.kind)
 
 
@@ -302,9 +308,10 @@ def _or_collapses(reached: Reach, risk: Risk | None, run: Run) -> Reach:
 
 @dataclass(frozen=True)
 class _Spread:
-    """What widens an interval: doublings beyond the rows that were seen, fewer evaluation rows, reach."""
+    """What widens an interval: doublings beyond the rows that were seen, those of the classes, fewer rows, reach."""
 
     doublings: float
+    classes: float = 0.0
     fewer: float = 0.0
     reached: Reach = INSIDE
 
@@ -322,7 +329,9 @@ def _leveled(
         half = 0.0
         if not reached.withheld:
             of_rows = 1.0 if outcome in LOSSES else metric.row_variance(value)
-            half = reached.widening * half_width(lines[outcome], of_rows * spread.fewer, doublings=spread.doublings)
+            half = reached.widening * half_width(
+                lines[outcome], of_rows * spread.fewer, doublings=spread.doublings, classes=spread.classes
+            )
         low, high = unscale(outcome, middle[outcome] - half), unscale(outcome, middle[outcome] + half)
         levels[outcome] = Interval(value, low, high)
     order = (levels[metric.name].value, levels["eval_loss"].value)

@@ -95,7 +95,16 @@ def calibration_from(content: Any) -> Calibration:
 
 def _check_lines(lines: Mapping[Outcome, Line], terms: int) -> None:
     for name, line in lines.items():
-        numbers = (*line.coefficients, *line.limits, line.penalty, line.spread, line.within, line.growth, line.degrees)
+        numbers = (
+            *line.coefficients,
+            *line.limits,
+            line.penalty,
+            line.spread,
+            line.within,
+            line.growth,
+            line.variety,
+            line.degrees,
+        )
         whole = len(line.coefficients) == terms and all(map(isfinite, numbers))
-        if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within, line.growth) < 0:
+        if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within, line.growth, line.variety) < 0:
             raise ConfigError(f"calibration with {name} {line}: fit it again")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf, isfinite, log, log2, sqrt
+from math import inf, isfinite, log2, sqrt
 
 import numpy as np
 from scipy.optimize import lsq_linear
@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from foretune.arrays import Array
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import LEAST_GROUPS, Calibration
-from foretune.forecasting.line import Line, half_width
+from foretune.forecasting.line import Line, class_doublings, half_width
 from foretune.forecasting.outcomes import Outcome, outcomes_of, scale
 from foretune.forecasting.reach import Domain, Run, domain_of
 from foretune.forecasting.shown import Shown
@@ -20,7 +20,7 @@ from foretune.forecasting.with_trials import BOUNDS, together, trial_terms
 from foretune.tasks.metrics import Kind
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-GROWTHS = (0.0, *(float(share) for share in np.geomspace(0.01, 10.0, 61)))  # b / a
+GROWTHS = np.array([0.0, *np.geomspace(0.01, 10.0, 61)])  # b / a, and c / a
 Bounds = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 FREE: Bounds = (-inf, inf)
 PROMISED = 0.9  # share of the left-out intervals that hold; a size where fewer surely do does not count as seen
@@ -104,6 +104,7 @@ class _Rows:
         x: Terms.
         real: What it gave, on the scale; NaN where that is none.
         doublings: From the rows that were seen to those of the run.
+        classes: Doublings of two that the classes are.
         group: Number of the data set.
         weight: What the row counts beside the others of its data set.
     """
@@ -112,6 +113,7 @@ class _Rows:
     x: Array
     real: Array
     doublings: Array
+    classes: Array
     group: Array
     weight: Array
 
@@ -145,6 +147,7 @@ def _rows(
         x=np.array([x for _, x in laid]),
         real=np.array([scale(outcome, value, kind) if isfinite(value) else np.nan for value in values]),
         doublings=np.array(doublings),
+        classes=np.array([0.0 if case.run is None else class_doublings(case.run.classes) for case in cases]),
         group=np.array([groups.index(case.group) for case in cases]),
         weight=np.array([case.weight for case in cases]),
     )
@@ -196,7 +199,15 @@ def _with_trials(
 def _most(fits: Sequence[_Fit], sizes: Sequence[float], which: Array) -> float:
     """Largest size of the runs, taken in steps of a doubling, up to which nothing says that the intervals fail."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
-    halves = [np.array([half_width(fit.line, doublings=of_run) for of_run in fit.rows.doublings]) for fit in fits]
+    halves = [
+        np.array(
+            [
+                half_width(fit.line, doublings=doublings, classes=classes)
+                for doublings, classes in zip(fit.rows.doublings, fit.rows.classes, strict=True)
+            ]
+        )
+        for fit in fits
+    ]
     holds = np.array([np.abs(fit.errors) <= half for fit, half in zip(fits, halves, strict=True)])
     known = np.array([np.isfinite(fit.errors) for fit in fits])
     most = float(np.array(sizes)[which].min())
@@ -238,7 +249,7 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
     best = int(np.argmin([_size(errors, weight) for errors in missed]))
     beta = _ridge(x, error, weight, PENALTIES[best], bounds)
     around = missed[best] - (np.bincount(group, each * missed[best]) / np.bincount(group, each))[group]
-    spread, growth = _spread(missed[best], rows.doublings[measured], weight)
+    spread, growth, variety = _spread(missed[best], rows.doublings[measured], rows.classes[measured], weight)
     line = Line(
         coefficients=tuple(map(float, beta)),
         limits=_limits(x),
@@ -248,6 +259,7 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
         groups=groups,
         runs=len(error),
         growth=growth,
+        variety=variety,
         effective=None if np.ptp(heaviest) == 0.0 else float(heaviest.sum() ** 2 / (heaviest**2).sum()),
     )
     errors = np.full(len(rows.real), np.nan)
@@ -259,20 +271,22 @@ def _size(errors: Array, weight: Array) -> float:
     return float(np.sqrt(np.average(errors**2, weights=weight)))
 
 
-def _spread(errors: Array, doublings: Array, weight: Array) -> tuple[float, float]:
-    """Mean square of the errors as a² + b² d², by the likelihood of normal errors, b / a of `GROWTHS`."""
+def _spread(errors: Array, doublings: Array, classes: Array, weight: Array) -> tuple[float, float, float]:
+    """Mean square of the errors as a² + b² d² + c² k², by the likelihood of normal errors, b/a and c/a of `GROWTHS`."""
     # Least squares of the squared errors is ruled by the largest of them, far from the known rows, and often leaves
     # nothing for a: intervals of no width where all rows are known.
-
-    def likelihood(share: float) -> tuple[float, float]:
-        """Twice the negative logarithm, weighted, and a² at its best."""
-        growth = 1.0 + (share * doublings) ** 2
-        square = float(np.average(errors**2 / growth, weights=weight))
-        return (log(square) if square > 0.0 else -inf) + float(np.average(np.log(growth), weights=weight)), square
-
-    found = [(share, *likelihood(share)) for share in GROWTHS]
-    share, _, square = min(found, key=lambda entry: entry[1])
-    return sqrt(square), share * sqrt(square)
+    w = weight / weight.sum()
+    best = (inf, 0.0, 0.0, 0.0)
+    for of_classes in GROWTHS if classes.any() else GROWTHS[:1]:
+        growth = 1.0 + (of_classes * classes) ** 2 + (GROWTHS[:, None] * doublings) ** 2
+        square = (errors**2 / growth) @ w  # a² at its best
+        with np.errstate(divide="ignore"):
+            likelihood = np.log(square) + np.log(growth) @ w  # twice the negative logarithm
+        at = int(np.argmin(likelihood))
+        best = min(best, (float(likelihood[at]), float(square[at]), float(GROWTHS[at]), float(of_classes)))
+    _, square_at_best, of_rows, of_classes = best
+    spread = sqrt(square_at_best)
+    return spread, of_rows * spread, of_classes * spread
 
 
 def _limits(x: Array) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """The line of one outcome: coefficients, and how wide its intervals are."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import log2, sqrt
 
 from scipy.stats import t as student
 
@@ -19,6 +19,8 @@ class Line:
         groups: Data sets.
         runs: Runs.
         growth: b: by how much the spread grows with a doubling of the rows beyond what was seen, in quadrature.
+        variety: c: by how much it grows with a doubling of the classes beyond two, likewise: with more of them there is
+            more to be learnt, and to be wrong about.
         effective: Data sets that it rests on where they count differently, (Σ w)² / Σ w² of their weights w; None where
             all count the same.
     """
@@ -31,6 +33,7 @@ class Line:
     groups: int
     runs: int
     growth: float = 0.0
+    variety: float = 0.0
     effective: float | None = None
 
     @property
@@ -39,16 +42,29 @@ class Line:
         return max(2.0, (self.groups if self.effective is None else self.effective) - 1.0)
 
 
-def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0) -> float:
+def class_doublings(classes: int) -> float:
+    """Say how many doublings of two the classes of a task are.
+
+    Args:
+        classes: Classes C, or outputs of another kind of task.
+
+    Returns:
+        log2(C / 2), and 0 for fewer than two.
+    """
+    return max(0.0, log2(classes / 2.0))
+
+
+def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0, classes: float = 0.0) -> float:
     """Half the width of an interval inside what the calibration has seen, on its scale.
 
     Args:
         line: Calibration of the outcome.
         extra: Variance to add.
         doublings: Distance from the rows that were seen to those of the run.
+        classes: From `class_doublings`.
 
     Returns:
-        t · √(spread² + growth² doublings² + extra).
+        t · √(spread² + growth² doublings² + variety² classes² + extra).
     """
-    variance = line.spread**2 + (line.growth * doublings) ** 2 + extra
+    variance = line.spread**2 + (line.growth * doublings) ** 2 + (line.variety * classes) ** 2 + extra
     return float(student.ppf(0.95, line.degrees)) * sqrt(variance)
