@@ -17,7 +17,7 @@ RATES = (0.001, 0.002, 0.005, 0.02)
 def judged(family, rate, accuracy, forecast, *, loss=0.5, epochs=3.0, diverged=False):
     outcomes = {"accuracy": accuracy, "eval_loss": loss, "train_loss": 0.4}
     facts = dict.fromkeys(RECIPE, 1.0) | {"learning_rate": rate, "epochs": epochs, "train_rows": 512, "eval_rows": 400}
-    facts |= {"majority_accuracy": 0.5, "diverged": diverged, "update_rate": 8 * rate}
+    facts |= {"majority_accuracy": 0.5, "diverged": diverged, "update_rate": 8 * rate, "steps": 100}
     record = Record(
         f"{family}-{rate}-{epochs}", "m", f"{family}-{rate}", "query", 8, 0,
         {"adapter_parameters": 9.0, "head_alone_accuracy": 0.5, "run_update_rate": 8 * rate},

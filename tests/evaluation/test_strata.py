@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from foretune.evaluation.collapses import baseline_of, rate_cases
+from foretune.evaluation.collapses import baseline_of, collapsed_keys, rate_cases
 from foretune.evaluation.distance_figure import distance_figure
 from foretune.evaluation.held_out import HeldOutForecasts, Judged
 from foretune.evaluation.records import Record
@@ -19,12 +19,13 @@ from foretune.forecasting.shown import Shown
 SIZES = {"small": 100.0, "a": 1000.0, "b": 1050.0, "c": 1149.0, "large": 5000.0}
 
 
-def record(family, placement, accuracy, *, rows=1000, diverged=False, rate=0.01):
+def record(family, placement, accuracy, *, rows=1000, diverged=False, rate=0.01, steps=100):
     return Record(
         f"{family}-{placement}-{rows}-{rate}", "m", f"{family}-{rows}", placement, 8, 0,
         {"adapter_parameters": SIZES[placement], "head_alone_accuracy": 0.6, "run_update_rate": rate},
         {"accuracy": accuracy, "eval_loss": 0.5, "train_loss": 0.4},
-        {"train_rows": rows, "eval_rows": 400, "classes": 2, "majority_accuracy": 0.55, "diverged": diverged},
+        {"train_rows": rows, "eval_rows": 400, "classes": 2, "majority_accuracy": 0.55, "diverged": diverged,
+         "steps": steps},
         {}, (), family=family,
     )  # fmt: skip
 
@@ -109,20 +110,28 @@ def test_each_model_has_its_own_strata():
 
 
 def test_what_collapsed_is_measured_by_what_costs_nothing():
+    alike = record("d", "a", 0.7, rate=0.001)
     records = [
-        record("d", "a", 0.581), record("d", "b", 0.579), record("d", "c", 0.9, diverged=True), record("e", "a", 0.7),
+        record("d", "a", 0.619), record("d", "a", 0.621, rate=0.02), record("d", "b", 0.5),
+        record("d", "c", 0.9, diverged=True), record("e", "a", 0.5), alike,
     ]  # fmt: skip
     assert baseline_of(records[0]) == 0.6
-    assert [case.collapsed for case in rate_cases(records)] == [False, True, True, False]
+    assert [case.collapsed for case in rate_cases(records)] == [True, False, False, True, False, False]
+    assert collapsed_keys(records) == {records[0].key, records[3].key}
     bare = SimpleNamespace(kind="classification", facts={}, quantities={})
     assert baseline_of(bare) is None
 
 
-def test_a_run_that_learns_nothing_where_a_slower_one_did_has_collapsed():
+def test_a_run_that_learns_nothing_where_a_gentler_one_did_has_collapsed():
     slow, fast = record("d", "a", 0.7, rate=0.001), record("d", "a", 0.6, rate=0.1)
     other, alone = record("d", "a", 0.6, rate=0.0001), record("d", "b", 0.6, rate=0.1)
     cases = rate_cases([slow, fast, other, alone])
     assert [case.collapsed for case in cases] == [False, True, False, False]
+    short, long = record("d", "a", 0.7, steps=50), record("d", "a", 0.6, rows=8000, steps=800)
+    assert [case.collapsed for case in rate_cases([short, long])] == [False, True]
+    assert [case.steps for case in rate_cases([short, long])] == [50.0, 800.0]
+    shorter = record("d", "a", 0.6, rows=100, steps=10)  # a longer run learnt something: steps were missing
+    assert [case.collapsed for case in rate_cases([short, shorter])] == [False, False]
 
 
 def test_warnings_that_are_right_have_an_area_of_one():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from foretune.evaluation.collapses import blamed_on_rate
+from foretune.evaluation.collapses import collapsed_keys
 from foretune.evaluation.held_out import calibration_cases, cell_cases, forecast_held_out
 from foretune.evaluation.predictors import QUANTITIES
 from foretune.evaluation.rates import rate_choices
@@ -141,7 +141,7 @@ def rated(families="abcde"):
             dataset=f"{cell.dataset}-{rate}",
             outcomes=cell.outcomes | ({"accuracy": 0.5, "eval_loss": 0.7} if rate > 0.1 else {}),
             quantities=cell.quantities | {"run_update_rate": rate, "head_alone_accuracy": 0.6},
-            facts=cell.facts | {"learning_rate": rate / 8, "update_rate": rate, "majority_accuracy": 0.5},
+            facts=cell.facts | {"learning_rate": rate / 8, "update_rate": rate, "majority_accuracy": 0.5, "steps": 99.0},
         )
         for cell in study(families)
         for rate in (0.01, 0.03, 0.1, 1.0)
@@ -151,7 +151,7 @@ def rated(families="abcde"):
 def test_no_level_is_learnt_from_a_run_that_collapsed_for_its_rate_and_none_is_given_to_one_like_it():
     records = rated()
     fast = {cell.key for cell in records if cell.quantities["run_update_rate"] == 1.0}
-    assert blamed_on_rate(records) == fast
+    assert collapsed_keys(records) == fast
     assert len(calibration_cases(records)) == len(records) - len(fast)
     held_out = forecast_held_out(records)
     assert {one.record.key for one in held_out.judged if one.withheld} == fast
@@ -170,7 +170,7 @@ def test_a_run_that_learns_nothing_at_every_rate_is_learnt_from():
         dataclasses.replace(cell, outcomes=cell.outcomes | {"accuracy": 0.5}) if cell.family == "a" else cell
         for cell in rated()
     ]
-    assert not any(key.startswith("a-") for key in blamed_on_rate(records))
-    assert any(key.startswith("b-") for key in blamed_on_rate(records))
+    assert not any(key.startswith("a-") for key in collapsed_keys(records))
+    assert any(key.startswith("b-") for key in collapsed_keys(records))
     lost = dataclasses.replace(records[0], facts=records[0].facts | {"diverged": 1.0})
-    assert lost.key in blamed_on_rate([lost, *records[1:]])
+    assert lost.key in collapsed_keys([lost, *records[1:]])

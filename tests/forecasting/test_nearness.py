@@ -81,7 +81,7 @@ def runs(groups, error, *, run=RUN, keys="", spread=0.05):
         FinishedRun(
             f"{keys}{group}{number}",
             case(group, number, error, run=run, spread=spread),
-            RateCase(run.update_rate * 4**number, number > 4, group),
+            RateCase(run.update_rate * 4**number, 100.0, number > 4, group),
         )
         for group in groups
         for number in range(6)

@@ -200,7 +200,8 @@ def test_no_term_grows_without_bound():
 
 
 def test_a_run_that_is_likelier_to_collapse_than_not_has_no_level():
-    risk = Risk(constant=0.0, slope=2.0, slowest=1e-3, fastest=2.0, fine=0.1, runs=40, collapsed=5)  # a half at 1
+    # a half at a rate of 1 over 100 steps
+    risk = Risk(-math.log2(100), 2.0, 1.0, slowest=1e-3, fastest=2.0, shortest=48.0, fine=0.1, runs=40, collapsed=5)
     calibration = dataclasses.replace(domains.by_hand(domains.everywhere("00000000000aa")), risk=risk)
 
     def said(rate):
@@ -212,7 +213,7 @@ def test_a_run_that_is_likelier_to_collapse_than_not_has_no_level():
     likely = said(1.5)
     assert likely.levels is None
     assert likely.order == said(0.99).order
-    assert "76 of 100 runs at a mean learning rate times α of 1.5 collapse" in likely.reach.verdict
+    assert "76 of 100 runs of 100 steps at a mean learning rate times α of 1.5 collapse" in likely.reach.verdict
 
 
 def test_a_calibration_that_does_not_say_what_it_has_seen_makes_no_promise():
@@ -270,8 +271,8 @@ def test_classes_count_as_seen_only_as_far_as_the_intervals_held():
             for case, values, kind in zip(cases_, whole, kinds, strict=True)
         ]
 
-    sizes = {1: (10, 0.1), 2: (10, 0.1), 4: (2, 0.12)}
-    assert fit_calibration(with_classes(of_study(sizes)), ["margin"], "held").domain.classes == (2.0, 8.0)
+    sizes = {1: (10, 0.1), 2: (10, 0.1), 4: (2, 0.12), 16: (10, 0.1)}
+    assert fit_calibration(with_classes(of_study(sizes)), ["margin"], "held").domain.classes == (2.0, 32.0)
     broken = fit_calibration(with_classes(of_study(sizes | {4: (2, 1.0)})), ["margin"], "broken")
     assert broken.domain.classes == (2.0, 4.0)
 

@@ -273,18 +273,22 @@ def test_several_rates_of_a_ranking_are_none_of_one_run(ranked, tmp_path, capsys
 
 
 def test_a_rate_that_may_collapse_or_is_far_from_finished_runs_is_spoken_of():
-    risk = Risk(constant=0.0, slope=2.0, slowest=0.01, fastest=1.0, fine=0.1, runs=40, collapsed=5)
+    risk = Risk(-10.0, 2.0, of_steps=1.0, slowest=0.01, fastest=1.0, shortest=48, fine=0.1, runs=40, collapsed=5)
     several = Recipes(learning_rate=(1e-3, 1e-2)).each()
 
     def note(rate, risk=risk, recipes=several):
         row = SimpleNamespace(
-            update_rate=rate, risk=0.1, quick=SimpleNamespace(name="query"), recipe=Recipe(epochs=1, learning_rate=1e-3)
+            update_rate=rate,
+            steps=1024,
+            risk=0.1,
+            quick=SimpleNamespace(name="query"),
+            recipe=Recipe(epochs=1, learning_rate=1e-3),
         )
         return rate_note(row, recipes, risk)
 
     assert note(0.1) == note(0.01 / 3.9) == ()
     (likely,) = note(0.9)
-    assert likely.startswith("query, 1 epoch at 0.001: 42 of 100 runs at a rate like this collapse")
+    assert likely.startswith("query, 1 epoch at 0.001: 42 of 100 runs of 1,024 steps at a rate like this collapse")
     (slow,) = note(0.01 / 4.1)
     assert "far below that of all finished runs" in slow
     (alone,) = note(0.9, recipes=several[:1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from foretune.arrays import Array
-from foretune.evaluation.collapses import blamed_on_rate, rate_of, rates_by_key, risks_of
+from foretune.evaluation.collapses import collapsed_keys, rate_of, rates_by_key, risks_of, steps_of
 from foretune.evaluation.predictors import calibrated, predictors_of
 from foretune.evaluation.records import Record
 from foretune.evaluation.statistics import spearman
@@ -94,7 +94,7 @@ def calibration_cases(records: Sequence[Record]) -> list[Case]:
     Returns:
         Cases of those cells that have an end and a simulation, each from its own: those from fewer known rows are
         judged, not learnt from, since a run simulated from few rows lacks something else than one from many. So are
-        runs that collapsed because of their rate, which a simulation does not see: that has a probability of its own.
+        runs that collapsed, which a simulation does not see: that has a probability of its own.
     """
     return [entry.case for entry in _learnt_from(cell_cases(records), records)]
 
@@ -115,8 +115,8 @@ def finished_runs(records: Sequence[Record]) -> tuple[FinishedRun, ...]:
 
 
 def _learnt_from(cases: Sequence[CellCase], records: Sequence[Record]) -> list[CellCase]:
-    blamed = blamed_on_rate(records)
-    return [entry for entry in cases if entry.primary and entry.record.key not in blamed]
+    collapsed = collapsed_keys(records)
+    return [entry for entry in cases if entry.primary and entry.record.key not in collapsed]
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,9 @@ def forecast_held_out(records: Sequence[Record]) -> HeldOutForecasts:
             fitted[group] = fit_calibration(rest, OUTPUTS, f"all but {group}")
     risks = risks_of(records)
     likely = {
-        record.key for record in records if (risk := risks[record.family]) is not None and risk.likely(rate_of(record))
+        record.key
+        for record in records
+        if (risk := risks[record.family]) is not None and risk.likely(rate_of(record), steps_of(record))
     }
     judged = [
         replace(one, withheld=one.record.key in likely)

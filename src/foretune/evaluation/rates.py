@@ -8,7 +8,7 @@ from math import isfinite, nan
 import numpy as np
 from scipy.stats import binomtest
 
-from foretune.evaluation.collapses import baseline_of, risks_of
+from foretune.evaluation.collapses import baseline_of, rate_of, risks_of, steps_of
 from foretune.evaluation.held_out import HeldOutForecasts, Judged
 from foretune.evaluation.strata import by_distance, points_of
 from foretune.forecasting.risk import Risk, expected
@@ -93,10 +93,10 @@ def _real(one: Judged) -> tuple[float, float]:
 def _said(one: Judged, risk: Risk | None) -> tuple[float, float]:
     """The same of the forecast."""
     metric = main_metric(one.record.kind)
-    update_rate, baseline = one.record.quantities.get("run_update_rate"), baseline_of(one.record)
+    update_rate, baseline = rate_of(one.record), baseline_of(one.record)
     value = one.levels[metric.name].value
     if risk is not None and update_rate is not None and baseline is not None:
-        value = expected(value, risk.probability(float(update_rate)), baseline)
+        value = expected(value, risk.probability(update_rate, steps_of(one.record)), baseline)
     return metric.better * value, -one.levels["eval_loss"].value
 
 

@@ -7,10 +7,10 @@ from math import nan
 
 import numpy as np
 
-from foretune.evaluation.collapses import baseline_of, rate_of, risks_of
+from foretune.evaluation.collapses import baseline_of, rate_of, risks_of, steps_of
 from foretune.evaluation.held_out import HeldOutForecasts, Judged
 from foretune.forecasting.calibration import RunForecast
-from foretune.forecasting.cautions import cautions
+from foretune.forecasting.cautions import Moving, cautions
 from foretune.forecasting.reach import INSIDE
 from foretune.forecasting.risk import MARGIN, Risk
 from foretune.report.tables import Table
@@ -75,7 +75,9 @@ def _pair(one: Judged, risk: Risk | None, degrees: float) -> tuple[float, bool] 
     forecast = RunForecast(one.levels, (one.levels[metric].value, one.levels["eval_loss"].value), INSIDE, record.kind)
     told = {
         caution.trouble: caution.probability
-        for caution in cautions(forecast, degrees, baseline=baseline, risk=risk, update_rate=rate_of(record))
+        for caution in cautions(
+            forecast, degrees, baseline=baseline, risk=risk, run=Moving(rate_of(record), steps_of(record))
+        )
     }
     fails = told["no effect"] + told["worse"]
     collapse = told.get("collapse", 0.0)

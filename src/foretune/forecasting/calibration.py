@@ -299,10 +299,10 @@ def _nearer(reaches: Sequence[Reach]) -> Reach:
 
 def _or_collapses(reached: Reach, risk: Risk | None, run: Run) -> Reach:
     """The lines are those of runs that do not collapse: one that is likely to has no level."""
-    if risk is None or run.update_rate is None or not risk.likely(run.update_rate):
+    if risk is None or run.update_rate is None or not risk.likely(run.update_rate, run.steps):
         return reached
-    chance = f"{100 * risk.probability(run.update_rate):.0f} of 100 runs"
-    why = f"{chance} at a mean learning rate times α of {run.update_rate:.2g} collapse"
+    chance = f"{100 * risk.probability(run.update_rate, run.steps):.0f} of 100 runs"
+    why = f"{chance} of {run.steps:,} steps at a mean learning rate times α of {run.update_rate:.2g} collapse"
     return Reach(inf, (*reached.reasons, why))
 
 

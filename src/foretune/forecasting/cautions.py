@@ -21,6 +21,19 @@ FAR = 4.0  # times faster or slower than what went well
 
 
 @dataclass(frozen=True)
+class Moving:
+    """How fast and how long a run moves its adapter.
+
+    Attributes:
+        update_rate: Mean learning rate times s·r; None without an adapter.
+        steps: Steps of the run.
+    """
+
+    update_rate: float | None
+    steps: float
+
+
+@dataclass(frozen=True)
 class Caution:
     """One thing that may go wrong.
 
@@ -44,7 +57,7 @@ class Caution:
 
 
 def cautions(
-    forecast: RunForecast, degrees: float, *, baseline: float | None, risk: Risk | None, update_rate: float | None
+    forecast: RunForecast, degrees: float, *, baseline: float | None, risk: Risk | None, run: Moving
 ) -> tuple[Caution, ...]:
     """Say what may go wrong with a run.
 
@@ -53,14 +66,14 @@ def cautions(
         degrees: Degrees of freedom of its intervals.
         baseline: β; None where it is not known.
         risk: Of a collapse; None where no finished run tells.
-        update_rate: Mean learning rate times s·r; None without an adapter.
+        run: How fast and how long it moves its adapter.
 
     Returns:
         One for each trouble that something is known of; of a forecast that is withheld the collapse alone.
     """
     found = []
-    if risk is not None and update_rate is not None:
-        found.append(collapse_caution(risk, update_rate))
+    if risk is not None and run.update_rate is not None:
+        found.append(collapse_caution(risk, run.update_rate, run.steps))
     if forecast.levels is not None and baseline is not None:
         metric = forecast.metric
         interval = forecast.levels[metric.name]
@@ -78,21 +91,22 @@ def _told(trouble: Trouble, chance: float, ends: str) -> Caution:
     return Caution(trouble, chance, f"{chance * 100:.0f} of 100 runs like this {ends}." if chance >= TOLD else "")
 
 
-def collapse_caution(risk: Risk, rate: float) -> Caution:
-    """Say how likely a run at a rate is to collapse.
+def collapse_caution(risk: Risk, rate: float, steps: float) -> Caution:
+    """Say how likely a run is to collapse.
 
     Args:
         risk: Of a collapse.
         rate: Mean learning rate times s·r.
+        steps: Steps of the run.
 
     Returns:
         With a sentence where it is likely enough, or the rate is far from those of finished runs.
     """
-    chance = risk.probability(rate)
+    chance = risk.probability(rate, steps)
     fine = f"mean learning rate × α is {rate:.2g}; up to {risk.fine:.2g} nine of ten finished runs or more did not"
     sentence = ""
     if chance >= TOLD:
-        sentence = f"{chance * 100:.0f} of 100 runs at a rate like this collapse: {fine}."
+        sentence = f"{chance * 100:.0f} of 100 runs of {steps:,.0f} steps at a rate like this collapse: {fine}."
     elif rate > FAR * risk.fine:
         sentence = f"The rate is far above what went well: {fine}."
     elif rate * FAR < risk.slowest:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from foretune.forecasting.calibration import Calibration, Interval, RunForecast, apply_calibration
-from foretune.forecasting.cautions import Caution, cautions
+from foretune.forecasting.cautions import Caution, Moving, cautions
 from foretune.forecasting.linearise import Linearised, linearise
 from foretune.forecasting.outcomes import LOSS_LIMITS
 from foretune.forecasting.schedule import schedule_of
@@ -113,7 +113,7 @@ def forecast_run(
     run, run_of_head = runs_of(kind, starts)
     forecast = apply_calibration(calibration, case_values(simulated), reduction.name, run=run, shown=shown)
     if forecast.levels is None:
-        told = cautions(forecast, 1.0, baseline=None, risk=calibration.risk, update_rate=run.update_rate)
+        told = cautions(forecast, 1.0, baseline=None, risk=calibration.risk, run=Moving(run.update_rate, run.steps))
         return replace(bend(simulated, forecast), cautions=told)
     metric = forecast.metric.name
     alone = apply_calibration(calibration, case_values(head), reduction.name, run=run_of_head).levels
@@ -131,7 +131,11 @@ def forecast_run(
     )
     free = [value for value in (constant, head_alone) if value is not None]
     told = cautions(
-        forecast, degrees, baseline=max(free, default=None), risk=calibration.risk, update_rate=run.update_rate
+        forecast,
+        degrees,
+        baseline=max(free, default=None),
+        risk=calibration.risk,
+        run=Moving(run.update_rate, run.steps),
     )
     return replace(bend(simulated, forecast), verdicts=verdicts, cautions=told)
 

@@ -21,7 +21,7 @@ class FinishedRun:
 
     Attributes:
         key: Content key of its cell.
-        case: What its level is learnt from; None where it was not simulated, or collapsed for its rate.
+        case: What its level is learnt from; None where it was not simulated, or collapsed.
         rate: What the risk of a collapse is learnt from; None where that is not known.
     """
 

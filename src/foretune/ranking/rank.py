@@ -328,7 +328,7 @@ def _at_risk(row: Row, alone: RunForecast, constant: float | None, calibration: 
     better = row.said.metric.better
     free = [value for value in (constant, alone.order[0]) if value is not None and isfinite(value)]
     floor = max(free, key=lambda value: better * value, default=None)
-    return replace(row, risk=calibration.risk.probability(row.update_rate), floor=floor)
+    return replace(row, risk=calibration.risk.probability(row.update_rate, row.steps), floor=floor)
 
 
 def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:

@@ -185,5 +185,5 @@ def rate_note(row: Row, recipes: Sequence[Recipe], risk: Risk | None) -> tuple[s
     """
     if risk is None or row.risk is None:
         return ()
-    said = collapse_caution(risk, row.update_rate).sentence
+    said = collapse_caution(risk, row.update_rate, row.steps).sentence
     return (f"{in_words(row, len(recipes))}: {said} Another α moves an adapter as another rate does.",) if said else ()
