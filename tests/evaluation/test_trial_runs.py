@@ -141,7 +141,7 @@ def rated(families="abcde"):
             dataset=f"{cell.dataset}-{rate}",
             outcomes=cell.outcomes | ({"accuracy": 0.5, "eval_loss": 0.7} if rate > 0.1 else {}),
             quantities=cell.quantities | {"run_update_rate": rate, "head_alone_accuracy": 0.6},
-            facts=cell.facts | {"learning_rate": rate / 8, "update_rate": rate, "majority_accuracy": 0.5, "steps": 99.0},
+            facts=cell.facts | {"learning_rate": rate / 8, "update_rate": rate, "majority_accuracy": 0.5, "steps": 99},
         )
         for cell in study(families)
         for rate in (0.01, 0.03, 0.1, 1.0)
