@@ -1,19 +1,28 @@
-"""Fit the calibration that comes with foretune, on the cells of the studies beside this file.
+"""Fit the calibration that comes with foretune, on the cells of the studies beside this file, and judge it.
 
-python studies/calibrate.py src/foretune/forecasting
+python studies/calibrate.py src/foretune/forecasting                          # the calibration and its runs
+python studies/calibrate.py src/foretune/forecasting studies/minilm-sizes/shipped    # and how good it is
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from foretune.evaluation.held_out import OUTPUTS, finished_runs
-from foretune.evaluation.records import read_records
+from foretune.evaluation.choice import choice_table
+from foretune.evaluation.distance_figure import distance_figure
+from foretune.evaluation.held_out import OUTPUTS, finished_runs, forecast_held_out
+from foretune.evaluation.quality import quality_table
+from foretune.evaluation.rates import rates_table
+from foretune.evaluation.records import Record, read_records
+from foretune.evaluation.strata import strata_table
+from foretune.evaluation.troubles import trouble_table
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
 from foretune.forecasting.finished_runs import FINISHED_RUNS, in_lines
 from foretune.forecasting.risk import fit_risk
-from foretune.report.store import write_json
+from foretune.report.figures import figure_writers
+from foretune.report.store import write_files, write_json
 
 HERE = Path(__file__).parent
 STUDIES = ("minilm-forecast", "minilm-sizes")
@@ -29,6 +38,23 @@ def main() -> None:
     risk = fit_risk([run.rate for run in runs if run.rate])
     write_json(folder / CALIBRATION, replace(calibration, risk=risk).to_dict())
     (folder / FINISHED_RUNS).write_text(in_lines(runs), encoding="utf-8")
+    if len(sys.argv) > 2:
+        judge(records, Path(sys.argv[2]))
+
+
+def judge(records: Sequence[Record], folder: Path) -> None:
+    """Write how good the forecasts of each data set are by the same fit on the others."""
+    held_out = forecast_held_out(records)
+    tables = {
+        "quality": quality_table(held_out),
+        "distance": strata_table(held_out),
+        "choice": choice_table(held_out),
+        "rates": rates_table(held_out),
+        "warnings": trouble_table(held_out),
+    }
+    writers = {f"{name}.md": table.writers(name)[f"{name}.md"] for name, table in tables.items()}
+    drawn = figure_writers(distance_figure(held_out), "distance")
+    write_files(folder, {**writers, "distance.png": drawn["distance.png"]})
 
 
 if __name__ == "__main__":
