@@ -4,6 +4,7 @@ python studies/calibrate.py src/foretune/forecasting                          # 
 python studies/calibrate.py src/foretune/forecasting studies/minilm-sizes/shipped    # and how good it is
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from foretune.evaluation.strata import strata_table
 from foretune.evaluation.troubles import trouble_table
 from foretune.forecasting.calibration import CALIBRATION
 from foretune.forecasting.calibration_fit import fit_calibration
-from foretune.forecasting.finished_runs import FINISHED_RUNS, in_lines
+from foretune.forecasting.finished_runs import FINISHED_RUNS, in_lines, runs_from
 from foretune.forecasting.risk import fit_risk
 from foretune.report.figures import figure_writers
 from foretune.report.store import write_files, write_json
@@ -33,11 +34,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     records = [record for study in STUDIES for record in read_records(HERE / study)]
     records = [record for record in records if record.model == "MiniLM"]
-    runs = finished_runs(records)
+    lines = in_lines(finished_runs(records))
+    runs = runs_from(json.loads(lines))  # with the digits that ship, so that these give the same calibration
     calibration = fit_calibration([run.case for run in runs if run.case], OUTPUTS, " and ".join(STUDIES))
     risk = fit_risk([run.rate for run in runs if run.rate])
     write_json(folder / CALIBRATION, replace(calibration, risk=risk).to_dict())
-    (folder / FINISHED_RUNS).write_text(in_lines(runs), encoding="utf-8")
+    (folder / FINISHED_RUNS).write_text(lines, encoding="utf-8")
     if len(sys.argv) > 2:
         judge(records, Path(sys.argv[2]))
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from foretune.errors import ConfigError
-from foretune.forecasting.line import Line, class_doublings, half_width
+from foretune.forecasting.line import Line, breadth, class_doublings, half_width
 from foretune.forecasting.outcomes import LOSSES, Outcome, outcomes_of, unscale
 from foretune.forecasting.reach import FARTHEST, INSIDE, Domain, Reach, Run, reach
 from foretune.forecasting.risk import Risk
@@ -138,6 +138,7 @@ class RunForecast:
         kind: Kind of task.
         calibrated: Whether a calibration of this kind of task was applied.
         note: Why trials of the run change nothing; empty where they do, or there are none.
+        breadth: How much larger its spread is than that of a run on two classes with all rows known.
     """
 
     levels: Mapping[str, Interval] | None
@@ -146,6 +147,7 @@ class RunForecast:
     kind: Kind = "classification"
     calibrated: bool = True
     note: str = ""
+    breadth: float = 1.0
 
     @property
     def metric(self) -> Metric:
@@ -335,7 +337,8 @@ def _leveled(
         low, high = unscale(outcome, middle[outcome] - half), unscale(outcome, middle[outcome] + half)
         levels[outcome] = Interval(value, low, high)
     order = (levels[metric.name].value, levels["eval_loss"].value)
-    return RunForecast(None if reached.withheld else levels, order, reached, kind)
+    broad = breadth(lines[metric.name], spread.doublings, spread.classes)
+    return RunForecast(None if reached.withheld else levels, order, reached, kind, breadth=broad)
 
 
 def _as_simulated(domain: Domain, values: Mapping[str, float], run: Run) -> RunForecast:
@@ -348,8 +351,8 @@ def _as_simulated(domain: Domain, values: Mapping[str, float], run: Run) -> RunF
 def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> bool:
     """Tell whether two adapters on one data set cannot be told apart by their forecast accuracies.
 
-    Their difference on the metric's scale is within 1.645 · √2 · `within`, the error of such a difference at 90%, times
-    the widening of the farther of the two from what the calibration has seen.
+    Their difference on the metric's scale is within 1.645 · √2 · `within` · `breadth`, the error of such a difference
+    at 90%, times the widening of the farther of the two from what the calibration has seen.
 
     Args:
         calibration: Calibration.
@@ -363,4 +366,5 @@ def tied(calibration: Calibration, first: RunForecast, second: RunForecast) -> b
         return False
     difference = first.metric.to_scale(first.order[0]) - second.metric.to_scale(second.order[0])
     widening = max(exp2(min(forecast.reach.doublings, FARTHEST)) for forecast in (first, second))
-    return abs(difference) <= 1.645 * 2**0.5 * widening * calibration.lines[first.metric.name].within
+    error = calibration.lines[first.metric.name].within * max(first.breadth, second.breadth)
+    return abs(difference) <= 1.645 * 2**0.5 * widening * error

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import inf, isfinite, log2, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 from scipy.stats import binomtest
 
@@ -21,6 +22,7 @@ from foretune.tasks.metrics import Kind
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 GROWTHS = np.array([0.0, *np.geomspace(0.01, 10.0, 61)])  # b / a, and c / a
+Flags = NDArray[np.bool_]
 Bounds = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 FREE: Bounds = (-inf, inf)
 PROMISED = 0.9  # share of the left-out intervals that hold; a size where fewer surely do does not count as seen
@@ -77,14 +79,15 @@ def fit_calibration(
     runs = [case.run for case in cases if case.run is not None]
     known = len(runs) == len(cases)
     kind: Kind = runs[0].kind if known else "classification"
-    fits = {name: _fit(_laid_out(name, cases, kind), name) for name in outcomes_of(kind)}
+    mine = [position < own for position in range(len(cases))]
+    fits = {name: _fit(_laid_out(name, cases, kind, mine), name) for name in outcomes_of(kind)}
     calibration = Calibration(
         {name: fit.line for name, fit in fits.items()}, tuple(outputs), tuple(groups), source, None
     )
     if not known:
         return calibration
     trial_lines, trial_domains = _with_trials(cases, fits, kind, own)
-    domains = _domains(fits.values(), runs, [position < own for position in range(len(runs))])
+    domains = _domains(fits.values(), runs, mine)
     return replace(
         calibration,
         domain=domains[0],
@@ -107,6 +110,7 @@ class _Rows:
         classes: Doublings of two that the classes are.
         group: Number of the data set.
         weight: What the row counts beside the others of its data set.
+        own: Whether it is of the runs that are fitted, not of those beside them.
     """
 
     base: Array
@@ -116,6 +120,7 @@ class _Rows:
     classes: Array
     group: Array
     weight: Array
+    own: Flags
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,10 @@ class _Fit:
         return self.rows.real - self.errors
 
 
-def _laid_out(outcome: Outcome, cases: Sequence[Case], kind: Kind) -> _Rows:
+def _laid_out(outcome: Outcome, cases: Sequence[Case], kind: Kind, own: Sequence[bool]) -> _Rows:
     laid = [terms(outcome, case.simulated, kind) for case in cases]
-    return _rows(laid, [case.simulated["doublings"] for case in cases], outcome, cases, kind)
+    rows = _rows(laid, [case.simulated["doublings"] for case in cases], outcome, cases, kind)
+    return replace(rows, own=np.array(own))
 
 
 def _rows(
@@ -150,18 +156,20 @@ def _rows(
         classes=np.array([0.0 if case.run is None else class_doublings(case.run.classes) for case in cases]),
         group=np.array([groups.index(case.group) for case in cases]),
         weight=np.array([case.weight for case in cases]),
+        own=np.ones(len(cases), bool),
     )
 
 
 def _domains(fits: Iterable[_Fit], runs: Sequence[Run], own: Sequence[bool]) -> tuple[Domain | None, Domain | None]:
-    """Of the own runs, and of the others; None where there are none."""
-    lines, mine = list(fits), np.array(own)
-    return _domain(lines, runs, mine), _domain(lines, runs, ~mine)
+    """Of the own runs, and of the others; none of either side that there is not, or whose intervals fail as a whole."""
+    lines, mine = list(fits), np.array(own, bool)
+    first, second = _domain(lines, runs, mine), _domain(lines, runs, ~mine)
+    return (first, second) if first is not None else (second, None)
 
 
-def _domain(fits: Sequence[_Fit], runs: Sequence[Run], which: Array) -> Domain | None:
+def _domain(fits: Sequence[_Fit], runs: Sequence[Run], which: Flags) -> Domain | None:
     some = [run for run, taken in zip(runs, which, strict=True) if taken]
-    if not some:
+    if not some or (not which.all() and _none_holds(fits, runs, which)):
         return None
     most_rows = _most(fits, [run.rows_ratio for run in runs], which)
     most_classes = _most(fits, [float(run.classes) for run in runs], which)
@@ -190,13 +198,13 @@ def _with_trials(
             for (number, _, trials), run in zip(each, runs, strict=True)
         ]
         rows = _rows(laid, ratios, outcome, [case for _, case, _ in each], kind)
+        rows = replace(rows, own=np.array([number < own for number, _, _ in each]))
         found[outcome] = _fit(rows, outcome, BOUNDS)
     lines = {name: fit.line for name, fit in found.items()}
-    mine, theirs = _domains(found.values(), runs, [number < own for number, _, _ in each])
-    return lines, ((mine, theirs) if mine is not None else (theirs, None))
+    return lines, _domains(found.values(), runs, [number < own for number, _, _ in each])
 
 
-def _most(fits: Sequence[_Fit], sizes: Sequence[float], which: Array) -> float:
+def _most(fits: Sequence[_Fit], sizes: Sequence[float], which: Flags) -> float:
     """Largest size of the runs, taken in steps of a doubling, up to which nothing says that the intervals fail."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
     halves = [
@@ -220,6 +228,21 @@ def _most(fits: Sequence[_Fit], sizes: Sequence[float], which: Array) -> float:
             break
         most = max(size for size, at in zip(sizes, there, strict=True) if at)
     return most
+
+
+def _none_holds(fits: Sequence[_Fit], runs: Sequence[Run], which: Flags) -> bool:
+    """Whether the intervals of some outcome fail on the runs with the fewest rows for each known one."""
+    ratios = np.array([run.rows_ratio for run in runs])
+    least = which & (ratios <= ratios[which].min() * 1.05)
+    counts = []
+    for fit in fits:
+        known = least & np.isfinite(fit.errors)
+        within = [
+            abs(fit.errors[at]) <= half_width(fit.line, doublings=fit.rows.doublings[at], classes=fit.rows.classes[at])
+            for at in np.flatnonzero(known)
+        ]
+        counts.append((sum(within), len(within)))
+    return any(runs_there and _fails(held, runs_there) for held, runs_there in counts)
 
 
 def _fails(held: int, runs: int) -> bool:
@@ -249,7 +272,10 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
     best = int(np.argmin([_size(errors, weight) for errors in missed]))
     beta = _ridge(x, error, weight, PENALTIES[best], bounds)
     around = missed[best] - (np.bincount(group, each * missed[best]) / np.bincount(group, each))[group]
-    spread, growth, variety = _spread(missed[best], rows.doublings[measured], rows.classes[measured], weight)
+    doublings, classes = rows.doublings[measured], rows.classes[measured]
+    spread, growth, variety = _widest(missed[best], doublings, classes, weight, rows.own[measured])
+    scale_of = np.sqrt(1.0 + ((growth * doublings) ** 2 + (variety * classes) ** 2) / (spread**2 or 1.0))
+    around = around / scale_of
     line = Line(
         coefficients=tuple(map(float, beta)),
         limits=_limits(x),
@@ -269,6 +295,15 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
 
 def _size(errors: Array, weight: Array) -> float:
     return float(np.sqrt(np.average(errors**2, weights=weight)))
+
+
+def _widest(errors: Array, doublings: Array, classes: Array, weight: Array, own: Flags) -> tuple[float, float, float]:
+    """The spread of all runs, and no less than that of the own runs, and of those beside them, by themselves."""
+    # Where the own runs are many and easy, their small errors say nothing of the others, and the other way round.
+    sides = [side for side in (np.ones(len(own), bool), own, ~own) if side.any()]
+    found = [_spread(errors[side], doublings[side], classes[side], weight[side]) for side in sides]
+    spread, growth, variety = (max(numbers) for numbers in zip(*found, strict=True))
+    return spread, growth, variety
 
 
 def _spread(errors: Array, doublings: Array, classes: Array, weight: Array) -> tuple[float, float, float]:

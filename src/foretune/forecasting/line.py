@@ -15,7 +15,8 @@ class Line:
         limits: Least and largest value of the last term in the fit; beyond them it counts as these.
         penalty: Ridge penalty, chosen by leaving each data set out.
         spread: a: root mean square error on data sets left out of the fit, of runs no larger than what was seen.
-        within: The error on data sets left out less each data set's mean: how well runs on one are told apart.
+        within: The error on data sets left out less each data set's mean, in units of `breadth`: how well runs on one
+            are told apart.
         groups: Data sets.
         runs: Runs.
         growth: b: by how much the spread grows with a doubling of the rows beyond what was seen, in quadrature.
@@ -52,6 +53,21 @@ def class_doublings(classes: int) -> float:
         log2(C / 2), and 0 for fewer than two.
     """
     return max(0.0, log2(classes / 2.0))
+
+
+def breadth(line: Line, doublings: float, classes: float) -> float:
+    """Say how much larger the spread of a run is than that of one on two classes with all rows known.
+
+    Args:
+        line: Calibration of the outcome.
+        doublings: Distance from the rows that were seen to those of the run.
+        classes: From `class_doublings`.
+
+    Returns:
+        √(spread² + growth² doublings² + variety² classes²) / spread; 1 for a spread of 0.
+    """
+    beyond = (line.growth * doublings) ** 2 + (line.variety * classes) ** 2
+    return sqrt(1.0 + beyond / line.spread**2) if line.spread else 1.0
 
 
 def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0, classes: float = 0.0) -> float:
