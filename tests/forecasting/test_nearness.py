@@ -187,6 +187,38 @@ def test_a_side_whose_intervals_fail_as_a_whole_has_shown_nothing():
         assert half_width(line) >= 3.0
 
 
+def test_a_data_set_counts_what_its_heaviest_run_does():
+    cases = [run.case for run in runs("abcd", 0.2)]
+    mixed = [dataclasses.replace(one, weight=1.0 if place % 2 else 0.25) for place, one in enumerate(cases)]
+    assert fit_calibration(mixed, OUTPUTS, "x").lines["accuracy"].effective is None
+    light = [dataclasses.replace(one, weight=0.25) if one.group == "a" else one for one in mixed]
+    found = fit_calibration(light, OUTPUTS, "x").lines["accuracy"].effective
+    assert found == pytest.approx((3 + 0.25) ** 2 / (3 + 0.25**2))
+
+
+def tried(found):
+    return [
+        dataclasses.replace(run, case=dataclasses.replace(run.case, trials=((domains.shown(100, 0.7),),)))
+        for run in found
+    ]
+
+
+def test_what_trials_have_shown_is_kept_apart_as_well():
+    own, shipped = runs("a", 0.3, run=OTHER, keys="own-"), tried(runs("abcd", 0.2))
+    bare = fit_together(own, shipped, OUTPUTS, "mine")
+    assert bare.trial_domain.models == (RUN.model,)  # the own runs had none
+    assert bare.further_trials is None
+    both = fit_together(tried(own), shipped, OUTPUTS, "mine")
+    assert both.trial_domain.models == (OTHER.model,)
+    assert both.further_trials.models == (RUN.model,)
+    values, shown = own[0].case.simulated, (domains.shown(100, 0.95),)
+    for run in (RUN, OTHER):
+        said = apply_calibration(both, values, "margin", run=run, shown=shown)
+        assert (said.note, said.reach.reasons) == ("", ())
+        plain = apply_calibration(both, values, "margin", run=run)
+        assert said.levels["accuracy"] != plain.levels["accuracy"]  # the interval is that of the lines with trials
+
+
 def test_another_kind_of_task_is_left_alone():
     numbers = dataclasses.replace(RUN, kind="regression")
     own = [

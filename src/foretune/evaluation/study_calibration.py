@@ -7,7 +7,7 @@ from foretune.evaluation.held_out import OUTPUTS, finished_runs
 from foretune.evaluation.records import Record
 from foretune.forecasting.calibration import LEAST_GROUPS, Calibration
 from foretune.forecasting.calibration_fit import fit_calibration
-from foretune.forecasting.finished_runs import FinishedRun, shipped_runs
+from foretune.forecasting.finished_runs import shipped_runs
 from foretune.forecasting.nearness import fit_together
 from foretune.forecasting.risk import fit_risk
 
@@ -43,18 +43,16 @@ def study_calibration(records: Sequence[Record], source: str, *, own_only: bool 
         return None
     mine = f"{_counted(len(cases), 'run')} of {_counted(len({case.group for case in cases}), 'data set')}"
     if not own_only:
-        together = _together(runs, source)
+        shipped = shipped_runs()
+        together = fit_together(runs, shipped, OUTPUTS, f"{source}, with what comes with foretune")
         if together is not None:
-            theirs = together.lines["eval_loss"].runs - len(cases)
+            keys = {run.key for run in runs}
+            theirs = sum(run.case is not None and run.key not in keys for run in shipped)
             return StudyCalibration(together, f"{mine}, and {theirs} that come with foretune, weighted by nearness")
     if len({case.group for case in cases}) < LEAST_GROUPS:
         return None
     risk = fit_risk([run.rate for run in runs if run.rate is not None])
     return StudyCalibration(replace(fit_calibration(cases, OUTPUTS, source), risk=risk), f"{mine} alone")
-
-
-def _together(runs: Sequence[FinishedRun], source: str) -> Calibration | None:
-    return fit_together(runs, shipped_runs(), OUTPUTS, f"{source}, with what comes with foretune")
 
 
 def _counted(number: int, what: str) -> str:

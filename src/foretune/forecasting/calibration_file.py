@@ -82,8 +82,9 @@ def calibration_from(content: Any) -> Calibration:
         raise ConfigError(f"calibration of trials of {', '.join(sorted(calibration.trial_lines))}: fit it again")
     if bool(calibration.trial_lines) != (calibration.trial_domain is not None):
         raise ConfigError("calibration of trials without its domain, or a domain without it: fit it again")
-    if calibration.trial_domain is not None and calibration.trial_domain.kind != calibration.kind:
-        raise ConfigError(f"calibration of trials of {calibration.trial_domain.kind}: fit it again")
+    for other in (calibration.trial_domain, calibration.further, calibration.further_trials):
+        if other is not None and other.kind != calibration.kind:
+            raise ConfigError(f"calibration of trials or further runs of {other.kind}: fit it again")
     _check_lines(calibration.lines, len(TERMS))
     _check_lines(calibration.trial_lines, len(TRIAL_TERMS))
     further = (calibration.further, calibration.further_trials)
