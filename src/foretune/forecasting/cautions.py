@@ -103,7 +103,8 @@ def collapse_caution(risk: Risk, rate: float, steps: float) -> Caution:
         With a sentence where it is likely enough, or the rate is far from those of finished runs.
     """
     chance = risk.probability(rate, steps)
-    fine = f"mean learning rate × α is {rate:.2g}; up to {risk.fine:.2g} nine of ten finished runs or more did not"
+    most = "nine of ten finished runs of all lengths did not"
+    fine = f"mean learning rate × α is {rate:.2g}; up to {risk.fine:.2g} {most}"
     sentence = ""
     if chance >= TOLD:
         sentence = f"{chance * 100:.0f} of 100 runs of {steps:,.0f} steps at a rate like this collapse: {fine}."
