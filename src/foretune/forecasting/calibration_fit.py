@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from foretune.arrays import Array
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import LEAST_GROUPS, Calibration
-from foretune.forecasting.line import Line, class_doublings, half_width
+from foretune.forecasting.line import Line, breadth, class_doublings, half_width
 from foretune.forecasting.outcomes import Outcome, outcomes_of, scale
 from foretune.forecasting.reach import Domain, Run, domain_of
 from foretune.forecasting.shown import Shown
@@ -136,6 +136,17 @@ class _Fit:
         """Of each row, by the fit without its data set, on the scale."""
         return self.rows.real - self.errors
 
+    @property
+    def half_widths(self) -> Array:
+        """Half the width of each row's interval, on the scale."""
+        pairs = zip(self.rows.doublings, self.rows.classes, strict=True)
+        return np.array([half_width(self.line, doublings=doublings, classes=classes) for doublings, classes in pairs])
+
+    @property
+    def holds(self) -> Flags:
+        """Whether each row's interval held it when its data set was left out; not where the outcome is none."""
+        return np.asarray(np.abs(self.errors) <= self.half_widths)
+
 
 def _laid_out(outcome: Outcome, cases: Sequence[Case], kind: Kind, own: Sequence[bool]) -> _Rows:
     laid = [terms(outcome, case.simulated, kind) for case in cases]
@@ -207,16 +218,7 @@ def _with_trials(
 def _most(fits: Sequence[_Fit], sizes: Sequence[float], which: Flags) -> float:
     """Largest size of the runs, taken in steps of a doubling, up to which nothing says that the intervals fail."""
     step = np.ceil(np.log2(np.array(sizes)) - 1e-9)
-    halves = [
-        np.array(
-            [
-                half_width(fit.line, doublings=doublings, classes=classes)
-                for doublings, classes in zip(fit.rows.doublings, fit.rows.classes, strict=True)
-            ]
-        )
-        for fit in fits
-    ]
-    holds = np.array([np.abs(fit.errors) <= half for fit, half in zip(fits, halves, strict=True)])
+    holds = np.array([fit.holds for fit in fits])
     known = np.array([np.isfinite(fit.errors) for fit in fits])
     most = float(np.array(sizes)[which].min())
     for one in np.unique(step[which]):
@@ -234,14 +236,7 @@ def _none_holds(fits: Sequence[_Fit], runs: Sequence[Run], which: Flags) -> bool
     """Whether the intervals of some outcome fail on the runs with the fewest rows for each known one."""
     ratios = np.array([run.rows_ratio for run in runs])
     least = which & (ratios <= ratios[which].min() * 1.05)
-    counts = []
-    for fit in fits:
-        known = least & np.isfinite(fit.errors)
-        within = [
-            abs(fit.errors[at]) <= half_width(fit.line, doublings=fit.rows.doublings[at], classes=fit.rows.classes[at])
-            for at in np.flatnonzero(known)
-        ]
-        counts.append((sum(within), len(within)))
+    counts = [(int((least & fit.holds).sum()), int((least & np.isfinite(fit.errors)).sum())) for fit in fits]
     return any(runs_there and _fails(held, runs_there) for held, runs_there in counts)
 
 
@@ -274,23 +269,22 @@ def _fit(rows: _Rows, outcome: Outcome, bounds: Bounds = FREE) -> _Fit:
     around = missed[best] - (np.bincount(group, each * missed[best]) / np.bincount(group, each))[group]
     doublings, classes = rows.doublings[measured], rows.classes[measured]
     spread, growth, variety = _widest(missed[best], doublings, classes, weight, rows.own[measured])
-    scale_of = np.sqrt(1.0 + ((growth * doublings) ** 2 + (variety * classes) ** 2) / (spread**2 or 1.0))
-    around = around / scale_of
     line = Line(
         coefficients=tuple(map(float, beta)),
         limits=_limits(x),
         penalty=PENALTIES[best],
         spread=spread,
-        within=_size(around, weight),
+        within=0.0,
         groups=groups,
         runs=len(error),
         growth=growth,
         variety=variety,
         effective=None if np.ptp(heaviest) == 0.0 else float(heaviest.sum() ** 2 / (heaviest**2).sum()),
     )
+    broad = np.array([breadth(line, *pair) for pair in zip(doublings, classes, strict=True)])
     errors = np.full(len(rows.real), np.nan)
     errors[measured] = missed[best]
-    return _Fit(line, rows, errors)
+    return _Fit(replace(line, within=_size(around / broad, weight)), rows, errors)
 
 
 def _size(errors: Array, weight: Array) -> float:
