@@ -11,7 +11,17 @@ import pytest
 import torch
 
 # Shapes in types are checked in every call and dataclass of these modules; before they are imported.
-SHAPED = ["models.adapted", "ntk.capture", "ntk.factors", "ntk.features", "ntk.jacobian", "ntk.kernel", "ntk.probe"]
+SHAPED = [
+    "models.adapted",
+    "ntk.capture",
+    "ntk.factors",
+    "ntk.features",
+    "ntk.jacobian",
+    "ntk.kernel",
+    "ntk.probe",
+    "ntk.sequence_losses",
+    "ntk.sketches",
+]
 jaxtyped = jaxtyping.jaxtyped
 
 

@@ -111,7 +111,7 @@ def lift(weight: Tensor, directions: NDArray[np.float64]) -> Tensor:
     return lifted
 
 
-class _Adapter(nn.Module):
+class StackedAdapter(nn.Module):
     """One adapted module in the runs that adapt it; smaller ranks are filled up with zeros, which stay zero.
 
     Attributes:
@@ -139,16 +139,20 @@ class _Adapter(nn.Module):
         self.a = nn.Parameter(stacked, requires_grad=train_a)
         self.b = nn.Parameter(like.new_zeros(len(runs), rank, d_out))
 
-    def forward(self, h: Tensor, g: Tensor) -> Tensor:
-        """Compute g · s B A h of every position: T × d_in and k × T × d_out → T × k × m."""
-        changed: Tensor = _Product.apply(h, g, self.a, self.b)
-        return changed * self.scaling
-
     def movement(self) -> Tensor:
         """‖s B A‖² / ‖A_0‖² of each run; ‖B A‖² = tr (BᵀB)(AAᵀ), of r × r matrices."""
         a, b = self.a.detach().double(), self.b.detach().double()
         square = ((b @ b.mT) * (a @ a.mT)).sum((1, 2)) * self.scaling.double() ** 2
         return square / self.square
+
+
+class _Adapter(StackedAdapter):
+    """An adapted module by its token factors."""
+
+    def forward(self, h: Tensor, g: Tensor) -> Tensor:
+        """Compute g · s B A h of every position: T × d_in and k × T × d_out → T × k × m."""
+        changed: Tensor = _Product.apply(h, g, self.a, self.b)
+        return changed * self.scaling
 
 
 class _Product(torch.autograd.Function):
@@ -268,12 +272,25 @@ class LinearRuns(nn.Module):
 
     def movement(self) -> NDArray[np.float64]:
         """How far each run's adapters went from zero, in units of their own A."""
-        total, modules = np.zeros(self.count), np.zeros(self.count)
-        for adapter in self.adapters:
-            runs = adapter.runs.cpu().numpy()
-            np.add.at(total, runs, adapter.movement().cpu().numpy())
-            np.add.at(modules, runs, 1.0)
-        return np.asarray(np.sqrt(total / np.maximum(modules, 1.0)))
+        return mean_movement(self.adapters, self.count)
+
+
+def mean_movement(adapters: Sequence[StackedAdapter], count: int) -> NDArray[np.float64]:
+    """Say how far runs went from where they began.
+
+    Args:
+        adapters: Adapted modules of the runs.
+        count: Number of runs.
+
+    Returns:
+        ‖s B A‖ / ‖A_0‖ of each run, root mean square over its modules; 0 without.
+    """
+    total, modules = np.zeros(count), np.zeros(count)
+    for adapter in adapters:
+        runs = adapter.runs.cpu().numpy()
+        np.add.at(total, runs, adapter.movement().cpu().numpy())
+        np.add.at(modules, runs, 1.0)
+    return np.asarray(np.sqrt(total / np.maximum(modules, 1.0)))
 
 
 class _Gathered:

@@ -5,11 +5,12 @@ One backward pass of the summed losses gives each run the gradient of its own; o
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretune.errors import KernelError
 from foretune.forecasting.linear_model import Head, LinearRuns, Sample, Start
@@ -83,51 +84,108 @@ def simulate(
     """
     if not starts or train.factors.sites != evaluation.factors.sites or train.objective != evaluation.objective:
         raise KernelError("the two samples differ in sites or objective, or there is nothing to simulate")
-    runs = LinearRuns(starts, head, train.factors, dtype, train_a=train_a)
-    optimizer = optimizer_of(schedule, runs)
-    device = train.factors.logits.device
+    runs = _LinearRuns(starts, head, train.factors, dtype, train_a=train_a)
+    return train_runs(runs, train, evaluation, schedule, n=train.factors.n, points=points, looks=looks, on_step=on_step)
+
+
+_Measured = tuple[Tensor, Tensor, Tensor]
+_Sample = TypeVar("_Sample", contravariant=True)
+
+
+class Runs(Protocol[_Sample]):
+    """Several runs of a linearised model side by side, as `train_runs` trains them.
+
+    Attributes:
+        count: Number of runs.
+        stacked: All trained parameters, runs on their first axis, and which runs these are.
+    """
+
+    count: int
+    stacked: tuple[tuple[nn.Parameter, Tensor], ...]
+
+    def batch_loss(self, sample: _Sample, rows: Tensor) -> Tensor:
+        """Loss of each run on a batch, with its graph."""
+        ...
+
+    def measure(self, sample: _Sample) -> _Measured:
+        """Loss and main metric of each run on a sample, and its outputs."""
+        ...
+
+    def movement(self) -> NDArray[np.float64]:
+        """How far each run's adapters went from zero, in units of their own A."""
+        ...
+
+
+def train_runs(
+    runs: Runs[_Sample],
+    train: _Sample,
+    evaluation: _Sample,
+    schedule: Schedule,
+    *,
+    n: int,
+    points: int = 1,
+    looks: Collection[int] = (),
+    on_step: Callable[[], None] | None = None,
+) -> tuple[Trajectory, ...]:
+    """Train runs over the steps of a schedule.
+
+    Args:
+        runs: They are trained in place; a module of torch.
+        train: Training examples.
+        evaluation: Examples to predict.
+        schedule: Steps, rates and batches.
+        n: Training examples in the sample.
+        points: Evaluations spread over the steps, beside the one before training; the last is at the end.
+        looks: Steps after which it is evaluated as well.
+        on_step: Called after each step.
+
+    Returns:
+        A trajectory for each run.
+    """
+    assert isinstance(runs, nn.Module)
+    optimizer, device = optimizer_of(schedule, runs), runs.stacked[0][0].device
     at = {round(schedule.steps * point / points) for point in range(1, points + 1)}.union(looks)
-    fitted, measured = [_evaluate(runs, train)], [(0, _evaluate(runs, evaluation))]
+    with torch.no_grad():
+        fitted, measured = [runs.measure(train)], [(0, runs.measure(evaluation))]
     batch_losses = []
-    steps = zip(schedule.rates(), schedule.batches(train.factors.n), strict=True)
+    steps = zip(schedule.rates(), schedule.batches(n), strict=True)
     for number, (rate, batch) in enumerate(steps, start=1):
-        rows = torch.as_tensor(batch, device=device)
-        batch_losses.append(_backward(runs, train, rows).cpu().numpy())
+        with torch.enable_grad():
+            losses = runs.batch_loss(train, torch.as_tensor(batch, device=device))
+            losses.sum().backward()  # each run has the gradient of its own
+        batch_losses.append(losses.detach().cpu().numpy())
         clip_each(runs.stacked, runs.count, schedule.max_grad_norm)
         set_rate(optimizer, float(rate))
         optimizer.step()
         optimizer.zero_grad()
         if number in at:
-            measured.append((number, _evaluate(runs, evaluation)))
+            with torch.no_grad():
+                measured.append((number, runs.measure(evaluation)))
         if on_step is not None:
             on_step()
-    fitted.append(_evaluate(runs, train))
+    with torch.no_grad():
+        fitted.append(runs.measure(train))
     return _trajectories(runs, fitted, measured, np.array(batch_losses))
 
 
-@torch.enable_grad()
-def _backward(runs: LinearRuns, train: Sample, rows: Tensor) -> Tensor:
-    """Give every run the gradient of its mean loss over a batch; returns these losses."""
-    losses = train.objective.loss(runs(train, rows), train.targets[rows]).mean(1)
-    losses.sum().backward()
-    return losses.detach()
+class _LinearRuns(LinearRuns):
+    """Runs on token factors, with the loss of their objective."""
 
+    def batch_loss(self, sample: Sample, rows: Tensor) -> Tensor:
+        """Mean loss over a batch."""
+        return sample.objective.loss(self(sample, rows), sample.targets[rows]).mean(1)
 
-_Measured = tuple[Tensor, Tensor, Tensor]
-
-
-@torch.no_grad()
-def _evaluate(runs: LinearRuns, sample: Sample) -> _Measured:
-    """Loss and metric of each run, and its outputs, runs × examples × C."""
-    everything = torch.arange(sample.factors.n, device=sample.factors.logits.device)
-    f = torch.cat([runs(sample, rows) for rows in everything.split(CHUNK)], dim=1)
-    targets = sample.targets.cpu().numpy()
-    metrics = [sample.objective.main(of_run.cpu().numpy(), targets) for of_run in f]
-    return sample.objective.loss(f, sample.targets).mean(1), torch.tensor(metrics, dtype=torch.float64), f
+    def measure(self, sample: Sample) -> _Measured:
+        """Loss and metric of each run, and its outputs, runs × examples × C."""
+        everything = torch.arange(sample.factors.n, device=sample.factors.logits.device)
+        f = torch.cat([self(sample, rows) for rows in everything.split(CHUNK)], dim=1)
+        targets = sample.targets.cpu().numpy()
+        metrics = [sample.objective.main(of_run.cpu().numpy(), targets) for of_run in f]
+        return sample.objective.loss(f, sample.targets).mean(1), torch.tensor(metrics, dtype=torch.float64), f
 
 
 def _trajectories(
-    runs: LinearRuns,
+    runs: Runs[_Sample],
     fitted: Sequence[_Measured],
     measured: Sequence[tuple[int, _Measured]],
     batch_losses: NDArray[np.float32],

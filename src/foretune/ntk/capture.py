@@ -59,12 +59,12 @@ class Observation:
     """What a pass has shown.
 
     Attributes:
-        logits: n × C outputs.
+        logits: n × C outputs, or n × T × V.
         used: Modules that ran.
         reached: Modules that an output depends on.
     """
 
-    logits: Float[Tensor, "n classes"]
+    logits: Float[Tensor, "n ..."]
     used: frozenset[str]
     reached: frozenset[str]
 
@@ -106,7 +106,32 @@ def observe(
     Returns:
         Logits, and which modules ran and matter.
     """
-    n_classes, n_outputs = directions.shape
+
+    def totals(logits: Tensor) -> Tensor:
+        check_logits(logits, len(batch.rows), len(directions))
+        return (logits @ torch.as_tensor(directions, dtype=logits.dtype, device=logits.device)).sum(0)
+
+    return observe_totals(adapted, batch, totals, on_use)
+
+
+def observe_totals(
+    adapted: AdaptedModel,
+    batch: Batch,
+    totals: Callable[[Tensor], Float[Tensor, " k"]],
+    on_use: Callable[[str, Tensor], Receive],
+) -> Observation:
+    """Run one forward pass and one backward pass for each of some numbers, with hooks on all adapted and head modules.
+
+    Args:
+        adapted: Model in eval mode.
+        batch: Inputs of n examples.
+        totals: Makes k numbers of the logits, each summed over the examples: the gradients of one example do not meet
+            those of another. There are as many backward passes.
+        on_use: As in `observe`.
+
+    Returns:
+        Logits, and which modules ran and matter.
+    """
     used, reached = set[str](), set[str]()
     output = 0
 
@@ -131,12 +156,11 @@ def observe(
     try:
         with frozen(adapted.model), torch.enable_grad():
             logits = run_logits(adapted, batch)
-            check_logits(logits, len(batch.rows), n_classes)
-            totals = (logits @ torch.as_tensor(directions, dtype=logits.dtype, device=logits.device)).sum(0)
+            numbers = totals(logits)
             ends = leaves_of(logits)
-            for output in range(n_outputs if ends else 0):
-                retain = output + 1 < n_outputs
-                torch.autograd.grad(totals[output], ends, retain_graph=retain, allow_unused=True)
+            for output in range(len(numbers) if ends else 0):
+                retain = output + 1 < len(numbers)
+                torch.autograd.grad(numbers[output], ends, retain_graph=retain, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,107 @@
+"""The numbers of a language model that are differentiated: the loss of a sequence, and of labels that the model draws.
+
+For a sequence i whose positions t have targets (where a label stands after them), with p_t = softmax of the logits,
+
+    z⁰_i = −Σ_t log p_t[y_t]          z^s_i = −Σ_t log p_t[ŷ^s_t],  ŷ^s_t drawn from p_t and then fixed,  s = 1 … S
+
+sums over targets, not means. As ∂z^s/∂f_t = p_t − e_ŷ has mean 0 and covariance diag(p) − p pᵀ, and the draws are
+independent over t, E[∇z^s ∇z^sᵀ] = Σ_t J_tᵀ (diag(p_t) − p_t p_tᵀ) J_t: the Gauss–Newton matrix of the sequence, which
+is its Fisher matrix.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from foretune.errors import KernelError
+
+NO_LABEL = -100  # transformers' mark of a position without loss
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Sequences side by side, padded on the right.
+
+    Attributes:
+        rows: Positions of the sequences in the sample.
+        inputs: Keyword arguments of the model; every tensor has the sequences first.
+        labels: n × T token ids, −100 where there is no loss; the label at t is the target of position t − 1.
+    """
+
+    rows: Int[Tensor, " n"]
+    inputs: Mapping[str, Tensor]
+    labels: Int[Tensor, "n T"]
+
+
+@dataclass(frozen=True)
+class SequenceLosses:
+    """Losses of the sequences of a batch.
+
+    Attributes:
+        totals: k = 1 + S numbers with their graph: z⁰ and z^s, each summed over the sequences.
+        place: For each target its sequence, M integers, sequences in a row.
+        target_losses: −log p of each target, M numbers.
+        right: Whether each target is the likeliest token.
+    """
+
+    totals: Float[Tensor, " k"]
+    place: Int[Tensor, " targets"]
+    target_losses: Float[Tensor, " targets"]
+    right: Tensor
+
+
+def sequence_losses(logits: Float[Tensor, "n ..."], batch: SequenceBatch, draws: int, *, seed: int) -> SequenceLosses:
+    """Take the losses of a batch, and of labels drawn from the model.
+
+    The draws of a sequence depend on the seed, its row and the number of its targets, never on the batch.
+
+    Args:
+        logits: n × T × V outputs of the model.
+        batch: Labels.
+        draws: Draws S of the labels.
+        seed: Of the draws.
+
+    Returns:
+        The losses.
+
+    Raises:
+        KernelError: If the logits are not sequences × positions × vocabulary, or a label is beyond the vocabulary.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != batch.labels.shape:
+        raise KernelError(
+            f"the model's logits have shape {tuple(logits.shape)}, expected {' × '.join(map(str, batch.labels.shape))} "
+            "× vocabulary: only causal language models are supported"
+        )
+    labels = batch.labels[:, 1:]
+    counted = labels != NO_LABEL
+    place, targets = counted.nonzero()[:, 0], labels[counted]
+    n_tokens = logits.shape[-1]
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < n_tokens:
+        raise KernelError(f"a label is beyond the model's {n_tokens} tokens: use the tokenizer of the model")
+    log_p = torch.log_softmax(logits[:, :-1][counted].to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    own = -log_p.gather(1, targets[:, None])[:, 0]
+    with torch.no_grad():
+        right = log_p.argmax(1) == targets
+        drawn = _drawn(log_p, counted.sum(1), batch.rows, draws, seed)
+    sampled = -log_p.gather(1, drawn)
+    return SequenceLosses(torch.cat([own.sum()[None], sampled.sum(0)]), place, own.detach(), right)
+
+
+def _drawn(log_p: Tensor, counts: Tensor, rows: Tensor, draws: int, seed: int) -> Tensor:
+    """Targets × S tokens from the inverse of the distribution function, in float64: the last bits of p count there."""
+    uniform = [
+        np.random.default_rng([seed, row]).random((count, draws))
+        for row, count in zip(rows.tolist(), counts.tolist(), strict=True)
+    ]
+    u = torch.as_tensor(np.concatenate([np.empty((0, draws)), *uniform]), device=log_p.device)
+    drawn = [_inverse(part, of_part) for part, of_part in zip(log_p.split(64), u.split(64), strict=True)]
+    return torch.cat([torch.empty(0, draws, dtype=torch.long, device=log_p.device), *drawn])
+
+
+def _inverse(log_p: Tensor, u: Tensor) -> Tensor:
+    reached = torch.cumsum(log_p.double().exp(), dim=1)
+    return torch.searchsorted(reached, u * reached[:, -1:]).clamp(max=log_p.shape[1] - 1)

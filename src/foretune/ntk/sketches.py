@@ -1,0 +1,312 @@
+"""Gradient sketches of sequences: what one pass keeps of a language model, whatever the length of its sequences.
+
+The factors of all positions of a language model do not fit into memory. For an adapted module y_t = W h_t and a number
+z_a of sequence i, with g_at = ∂z_a/∂y_t, what is kept is
+
+    C_ia = Q_gᵀ (Σ_t g_at h_tᵀ) Q_h          q_g × q_h
+
+with the orthonormal columns of Q_h and Q_g the principal directions of h and g on the first sequences, those of h
+weighted by ‖g_t‖ and the other way round. A change s B A of W changes z_a by s ⟨C_ia, (Q_gᵀ B)(A Q_h)⟩ + O(B²): exactly
+to first order where q is not less than the width, else what leaves the directions is lost; `kept` says how much.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from foretune.errors import KernelError
+from foretune.models.adapted import AdaptedModel, Batch
+from foretune.models.sites import Site
+from foretune.ntk.capture import Receive, observe_totals
+from foretune.ntk.premises import check_eval_mode, check_finite, sample_order
+from foretune.ntk.sequence_losses import SequenceBatch, SequenceLosses, sequence_losses
+
+TOKENS = 512  # positions of the first sequences that the directions are found on
+SMALLEST = 4  # directions of a module
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Directions that a module's inputs and gradients are kept in.
+
+    Attributes:
+        h: d_in × q_h orthonormal columns.
+        g: d_out × q_g orthonormal columns.
+    """
+
+    h: Float[Tensor, "d_in q_h"]
+    g: Float[Tensor, "d_out q_g"]
+
+
+@dataclass(frozen=True)
+class SequenceSketches:
+    """Sketches of n sequences.
+
+    Attributes:
+        sites: Adapted modules.
+        bases: Directions of each.
+        sketches: n × k × q_g × q_h of each; output 0 is the loss, the others those of drawn labels.
+        place: For each target of all sequences its sequence, in order.
+        target_losses: −log p of each target before training, in nats.
+        right: Whether each target is the likeliest token before training.
+        kept: For each site the share Σ_i ‖C_i0‖² / Σ_i ‖∂z⁰_i/∂W‖² of the gradients' energy that is kept.
+    """
+
+    sites: tuple[Site, ...]
+    bases: tuple[Basis, ...]
+    sketches: tuple[Float[Tensor, "n k _ _"], ...]
+    place: Int[Tensor, " targets"]
+    target_losses: Float[Tensor, " targets"]
+    right: Tensor
+    kept: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of sequences."""
+        return int(self.sketches[0].shape[0])
+
+    @property
+    def draws(self) -> int:
+        """Draws S of the labels."""
+        return int(self.sketches[0].shape[1]) - 1
+
+    @property
+    def targets(self) -> Float[Tensor, " n"]:
+        """Targets of each sequence."""
+        return torch.bincount(self.place, minlength=self.n).to(self.target_losses.dtype)
+
+    @property
+    def losses(self) -> Float[Tensor, " n"]:
+        """Loss ℓ_i of each sequence before training, summed over its targets."""
+        return self.target_losses.new_zeros(self.n).index_add(0, self.place, self.target_losses)
+
+
+def sketch_width(sites: Sequence[Site], n: int, draws: int, memory: int) -> int:
+    """Find how many directions fit into memory.
+
+    Args:
+        sites: Adapted modules.
+        n: Sequences in all.
+        draws: Draws S.
+        memory: Bytes.
+
+    Returns:
+        The largest multiple of 8 with 2 · n · (1 + S) · Σ_m min(q, d_in) · min(q, d_out) bytes at most.
+
+    Raises:
+        KernelError: If not even the least fit.
+    """
+
+    def needed(q: int) -> int:
+        return 2 * n * (1 + draws) * sum(min(q, site.d_in) * min(q, site.d_out) for site in sites)
+
+    widest = max(max(site.d_in, site.d_out) for site in sites)
+    q = min(widest, max(8, isqrt(memory // max(1, 2 * n * (1 + draws) * len(sites)))) // 8 * 8)
+    while q < widest and needed(q + 8) <= memory:  # narrow modules leave room
+        q += 8
+    if needed(min(q, widest)) > memory:
+        raise KernelError(
+            f"{n} sequences and {len(sites)} modules need {needed(min(q, widest)) / 2**30:.2g} GiB at least, and "
+            f"{memory / 2**30:.2g} are given: raise the memory, or lower the samples"
+        )
+    return min(q, widest)
+
+
+def _check_start(adapted: AdaptedModel) -> None:
+    check_eval_mode(adapted.model)
+    trained = next((adapter.site.name for adapter in adapted.adapters if adapter.b is not None), None)
+    if trained is not None:
+        raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")
+
+
+def _pass(
+    adapted: AdaptedModel,
+    batch: SequenceBatch,
+    draws: int,
+    seed: int,
+    on_use: Callable[[str, Tensor], Receive],
+) -> SequenceLosses:
+    """One forward pass, 1 + S backward passes; inputs and gradients of each module as sequences × positions × width."""
+    n, length = batch.labels.shape
+    found: list[SequenceLosses] = []
+
+    def totals(logits: Tensor) -> Tensor:
+        found.append(sequence_losses(logits, batch, draws, seed=seed))
+        return found[0].totals
+
+    def by_sequence(name: str, tensor: Tensor) -> Tensor:
+        if tensor.shape[:2] == (n, length) and tensor.ndim == 3:
+            return tensor
+        if tensor.ndim == 2 and len(tensor) == n * length:
+            return tensor.reshape(n, length, -1)
+        raise KernelError(
+            f"module {name!r} sees {' × '.join(map(str, tensor.shape))} numbers of {n} sequences of {length} "
+            "positions, as experts do: leave it out of the target modules"
+        )
+
+    def use(name: str, h: Tensor) -> Receive:
+        receive = on_use(name, by_sequence(name, h))
+        return lambda output, gradient: receive(output, by_sequence(name, gradient))
+
+    observed = observe_totals(adapted, Batch(batch.rows, batch.inputs), totals, use)
+    lost = next((name for name in adapted.modules if name not in observed.reached), None)
+    if lost is not None:
+        raise KernelError(f"no loss depends on module {lost!r}: leave it out of the target modules")
+    check_finite("the losses", found[0].target_losses)
+    return found[0]
+
+
+def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, *, seed: int = 0) -> tuple[Basis, ...]:
+    """Find the principal directions of inputs and gradients of the loss, from one pass over some sequences.
+
+    Of h_t ‖g_t‖ and of g_t ‖h_t‖ the q left singular vectors with the largest singular values, without centring; a
+    module that is no wider than q keeps all.
+
+    Args:
+        adapted: Model in eval mode with its adapters, which must have B = 0.
+        batches: Sequences; of their positions 512 at most are used, spread evenly.
+        q: Directions at most.
+        seed: Of the positions that are used.
+
+    Returns:
+        One for each site.
+    """
+    _check_start(adapted)
+    kept_h: dict[str, list[Tensor]] = {site.name: [] for site in adapted.sites}
+    kept_g: dict[str, list[Tensor]] = {site.name: [] for site in adapted.sites}
+    batches = list(batches)
+    reached = sum(int(_reaching(batch).sum()) for batch in batches)
+    share = min(1.0, TOKENS / max(1, reached))
+    for number, batch in enumerate(batches):
+        chosen = _reaching(batch)
+        generator = torch.Generator().manual_seed(seed + number)
+        chosen &= (torch.rand(chosen.shape, generator=generator) <= share).to(chosen.device)
+
+        def on_use(name: str, h: Tensor, chosen: Tensor = chosen) -> Receive:
+            of_h = h[chosen]
+
+            def receive(_: int, g: Tensor) -> None:
+                kept_h[name].append(of_h)
+                kept_g[name].append(g[chosen])
+
+            return receive
+
+        _pass(adapted, batch, 0, seed, on_use)
+    bases = []
+    for site in adapted.sites:
+        h, g = torch.cat(kept_h.pop(site.name)), torch.cat(kept_g.pop(site.name))
+        h, g = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (h, g))
+        of_h, of_g = h.norm(dim=1, keepdim=True), g.norm(dim=1, keepdim=True)
+        bases.append(Basis(_principal(h * of_g, q), _principal(g * of_h, q)))
+    return tuple(bases)
+
+
+def _reaching(batch: SequenceBatch) -> Tensor:
+    """Positions at or before the last target: a loss depends on no other."""
+    has_target = torch.cat([batch.labels[:, 1:] != -100, torch.zeros_like(batch.labels[:, :1], dtype=torch.bool)], 1)
+    reaching: Tensor = has_target.flip(1).cumsum(1).flip(1) > 0
+    return reaching
+
+
+def _principal(x: Tensor, q: int) -> Tensor:
+    """Basis of the q leading right singular vectors of positions × width; of all the space where it is no wider.
+
+    By three steps of subspace iteration from random directions, 8 more than are kept: an exact decomposition of every
+    module would take longer than the pass.
+    """
+    width = x.shape[1]
+    if width <= q:
+        return torch.eye(width, dtype=x.dtype, device=x.device)
+    x = x / x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
+    generator = torch.Generator().manual_seed(0)
+    found = torch.randn(width, min(width, q + 8), generator=generator).to(x)
+    for _ in range(3):
+        found = torch.linalg.qr(x.T @ (x @ torch.linalg.qr(found).Q) + 1e-6 * found).Q  # never of less rank
+    turn = torch.linalg.eigh((x @ found).T @ (x @ found)).eigenvectors[:, -q:]
+    basis: Tensor = found @ turn
+    return basis
+
+
+def sketch_sequences(
+    adapted: AdaptedModel,
+    batches: Iterable[SequenceBatch],
+    bases: Sequence[Basis],
+    *,
+    n: int,
+    draws: int,
+    seed: int = 0,
+    storage: torch.dtype = torch.bfloat16,
+) -> SequenceSketches:
+    """Take the sketches of a sample: one forward pass, and one backward pass for the loss and for each draw.
+
+    Args:
+        adapted: Model in eval mode with its adapters, which must have B = 0.
+        batches: Batches that together hold every row 0 … n−1 once, in any order.
+        bases: From `find_bases`.
+        n: Sequences in all.
+        draws: Draws S of the labels.
+        seed: Of the draws.
+        storage: Type that the sketches are kept in; bfloat16 is within 0.4% of each number.
+
+    Returns:
+        The sketches, sequences in the order of their rows.
+
+    Raises:
+        KernelError: If the model is not in eval mode, an adapter has B ≠ 0, a module does not see sequences or is not
+            reached by the loss, something is not finite, or the rows are not 0 … n−1.
+    """
+    _check_start(adapted)
+    by_name = dict(zip((site.name for site in adapted.sites), bases, strict=True))
+    parts: dict[str, list[Tensor]] = {name: [] for name in by_name}
+    held, whole = (torch.zeros(len(by_name), dtype=torch.float64) for _ in range(2))
+    rows: list[Tensor] = []
+    place: list[Tensor] = []
+    of_targets: list[Tensor] = []
+    right: list[Tensor] = []
+    number = {name: index for index, name in enumerate(by_name)}
+    for batch in batches:
+        size = len(batch.rows)
+        sums = {
+            name: torch.zeros(size, 1 + draws, b.g.shape[1], b.h.shape[1], dtype=b.h.dtype, device=batch.labels.device)
+            for name, b in by_name.items()
+        }
+
+        def on_use(name: str, h: Tensor, sums: dict[str, Tensor] = sums) -> Receive:
+            basis = by_name[name]
+            of_h = h.to(basis.h.dtype) @ basis.h
+
+            def receive(output: int, g: Tensor) -> None:
+                g = g.to(basis.g.dtype)
+                sums[name][:, output] += (g @ basis.g).mT @ of_h
+                if output == 0:  # ‖Σ_t g_t h_tᵀ‖² = Σ_tu (g_t · g_u)(h_t · h_u)
+                    whole[number[name]] += float(((g @ g.mT) * (h.to(g.dtype) @ h.to(g.dtype).mT)).sum())
+
+            return receive
+
+        losses = _pass(adapted, batch, draws, seed, on_use)
+        for name, total in sums.items():
+            check_finite(f"the gradients of module {name!r}", total)
+            held[number[name]] += float(total[:, 0].double().square().sum())
+            parts[name].append(total.to(storage))
+        rows.append(batch.rows.cpu())
+        place.append(batch.rows.to(losses.place.device)[losses.place])
+        of_targets.append(losses.target_losses)
+        right.append(losses.right)
+    order = sample_order(torch.cat([torch.empty(0, dtype=torch.long), *rows]), n)
+    where = torch.cat(place)
+    by_row = torch.argsort(where, stable=True)
+    sketches = tuple(torch.cat(parts.pop(name))[order.to(sums[name].device)] for name in list(parts))
+    kept = held / whole.clamp(min=torch.finfo(torch.float64).tiny)
+    return SequenceSketches(
+        adapted.sites,
+        tuple(bases),
+        sketches,
+        where[by_row],
+        torch.cat(of_targets)[by_row],
+        torch.cat(right)[by_row],
+        tuple(kept.tolist()),
+    )
