@@ -9,7 +9,7 @@ import yaml
 from scipy import stats
 
 import drawn
-import foretune.tasks.load as data
+import foretune.tasks.sources as sources
 from foretune.cli import run
 from foretune.errors import DataError, ModelError, PlacementError
 from foretune.evaluation.correlations import Finding, finding_in_words, summarise
@@ -149,7 +149,7 @@ def test_stars_as_the_hub_has_them(monkeypatch):
     names = ["1 star", "2 star", "3 stars", "4 stars", "5 stars"]
     features = datasets.Features({"label": datasets.ClassLabel(names=names), "text": datasets.Value("string")})
     split = datasets.Dataset.from_dict({"label": [0, 1, 2, 3, 4] * 4, "text": ["words"] * 20}, features=features)
-    monkeypatch.setattr(data, "_load_hub", lambda *_: {"train": split, "test": split})
+    monkeypatch.setattr(sources, "_load_hub", lambda *_: {"train": split, "test": split})
     task = load_task(DataConfig("yelp_review_full", positive_from=3))
     assert task.train.labels.tolist() == [0, 0, 1, 1, 1] * 4
     assert task.n_classes == 2

@@ -154,7 +154,7 @@ def holds_text(values: Sequence[Any]) -> bool:
 
 
 def read_texts(values: Sequence[Any], *, place: Place) -> list[str]:
-    """Read a text column.
+    """Read a text column that has a text in every row.
 
     Args:
         values: Its values; numbers and dates are written out.
@@ -166,6 +166,28 @@ def read_texts(values: Sequence[Any], *, place: Place) -> list[str]:
     Raises:
         DataError: If texts are missing or blank, or a value is none.
     """
+    texts = write_out(values, place=place)
+    empty = [row for row, text in enumerate(texts) if not text or text.isspace()]
+    if empty:
+        count = "1 empty text" if len(empty) == 1 else f"{len(empty)} empty texts"
+        where = f"split {shown(place.split)} has {count} in column {shown(place.column)}"
+        raise DataError(f"{where}, first in {place.cell(empty[0])}: drop these rows")
+    return texts
+
+
+def write_out(values: Sequence[Any], *, place: Place) -> list[str]:
+    """Write the values of a text column as texts.
+
+    Args:
+        values: Its values; numbers and dates are written out.
+        place: Where it stands, for messages.
+
+    Returns:
+        Texts, empty where a value is missing.
+
+    Raises:
+        DataError: If a value is no text, or holds half of a surrogate pair.
+    """
     kinds = {type(value) for value in values}
     if any(issubclass(kind, _NO_TEXT) for kind in kinds) or (float in kinds and any(map(_is_infinite, values))):
         row, value = next(
@@ -176,11 +198,6 @@ def read_texts(values: Sequence[Any], *, place: Place) -> list[str]:
             "write it as a text, drop the row, or set --text-column"
         )
     texts = ["" if is_missing(value) else str(value) for value in values]
-    empty = [row for row, text in enumerate(texts) if not text or text.isspace()]
-    if empty:
-        count = "1 empty text" if len(empty) == 1 else f"{len(empty)} empty texts"
-        where = f"split {shown(place.split)} has {count} in column {shown(place.column)}"
-        raise DataError(f"{where}, first in {place.cell(empty[0])}: drop these rows")
     broken = next((row for row, text in enumerate(texts) if not text.isascii() and not is_unicode(text)), None)
     if broken is not None:
         raise DataError(f"text in {place.row(broken)} holds half of a surrogate pair: mend it, or drop the row")

@@ -1,20 +1,15 @@
 """Data sets: a local path or a hub id, their splits, and the task that they pose."""
 
 import hashlib
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.errors import DataError, border, few, reason, shown
-from foretune.readers.arrow import splits_of
-from foretune.readers.folder import EVAL_SPLITS, Splits, is_table, open_path
+from foretune.errors import DataError, few, shown
+from foretune.readers.folder import Splits
 from foretune.readers.table import Split
 from foretune.settings.groups import DataConfig
 from foretune.tasks.classification import Classification
@@ -23,8 +18,16 @@ from foretune.tasks.columns import Columns, find_columns, holds_text, read_texts
 from foretune.tasks.labels import without_labels
 from foretune.tasks.metrics import Kind
 from foretune.tasks.objective import Objective, Targets
+from foretune.tasks.sources import (
+    check_names,
+    evaluation_split,
+    open_source,
+    open_split,
+    quiet,
+    random_rows,
+    splits_in_memory,
+)
 
-_LOG = logging.getLogger(__name__)
 _LOOKED_AT = 1000  # rows that tell whether a column holds texts
 
 
@@ -102,20 +105,6 @@ class Task:
         return np.bincount(split.labels, minlength=self.n_classes).astype(np.int64)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and no log of what is raised anyway."""
-    disabled, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not disabled:
-            datasets.enable_progress_bars()
-
-
 def load_task(config: DataConfig) -> Task:
     """Load a data set from a folder, a file or the hub.
 
@@ -132,34 +121,8 @@ def load_task(config: DataConfig) -> Task:
     Raises:
         DataError: If it cannot be found or read, or does not hold texts with labels.
     """
-    source = config.dataset
-    if not source.strip():
-        raise DataError("the data set has no name: give a folder, a file or a hub id")
-    with _quiet():
-        with border(DataError, f"data set {shown(source, 120)} cannot be a path"):
-            path = Path(source).expanduser()
-            exists = path.exists()
-        if exists:
-            if config.config_name is not None:
-                raise DataError(f"config_name {config.config_name!r} is for the hub, but {source!r} is a local path")
-            splits = open_path(path)
-        elif path.is_absolute() or source.startswith((".", "~")) or is_table(path):
-            state = "is a link to nothing" if path.is_symlink() else "does not exist"
-            raise DataError(f"data set {shown(source, 120)} {state}: give a folder, a file or a hub id")
-        else:
-            splits = splits_of(_load_hub(source, config.config_name))
-        return _task(splits, config)
-
-
-def _load_hub(source: str, config_name: str | None) -> Any:
-    try:
-        return datasets.load_dataset(source, config_name)
-    except Exception as error:
-        remedy = "unset HF_HUB_OFFLINE" if datasets.config.HF_HUB_OFFLINE else "check the id"
-        raise DataError(
-            f"data set {shown(source, 120)} is no local path and cannot be loaded from the hub: {reason(error)}; "
-            f"{remedy} or give a local folder"
-        ) from error
+    with quiet():
+        return _task(open_source(config), config)
 
 
 def task_from_datasets(
@@ -185,42 +148,19 @@ def task_from_datasets(
     Raises:
         DataError: If these are no data sets, or do not hold texts with labels.
     """
-    if isinstance(train, datasets.DatasetDict):
-        if evaluation is not None:
-            raise DataError("evaluation split given beside a DatasetDict: put it into the dictionary")
-        splits = dict(train)
-    else:
-        splits = {"train": train} if evaluation is None else {"train": train, "validation": evaluation}
-    for name, split in splits.items():
-        if not isinstance(split, datasets.Dataset):
-            raise DataError(f"split {name!r} is a {type(split).__name__}: give a datasets.Dataset")
+    splits = splits_in_memory(train, evaluation)
     text = (text_column,) if isinstance(text_column, str) else text_column
     text = None if text is None else tuple(text)
     label = (label_column,) if isinstance(label_column, str) else label_column
     label = None if label is None else tuple(label)
     eval_split = None if evaluation is None else "validation"  # given by hand, it must have labels
     config = DataConfig("memory", text_column=text, label_column=label, task=task, eval_split=eval_split)
-    return _task(splits_of(splits), config)
-
-
-def _open(splits: Splits, name: str) -> Split:
-    split = Split(name, splits[name]())
-    if split.table.n_rows == 0:
-        raise DataError(f"split {shown(name)} has no rows")
-    return split
-
-
-def _check_names(splits: Splits, config: DataConfig) -> None:
-    for split, flag in ((config.train_split, "--train-split"), (config.eval_split, "--eval-split")):
-        if split is not None and split not in splits:
-            raise DataError(f"split {shown(split)} does not exist: the data set has {few(splits)}; set {flag}")
-    if config.eval_split == config.train_split:
-        raise DataError(f"split {config.eval_split!r} cannot serve for training and evaluation: name two splits")
+    return _task(splits, config)
 
 
 def _task(splits: Splits, config: DataConfig) -> Task:
-    _check_names(splits, config)
-    train = _open(splits, config.train_split)
+    check_names(splits, config)
+    train = open_split(splits, config.train_split)
     table = train.table
     strings = (name for name in table.names if holds_text(table.values(name, _LOOKED_AT)))
     try:
@@ -229,10 +169,10 @@ def _task(splits: Splits, config: DataConfig) -> Task:
         raise DataError(f"{error}{table.where_names_stand}") from None
     coding = coding_of(train, columns.labels, config)
     train_split = _split(train, columns, coding)
-    labelled = _evaluation(splits, config, columns, table.names)
+    labelled = evaluation_split(splits, config, lambda split: _lacks_labels(split, columns, table.names))
     evaluation = None if labelled is None else _split(labelled, columns, coding)
     if config.max_train is not None and config.max_train < len(train_split.labels):
-        train_split = take(train_split, _few(len(train_split.labels), config.max_train))
+        train_split = take(train_split, random_rows(len(train_split.labels), config.max_train))
     return Task(
         source=config.dataset,
         train=train_split,
@@ -243,26 +183,6 @@ def _task(splits: Splits, config: DataConfig) -> Task:
         fingerprint=fingerprint(coding.objective, train_split, evaluation),
         config_name=config.config_name,
     )
-
-
-def _evaluation(splits: Splits, config: DataConfig, columns: Columns, trained: Sequence[str]) -> Split | None:
-    """The first split with labels, of those that may serve; they are read one at a time, for others may be broken."""
-    if config.eval_split is not None:
-        split = _open(splits, config.eval_split)
-        lacks = _lacks_labels(split, columns, trained)
-        if lacks:
-            raise DataError(
-                f"split {shown(split.name)} {lacks}: name another with --eval-split, or none to hold rows out"
-            )
-        return split
-    for name in EVAL_SPLITS:
-        if name in splits and name != config.train_split:
-            split = _open(splits, name)
-            lacks = _lacks_labels(split, columns, trained)
-            if not lacks:
-                return split
-            _LOG.warning("split %r is left out: it %s; without another, rows are held out of training", name, lacks)
-    return None
 
 
 def _lacks_labels(split: Split, columns: Columns, trained: Sequence[str]) -> str:
@@ -280,11 +200,6 @@ def _lacks_labels(split: Split, columns: Columns, trained: Sequence[str]) -> str
 def _split(split: Split, columns: Columns, coding: Coding) -> TextSplit:
     texts, *pairs = (read_texts(split.values(text), place=split.place(text)) for text in columns.text)
     return TextSplit(split.name, texts, pairs[0] if pairs else None, coding.read(split))
-
-
-def _few(n_rows: int, n: int) -> NDArray[np.int64]:
-    """Random rows in their order, the same whatever the seed of a run."""
-    return np.sort(np.random.default_rng(0).choice(n_rows, n, replace=False)).astype(np.int64)
 
 
 def take(split: TextSplit, rows: NDArray[np.int64]) -> TextSplit:
