@@ -1,0 +1,1 @@
+"""Data of causal language models: texts, prompts with completions and conversations, and the tokens that carry loss."""
