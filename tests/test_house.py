@@ -41,7 +41,7 @@ WITHOUT = {
     "language.rows": NO_TORCH,
     "language.messages": NO_TORCH,
     "language.formats": NO_TORCH,
-    "language.load": NO_TRANSFORMERS - {"datasets"} | {"torch"},
+    "language.load": NO_TORCH - {"datasets"},
     "language.spans": NO_TORCH,
     "language.encode": NO_TRANSFORMERS,
     "ntk": NO_TRANSFORMERS,
