@@ -4,9 +4,9 @@ import datasets
 import pytest
 import torch
 import trl
-from chats import CHATML, MARKED, make_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from chats import CHATML, MARKED, make_tokenizer
 from foretune.language.encode import collate, encode_rows
 from foretune.language.load import language_task_from_datasets
 

@@ -25,6 +25,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # str: the text 1.10 stays what it is, and a number of a thousand digits is no work
+_TURNS = ({"role", "content"}, {"from", "value"})
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, object_pairs_hook=_object)
 
 
@@ -102,12 +103,20 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a bare number")
 
 
+def _is_talk(value: Any) -> bool:
+    """Whether a list holds the turns of a conversation, which are a cell and no records."""
+    turns = value if isinstance(value, list) else ()
+    return bool(turns) and all(isinstance(one, dict) and any(keys <= one.keys() for keys in _TURNS) for one in turns)
+
+
 def _records(path: Path, content: Any) -> Sequence[Any]:
     """Find the records of a file that is one JSON value."""
     if isinstance(content, list):
         return content
     if not isinstance(content, dict):
         raise DataError(f"{named(path)} holds {_kind(content)}, no records: write a list of objects, or one in a line")
+    if any(map(_is_talk, content.values())):
+        return [content]
     data = content.get("data")
     columns = content.get("columns")
     if isinstance(data, list) and isinstance(columns, list) and all(isinstance(row, list) for row in data):
