@@ -21,6 +21,15 @@ FORGETFUL = (
     "{{ message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As Phi-3 has it: the end-of-text token behind all that is not opened again.
+ENDED = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+ENDED_MARKED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>\n' }}"
+    "{% if loop.last and not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    "{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 SPECIAL = ("<|end|>", "<|pad|>", "<|begin|>", "<|im_start|>", "<|im_end|>")
 _CORPUS = ["the film was good and the plot was thin", "what is the colour of the sky? it is blue", "user assistant"]
 
@@ -41,7 +50,7 @@ def make_tokenizer(template=None, *, begins=False, **options):
         made.post_processor = tokenizers.processors.TemplateProcessing(
             single="<|begin|> $A", special_tokens=[("<|begin|>", made.token_to_id("<|begin|>"))]
         )
-    known = {"eos_token": "<|end|>", "pad_token": "<|pad|>", **options}
+    known = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|pad|>", **options}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, additional_special_tokens=["<|im_start|>", "<|im_end|>"], **known
     )

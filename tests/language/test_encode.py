@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chats import CHATML, FORGETFUL, MARKED, make_tokenizer
+from chats import CHATML, ENDED, ENDED_MARKED, FORGETFUL, MARKED, make_tokenizer
 from foretune.errors import DataError
 from foretune.language.encode import NO_LOSS, collate, encode_rows
 from foretune.language.rows import Chat, Completion, Message, Text
@@ -63,6 +63,16 @@ def test_prefixes_tell_what_a_template_marks(messages):
         encode_rows(rows, tokenizer, max_length=10**6, loss_on="assistant") for tokenizer in (CHATTING, MARKING)
     )
     assert by_prefixes == by_marks
+
+
+def test_an_end_behind_all_is_of_the_last_turn():
+    talk = Chat((), (Message("user", "a"), Message("assistant", "b")) * 2)
+    by_prefixes, by_marks = (
+        encode_rows([talk], make_tokenizer(template), max_length=99, loss_on="assistant")
+        for template in (ENDED, ENDED_MARKED)
+    )
+    assert by_prefixes == by_marks
+    assert spelled(PLAIN, by_marks.features[0]) == "b<|im_end|>\nb<|im_end|>\n<|end|>"
 
 
 def spelled(tokenizer, feature):
@@ -130,6 +140,13 @@ def test_faults_are_told_in_one_line(rows, tokenizer, options, message):
     with pytest.raises(DataError, match=message) as error:
         encode_rows(rows, tokenizer, **{"max_length": 99, **options})
     assert "\n" not in str(error.value)
+
+
+def test_the_model_embeds_the_largest_token():
+    largest = max(encode_rows([Text("good")], PLAIN, max_length=9).features[0]["input_ids"])
+    assert encode_rows([Text("good")], PLAIN, max_length=9, vocab_size=largest + 1).kept == (0,)
+    with pytest.raises(DataError, match=f"has the id {largest}, and the model embeds {largest}"):
+        encode_rows([Text("good")], PLAIN, max_length=9, vocab_size=largest)
 
 
 def test_a_batch_of_nothing_is_refused():

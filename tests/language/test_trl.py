@@ -1,5 +1,7 @@
 """Tokens, labels and losses are those of TRL's SFTTrainer on the same rows."""
 
+import pathlib
+
 import datasets
 import pytest
 import torch
@@ -133,3 +135,28 @@ def test_the_loss_is_that_of_trl(case, model, tmp_path):
     assert int(known.sum()) == sum(ours.n_targets)
     loss = -(chosen * known).sum() / sum(ours.n_targets)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+TEMPLATES = pathlib.Path(trl.__file__).parent / "chat_templates"
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3", "gemma", "phi3", "deepseekv3"])
+def test_templates_of_models_are_written_as_trl_writes_them(name, model, tmp_path):
+    plain = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    marked = (TEMPLATES / f"{name}_training.jinja").read_text(encoding="utf-8")
+    of_users = [talk for talk in TALKS if talk[0]["role"] == "user"]  # gemma has no system
+    whole, parted = (
+        [{"messages": talk} for talk in of_users],
+        [{"prompt": talk[:-1], "completion": talk[-1:]} for talk in of_users],
+    )
+    for rows, template, loss_on, options in (
+        (whole, plain, None, {}),
+        (parted, plain, None, {}),
+        (whole, marked, "assistant", {"assistant_only_loss": True}),
+    ):
+        theirs = trainer_on(rows, model, make_tokenizer(template, begins=True), tmp_path, max_length=200, **options)
+        task = language_task_from_datasets(datasets.Dataset.from_list(rows))
+        tokenizer = make_tokenizer(template, begins=True)
+        ours = encode_rows(task.train.rows, tokenizer, max_length=200, loss_on=loss_on)
+        for key in ("input_ids", "labels"):
+            assert [feature[key] for feature in ours.features] == [list(ids) for ids in theirs.train_dataset[key]]

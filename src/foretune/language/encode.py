@@ -57,7 +57,8 @@ def encode_rows(
     - all: every token;
     - completion: the tokens of the completion;
     - assistant: what the assistant says, as the template marks it, or else as its turns tell; in a row with a prompt
-      only within the completion. TRL opens some turns a token earlier, where it knows a template of its own.
+      only within the completion. For models whose template marks nothing TRL has templates of its own, which may
+      draw the border of a turn elsewhere (Qwen2.5: a token earlier).
     TRL keeps rows that only their first token gives a label, which has nothing before it and never carries loss.
 
     Args:

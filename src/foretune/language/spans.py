@@ -9,7 +9,10 @@ from foretune.errors import DataError, border, shown
 from foretune.language.rows import Message
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_REMEDY = "mark what the assistant says with {% generation %} in the tokenizer's chat template, or learn all tokens"
+_REMEDY = (
+    "mark what the assistant says with {% generation %} in the tokenizer's chat template, as trl's "
+    "get_training_chat_template has it for many models, or learn all tokens"
+)
 
 
 class Renderer:
@@ -78,6 +81,8 @@ class Renderer:
                 continue
             upto = self.ids(messages[: number + 1], where)
             before = self.ids(messages[:number], where, opened=True) if number else self._opening(where)
+            if whole[: len(upto)] != upto and upto[-1:] == [self._tokenizer.eos_token_id]:
+                upto = upto[:-1]  # some templates end with it whatever stands last
             if whole[: len(upto)] != upto or upto[: len(before)] != before:
                 raise DataError(
                     f"cannot tell what the assistant says in {where}: the chat template writes message {number} "
