@@ -13,7 +13,8 @@ from torch import nn
 from foretune.cli import run
 from foretune.errors import ConfigError, ForetuneError, PlacementError
 from foretune.models.adapter_file import adapter_from_file, adapter_in_words, same_adapter
-from foretune.models.placement import linear_names, lora_config, place, read_adapters
+from foretune.models.linear_modules import linear_names
+from foretune.models.placement import lora_config, place, read_adapters
 from foretune.models.sites import Site, split_name
 from foretune.ranking.adapter import candidate_config, write_adapter_config
 from foretune.ranking.candidates import Candidate, enumerate_candidates, label

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from foretune.cli import run
 from foretune.errors import ForetuneError, ModelError
 from foretune.models.classifier import batches, encode, load_classifier
-from foretune.models.loading import load_parts, locate, model_files, read_skeleton
+from foretune.models.loading import load_parts, model_files, read_skeleton
+from foretune.models.source import locate
 from foretune.tasks.classification import Classification
 
 import cases

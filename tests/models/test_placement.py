@@ -6,7 +6,8 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from torch import nn
 
 from foretune.errors import ForetuneError, PlacementError
-from foretune.models.placement import head_modules, linear_names, lora_config, place, read_adapters
+from foretune.models.linear_modules import linear_names
+from foretune.models.placement import head_modules, lora_config, place, read_adapters
 from foretune.models.sites import split_name
 from foretune.settings.groups import AdapterConfig
 

@@ -19,7 +19,8 @@ from foretune.cli import run
 from foretune.errors import ForetuneError, KernelError, PlacementError
 from foretune.models.adapted import Batch
 from foretune.models.head_parts import head_parts, modules_to_save, trained_head
-from foretune.models.placement import linear_names, lora_config, place, read_adapters
+from foretune.models.linear_modules import linear_names
+from foretune.models.placement import lora_config, place, read_adapters
 from foretune.ntk.factors import adapter_features, token_factors
 from foretune.ntk.jacobian import batch_features, tangent_features
 from foretune.ntk.kernel import tangent_kernel

@@ -14,7 +14,7 @@ from foretune.cli import run
 from foretune.errors import DataError, ModelError, PlacementError
 from foretune.evaluation.correlations import Finding, finding_in_words, summarise
 from foretune.evaluation.records import read_records
-from foretune.models.placement import linear_names
+from foretune.models.linear_modules import linear_names
 from foretune.paper.claims import CLAIMED, verdict
 from foretune.paper.experiment import PROJECTIONS, _placement, plan_experiment, title
 from foretune.paper.figure import figure1

@@ -12,11 +12,11 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from pydantic import TypeAdapter, ValidationError
 
 from foretune.errors import ConfigError, border, reason
+from foretune.models.output_layer import CLASSIFIER
 from foretune.models.sites import split_name
 from foretune.settings.commands import ADAPTER_FILE
 from foretune.settings.groups import AdapterConfig
 
-_TASK = "SEQ_CLS"
 _LARGEST = 1_000_000  # of a rank, and bytes of a file
 
 
@@ -36,7 +36,7 @@ def save_adapter(config: LoraConfig, path: Path) -> None:
         path.write_bytes((Path(folder) / ADAPTER_FILE).read_bytes())
 
 
-def adapter_from_file(path: Path | str) -> LoraConfig:
+def adapter_from_file(path: Path | str, *, task_type: str = CLASSIFIER) -> LoraConfig:
     """Read peft's configuration of a LoRA adapter, to start a new adapter from it.
 
     It may be that of a trained adapter; the weights are not read, and what says that it is only for inference, or
@@ -44,13 +44,14 @@ def adapter_from_file(path: Path | str) -> LoraConfig:
 
     Args:
         path: An `adapter_config.json`, of whatever name, or the folder that holds it.
+        task_type: What it must be for, in peft's words: `SEQ_CLS`, or `CAUSAL_LM` for a language model.
 
     Returns:
-        peft's configuration of a sequence classifier.
+        peft's configuration for that task.
 
     Raises:
-        ConfigError: If there is no such file, or it is no JSON, no LoRA, for another task than sequence
-            classification, or has options that this peft does not know or foretune does not train.
+        ConfigError: If there is no such file, or it is no JSON, no LoRA, for another task, or has options
+            that this peft does not know or foretune does not train.
     """
     with border(ConfigError, f"cannot read adapter configuration {str(path)!r}"):
         file = Path(path).expanduser()
@@ -60,10 +61,10 @@ def adapter_from_file(path: Path | str) -> LoraConfig:
     content = _read(file, named)
     if content.get("peft_type") != "LORA":
         raise ConfigError(f"{named} has peft_type {_short(content.get('peft_type'))}: only LORA is supported")
-    if content.get("task_type") not in (None, _TASK):
-        raise ConfigError(f"{named} has task_type {_short(content['task_type'])}: only {_TASK!r} is supported")
+    if content.get("task_type") not in (None, task_type):
+        raise ConfigError(f"{named} has task_type {_short(content['task_type'])}: only {task_type!r} is supported")
     _check_values(content, named)
-    content |= {"task_type": _TASK, "inference_mode": False, "base_model_name_or_path": None}
+    content |= {"task_type": task_type, "inference_mode": False, "base_model_name_or_path": None}
     saved = [name for name in content.get("modules_to_save") or [] if name not in SEQ_CLS_HEAD_NAMES]
     content["modules_to_save"] = list(dict.fromkeys(saved)) or None  # peft adds its own names to every configuration
     with border(ConfigError, f"{named} is refused by peft"), warnings.catch_warnings():

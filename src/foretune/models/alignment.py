@@ -7,13 +7,14 @@ set on a copy that shares the weights.
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from foretune.errors import ModelError, border
-from foretune.models.loading import quiet
+from foretune.models.source import quiet
 
 _CLASSES = "single_label_classification"  # what transformers takes integer labels for
 _INPUT_GRADS = "make_inputs_require_grad"  # hooks of transformers and peft: enable_input_require_grads
@@ -162,13 +163,13 @@ def _input_grad_hooks(model: nn.Module) -> list[tuple[Any, int]]:
     ]
 
 
-def is_neutral(model: Any, tokenizer: Any, problem_type: str) -> bool:
+def is_neutral(model: Any, tokenizer: Any, problem_type: str | None) -> bool:
     """Tell whether nothing has to be set for the model to be read as this tokenizer pads.
 
     Args:
-        model: transformers sequence classifier, or a peft model of one.
+        model: transformers model, or a peft model of one.
         tokenizer: A tokenizer with a padding token.
-        problem_type: Kind of the task in transformers' words.
+        problem_type: Kind of the task in transformers' words; None for a language model.
 
     Returns:
         Whether `make_neutral` would change nothing.
@@ -176,7 +177,7 @@ def is_neutral(model: Any, tokenizer: Any, problem_type: str) -> bool:
     pad = tokenizer.pad_token_id
     return (
         all(getattr(config, "pad_token_id", None) == pad for config in (model.config, _texts_config(model)))
-        and _poses(model.config, problem_type)
+        and (_keeps_nothing(model) if problem_type is None else _poses(model.config, problem_type))
         and all(getattr(config, "return_dict", True) is True for config in _configs(model))
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         and not _input_grad_hooks(model)
@@ -189,27 +190,54 @@ def _poses(config: Any, problem_type: str) -> bool:
     return stated == problem_type or (stated is None and problem_type == _CLASSES and config.num_labels > 1)
 
 
-def make_neutral(model: Any, tokenizer: Any, problem_type: str) -> None:
+def _keeps_nothing(model: nn.Module) -> bool:
+    return not any(getattr(config, "use_cache", False) for config in _configs(model))
+
+
+def make_neutral(model: Any, tokenizer: Any, problem_type: str | None) -> None:
     """Set what a checkpoint or a user brings from another task so that it does not change what is measured.
 
     The padding token is the tokenizer's; the loss is that of the task; outputs have names; nothing is checkpointed and
-    the embeddings need no gradient, which costs passes and changes no number.
+    the embeddings need no gradient, which costs passes and changes no number. A language model keeps no keys and values
+    for a next token.
 
     Args:
-        model: transformers sequence classifier, or a peft model of one; changed in place.
+        model: transformers model, or a peft model of one; changed in place.
         tokenizer: A tokenizer with a padding token.
-        problem_type: Kind of the task in transformers' words.
+        problem_type: Kind of the task in transformers' words; None for a language model.
     """
     for config in (model.config, _texts_config(model)):
         config.pad_token_id = tokenizer.pad_token_id  # after the layers are made: their offsets stay
-    model.config.problem_type = problem_type
+    if problem_type is not None:
+        model.config.problem_type = problem_type
     for config in _configs(model):
         config.return_dict = True
+        if problem_type is None and hasattr(config, "use_cache"):
+            config.use_cache = False
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False
     for hooks, number in _input_grad_hooks(model):
         del hooks[number]
+
+
+@contextmanager
+def _on_trial(model: Any, named: str) -> Iterator[Any]:
+    """A copy to put short texts through, for some models change their settings at the first one."""
+    with border(ModelError, f"{named} does not run on a short text"), quiet(), torch.no_grad():
+        yield sharing_copy(model).eval()
+
+
+def _padded(texts: Sequence[str], model: Any, tokenizer: Any) -> Any:
+    encoded = tokenizer(list(texts))
+    check_ids([*encoded["input_ids"][:1]], model, tokenizer)
+    names = [name for name in encoded if name in tokenizer.model_input_names]
+    return tokenizer.pad({name: encoded[name] for name in names}, padding_side=padding_side(model), return_tensors="pt")
+
+
+def _logits(trial: Any, inputs: Any) -> Any:
+    device = next(iter(trial.parameters())).device
+    return getattr(trial(**{name: tensor.to(device) for name, tensor in inputs.items()}), "logits", None)
 
 
 def try_out(model: Any, tokenizer: Any, named: str) -> None:
@@ -223,17 +251,8 @@ def try_out(model: Any, tokenizer: Any, named: str) -> None:
     Raises:
         ModelError: If the pass fails, or does not give the outputs that config.json says.
     """
-    trial = sharing_copy(model).eval()  # some models change their settings at the first short text
-    device = next(iter(trial.parameters())).device
-    with border(ModelError, f"{named} does not run on a short text"), quiet(), torch.no_grad():
-        encoded = tokenizer(list(_TRIAL))
-        check_ids([*encoded["input_ids"][:1]], model, tokenizer)
-        names = [name for name in encoded if name in tokenizer.model_input_names]
-        inputs = tokenizer.pad(
-            {name: encoded[name] for name in names}, padding_side=padding_side(model), return_tensors="pt"
-        )
-        output = trial(**{name: tensor.to(device) for name, tensor in inputs.items()})
-    logits = getattr(output, "logits", None)
+    with _on_trial(model, named) as trial:
+        logits = _logits(trial, _padded(_TRIAL, model, tokenizer))
     n_outputs = model.config.num_labels
     if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (len(_TRIAL), n_outputs):
         shape = "no logits" if not isinstance(logits, torch.Tensor) else f"logits of shape {tuple(logits.shape)}"
@@ -241,3 +260,36 @@ def try_out(model: Any, tokenizer: Any, named: str) -> None:
             f"{named} gives {shape} for {len(_TRIAL)} texts and {n_outputs} outputs: load it with "
             "AutoModelForSequenceClassification.from_pretrained(…, num_labels=C)"
         )
+
+
+def try_language(model: Any, tokenizer: Any, named: str) -> None:
+    """Put short texts through a copy of a language model: it must not look ahead.
+
+    A token added at the end may change the logits of those before it by rounding only, √ε of the largest of them.
+
+    Args:
+        model: transformers causal language model, or a peft model of one; left as it is.
+        tokenizer: A tokenizer with a padding token.
+        named: What the model is called in a message.
+
+    Raises:
+        ModelError: If the pass fails, gives no logits over the vocabulary, or logits depend on later tokens.
+    """
+    remedy = "load it with AutoModelForCausalLM.from_pretrained"
+    with _on_trial(model, named) as trial:
+        inputs = _padded(_TRIAL, model, tokenizer)
+        batch, length = inputs["input_ids"].shape
+        both = _logits(trial, inputs)
+        if not isinstance(both, torch.Tensor) or both.ndim != 3 or tuple(both.shape[:2]) != (batch, length):
+            shape = "no logits" if not isinstance(both, torch.Tensor) else f"logits of shape {tuple(both.shape)}"
+            raise ModelError(f"{named} gives {shape} for {batch} texts of {length} tokens: {remedy}")
+        ids = inputs["input_ids"][-1:]
+        other = next(token for token in range(both.shape[-1]) if not bool((ids == token).any()))
+        longer = torch.cat([ids, torch.tensor([[other]])], dim=1)
+        alone, followed = (
+            _logits(trial, {"input_ids": each, "attention_mask": torch.ones_like(each)}) for each in (ids, longer)
+        )
+    largest = float(alone.abs().max())
+    change = float((followed[:, :length] - alone).abs().max())
+    if change > torch.finfo(alone.dtype).eps ** 0.5 * largest:
+        raise ModelError(f"{named} reads the tokens that come after, so it is no causal language model: {remedy}")

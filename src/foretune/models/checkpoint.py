@@ -72,13 +72,14 @@ def head_layer(model: nn.Module, n_outputs: int) -> tuple[str, nn.Linear] | None
     return layers[-1] if layers else None
 
 
-def check_backbone(model: nn.Module, names: CheckpointNames, source: str) -> tuple[str, ...]:
+def check_backbone(model: nn.Module, names: CheckpointNames, source: str, *, whole: bool = False) -> tuple[str, ...]:
     """Refuse a checkpoint that does not give the whole backbone, or more of it than the model takes.
 
     Args:
-        model: The loaded classifier.
+        model: The loaded model.
         names: What was said of the load.
         source: Name of the model, quoted, for the message.
+        whole: Whether what is on top of the backbone has to be given too, as in a language model.
 
     Returns:
         Modules that are new, in the order of the model: of the head, and a pooler.
@@ -92,7 +93,7 @@ def check_backbone(model: nn.Module, names: CheckpointNames, source: str) -> tup
     new = sorted({*names.missing, *other}, key=lambda name: (order.get(name, len(order)), name))
     given = [name for name in order if name not in set(new)]
     pooled = any(_is_pooler(name) for name in (*names.unexpected, *given, *other))
-    wrong = [name for name in new if name.startswith(prefix) and (pooled or not _is_pooler(name))]
+    wrong = [name for name in new if whole or (name.startswith(prefix) and (pooled or not _is_pooler(name)))]
     if wrong:
         first = [
             f"{name} ({_shape(other[name][0])} instead of {_shape(other[name][1])})" if name in other else name

@@ -25,7 +25,8 @@ from foretune.models.alignment import (
     sharing_copy,
     try_out,
 )
-from foretune.models.loading import load_parts, quiet, shown_source
+from foretune.models.loading import load_parts
+from foretune.models.source import quiet, shown_source
 from foretune.settings.groups import Dtype, ModelConfig, TaskKind
 from foretune.tasks.kinds import objective_of
 from foretune.tasks.objective import Objective
@@ -134,11 +135,10 @@ def load_classifier(
     Raises:
         ModelError: If it cannot be loaded, its weights do not fit its architecture, or one is not finite.
     """
-    if dtype not in get_args(Dtype):
-        raise ModelError(f"unknown dtype {dtype!r}: use one of {', '.join(get_args(Dtype))}")
+    precision = dtype_of(dtype)
     target = resolve_device(device)
     objective = objective_of(task, label_names)
-    loaded = load_parts(source, objective, seed=seed, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+    loaded = load_parts(source, objective, seed=seed, dtype=precision, trust_remote_code=trust_remote_code)
     tokenizer = pad_tokenizer(loaded.tokenizer)
     check_padding(loaded.model, tokenizer)
     make_neutral(loaded.model, tokenizer, objective.problem_type)
@@ -170,16 +170,7 @@ def own_classifier(model: Any, tokenizer: Any, objective: Objective, *, bare: bo
     """
     if not isinstance(model, nn.Module) or not hasattr(getattr(model, "config", None), "num_labels"):
         raise ModelError(f"expected a transformers sequence classifier as the model, got {type(model).__name__}")
-    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
-        raise ModelError(
-            f"expected a transformers tokenizer, got {type(tokenizer).__name__}: load it with "
-            "AutoTokenizer.from_pretrained"
-        )
-    if bare and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ModelError(
-            "the model carries an adapter already: give it without (model.unload()), or, to score or train that "
-            "adapter, give no configuration beside it"
-        )
+    check_own(model, tokenizer, bare=bare)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     kind = type(base)
     if kind.__module__.startswith("transformers.") and not kind.__name__.endswith("ForSequenceClassification"):
@@ -202,6 +193,47 @@ def own_classifier(model: Any, tokenizer: Any, objective: Objective, *, bare: bo
         make_neutral(model, tokenizer, objective.problem_type)
     try_out(model, tokenizer, f"the model {kind.__name__}")
     return Classifier(name, model, tokenizer, "given")
+
+
+def check_own(model: nn.Module, tokenizer: Any, *, bare: bool) -> None:
+    """Refuse objects of the user's that are not what they are taken for.
+
+    Args:
+        model: transformers model, or a peft model of one.
+        tokenizer: Its tokenizer.
+        bare: Whether adapters are still to be put on it, so that it must not have any.
+
+    Raises:
+        ModelError: If the tokenizer is none of transformers', or the model carries an adapter where it must not.
+    """
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
+        raise ModelError(
+            f"expected a transformers tokenizer, got {type(tokenizer).__name__}: load it with "
+            "AutoTokenizer.from_pretrained"
+        )
+    if bare and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ModelError(
+            "the model carries an adapter already: give it without (model.unload()), or, to score or train that "
+            "adapter, give no configuration beside it"
+        )
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Resolve the name of a precision.
+
+    Args:
+        name: One of `foretune.settings.groups.Dtype`.
+
+    Returns:
+        torch's.
+
+    Raises:
+        ModelError: If there is no such.
+    """
+    if name not in get_args(Dtype):
+        raise ModelError(f"unknown dtype {name!r}: use one of {', '.join(get_args(Dtype))}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def load_model(config: ModelConfig, objective: Objective, seed: int) -> Classifier:

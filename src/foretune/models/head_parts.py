@@ -15,6 +15,7 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
 from foretune.errors import PlacementError
+from foretune.models.output_layer import output_layer
 
 PEFT_BASE = "base_model.model."  # where peft puts the model
 _POOLER = "pooler"
@@ -170,6 +171,8 @@ def check_saved(model: nn.Module) -> None:
         PlacementError: Naming the layer that neither trains nor is saved, and how it is.
     """
     base = model.get_base_model()  # type: ignore[operator]
+    if output_layer(base) is not None:
+        return  # it is the pretrained model's own
     for name, module in _unwrapped(base):
         if _looks_new(module, unknown=True):
             raise PlacementError(

@@ -4,11 +4,11 @@ Only safetensors are read and nothing is unpickled. No code of a repository runs
 unless the caller trusts it. A weight of the backbone that the checkpoint does not give is refused, never drawn.
 """
 
-import json
-import os
+import copy
+import io
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,16 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils import find_adapter_config_file
-from transformers.utils import logging as transformers_logging
 
-from foretune.errors import ModelError, border, reason
+from foretune.errors import ModelError, border
 from foretune.models.checkpoint import CheckpointNames, ClassNames, check_backbone, follow_names
+from foretune.models.source import check_weights, locate, quiet, read_config, reading, refuse_adapter, shown_source
 from foretune.tasks.objective import Objective
 
-CONFIG = "config.json"
-ADAPTER = "adapter_config.json"
-WEIGHTS = "model.safetensors"
 _OF_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
-_UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf")
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size")
-_ABSURD_SIZE, _ABSURD_LAYERS = 1_000_000, 10_000
-_LONGEST_NAME = 150
+_LARGE_VOCABULARY = 10_000
+_KEEPS_PACKED = hasattr(transformers, "GgufConfig")  # newer ones compute on packed weights where they can
 _TOKENIZER_REMEDY = "save it beside the weights with tokenizer.save_pretrained(folder)"
 
 
@@ -52,202 +45,6 @@ class Loaded:
     tokenizer: Any
     new: tuple[str, ...]
     notes: tuple[str, ...]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' loading report and bar away: the caller says what was loaded.
-
-    Yields:
-        Nothing.
-    """
-    verbosity = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def shown_source(source: str) -> str:
-    """Quote the name of a model for a message.
-
-    Args:
-        source: As given.
-
-    Returns:
-        Its end, where it is very long.
-    """
-    return repr(source if len(source) <= _LONGEST_NAME else f"…{source[-_LONGEST_NAME:]}")
-
-
-def locate(source: str) -> str:
-    """Say where a model lies.
-
-    Args:
-        source: Local folder or hub id.
-
-    Returns:
-        Path of the folder, or the hub id as given.
-
-    Raises:
-        ModelError: If it is a file, a folder that is not there, or a folder without a model.
-    """
-    with border(ModelError, f"cannot look for model {shown_source(source)}"):
-        path = Path(source).expanduser()
-        if path.is_dir() and source:
-            _check_folder(path, source)
-            return str(path)
-        if path.exists() and source:
-            raise ModelError(f"model {shown_source(source)} is a file: give the folder that holds it with config.json")
-        if not source or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-            raise ModelError(
-                f"model folder {shown_source(source)} does not exist: give a folder with config.json, or a hub id"
-            )
-    return source
-
-
-def _check_folder(path: Path, source: str) -> None:
-    """The faults of a folder that have a remedy of their own."""
-    if (path / ADAPTER).exists() or (path / CONFIG).exists():
-        return
-    inner = sorted(child for child in path.iterdir() if (child / ADAPTER).exists() or (child / CONFIG).exists())
-    hint = f": give {shown_source(str(inner[0]))}" if inner else ": give the folder that save_pretrained wrote"
-    raise ModelError(f"cannot load model {shown_source(source)}: the folder holds no config.json{hint}")
-
-
-def _refuse_adapter(location: str, source: str) -> None:
-    """What transformers would do is load the adapter's base, from wherever the adapter says, and adapt it."""
-    try:
-        adapter_config = find_adapter_config_file(location)
-    except Exception:  # a hub that cannot be reached is reported by the load itself
-        return
-    if adapter_config is None:
-        return
-    try:
-        content = json.loads(Path(adapter_config).read_text(encoding="utf-8"))
-        base = content.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
-    named = f"give its base model {shown_source(base)}" if isinstance(base, str) and base else "give its base model"
-    raise ModelError(
-        f"{shown_source(source)} is a saved adapter, not a model: {named} as the model, "
-        "and this folder as --adapter-config for the adapter's placement"
-    )
-
-
-def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """Read a model's config.json; no code of the repository runs and nobody is asked, unless it is trusted.
-
-    Args:
-        source: Local folder or hub id.
-        trust_remote_code: Whether code from the model's repository may run.
-
-    Returns:
-        transformers' configuration.
-
-    Raises:
-        ModelError: If there is none, or it is broken, or it asks for code.
-    """
-    location = locate(source)
-    _refuse_adapter(location, source)
-    with _loading(source, "config.json of model"), quiet():
-        _check_numbers(transformers.PreTrainedConfig.get_config_dict(location)[0], source)
-        config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-    _check_config(config, source, trust_remote_code=trust_remote_code)
-    return config
-
-
-@contextmanager
-def _loading(source: str, what: str, remedy: str = "") -> Iterator[None]:
-    """The border around transformers, with the remedy that fits the fault."""
-    begun = f"cannot load {what} {shown_source(source)}"
-    with border(ModelError, begun, remedy=remedy):
-        try:
-            yield
-        except ModelError:
-            raise
-        except SafetensorError as error:
-            raise ModelError(
-                f"{begun}: its safetensors cannot be read ({reason(error)}): fetch them again (git lfs pull)"
-            ) from error
-        except Exception as error:
-            words = " ".join(str(error).split())
-            if "trust_remote_code" in words or "custom code" in words:
-                raise ModelError(
-                    f"{begun}: it brings code of its own, which does not run unless --trust-remote-code is given"
-                ) from error
-            if "couldn't connect" in words or "offline" in words.lower():
-                offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-                raise ModelError(
-                    f"{begun}: it is no local folder, and the hub cannot be reached{offline}: "
-                    "download it and give its folder"
-                ) from error
-            raise
-
-
-def _check_numbers(content: Any, source: str) -> None:
-    """Numbers that would fill the memory before anything else could look at them."""
-    if not isinstance(content, dict):
-        raise ModelError(f"config.json of model {shown_source(source)} holds no mapping of names to values")
-    for name in ("num_labels", "max_position_embeddings", "n_positions"):
-        value = content.get(name)
-        if isinstance(value, int) and value > _ABSURD_SIZE * 100:
-            raise ModelError(f"config.json of model {shown_source(source)} says {name} = {value}: set it right")
-
-
-def _check_config(config: Any, source: str, *, trust_remote_code: bool) -> None:
-    """What transformers takes from a config.json without a word."""
-    kernel = getattr(config, "_attn_implementation", None)
-    if isinstance(kernel, str) and "/" in kernel and not trust_remote_code:
-        raise ModelError(
-            f"config.json of model {shown_source(source)} asks for the attention kernel {shown_source(kernel)}, which "
-            "is code from the hub: remove attn_implementation, or give --trust-remote-code"
-        )
-    layers = getattr(config, "num_hidden_layers", None)
-    if isinstance(layers, int) and not 1 <= layers <= _ABSURD_LAYERS:
-        raise ModelError(f"config.json of model {shown_source(source)} says num_hidden_layers = {layers}: set it right")
-
-
-def _check_weights(location: str, config: Any, source: str) -> None:
-    """Look at the files before anything of their size is made."""
-    folder = Path(location)
-    if not folder.is_dir():
-        return
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        other = sorted(path.name for pattern in _UNSAFE for path in folder.glob(pattern))
-        if other:
-            raise ModelError(
-                f"cannot load model {shown_source(source)}: it has its weights in {other[0]!r}, and only safetensors "
-                "are read, for nothing is unpickled: convert it with model.save_pretrained(folder)"
-            )
-        raise ModelError(f"cannot load model {shown_source(source)}: the folder holds no {WEIGHTS}")
-    dimensions = {dimension for path in paths for dimension in _dimensions(path, source)}
-    for name in _SIZES:
-        size = getattr(config, name, None)
-        if isinstance(size, int) and size > _ABSURD_SIZE and size not in dimensions:
-            raise ModelError(
-                f"config.json of model {shown_source(source)} says {name} = {size}, and no weight has that size: "
-                "set it right"
-            )
-
-
-def _dimensions(path: Path, source: str) -> set[int]:
-    begun = f"cannot read the weights {path.name!r} of model {shown_source(source)}"
-    again = "fetch the safetensors again (git lfs pull)"
-    with border(ModelError, begun, remedy=again):
-        if not path.is_file():
-            raise ModelError(f"{begun}: it is no file; {again}")
-        with path.open("rb") as file:
-            if file.read(20).startswith(b"version https://git-"):
-                raise ModelError(f"{begun}: it is the pointer of git-lfs, not the safetensors: run git lfs pull")
-        with safe_open(path, framework="pt") as content:
-            return {size for name in content.keys() for size in content.get_slice(name).get_shape()}  # noqa: SIM118
 
 
 @contextmanager
@@ -284,38 +81,77 @@ def load_parts(
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
     location = locate(source)
-    _check_weights(location, config, source)
+    check_weights(location, config, source)
     names = dict(enumerate(objective.names))
-    with _loading(source, "config.json of model"):
+    with reading(source, "config.json of model"):
         theirs = ClassNames(dict(config.id2label or {}), dict(config.label2id or {}), config.problem_type)
         config.num_labels = len(names)
         config.id2label, config.label2id = names, {name: index for index, name in names.items()}
         config.problem_type = objective.problem_type
         config.return_dict = True
         config.output_attentions = config.output_hidden_states = False
-    with _loading(source, "model"), quiet(), _seeded(seed):
-        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            location,
+    model, checkpoint_names = read_weights(
+        transformers.AutoModelForSequenceClassification,
+        source,
+        config,
+        seed=seed,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    with reading(source, "model"):
+        new = check_backbone(model, checkpoint_names, shown_source(source))
+        notes = follow_names(model, theirs, objective, new)
+    return Loaded(model, read_tokenizer(location, source, trust_remote_code=trust_remote_code), new, notes)
+
+
+def read_weights(
+    kind: Any, source: str, config: Any, *, seed: int, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Any, CheckpointNames]:
+    """Read the weights of a model; what the checkpoint does not give is drawn, for the caller to refuse or to keep.
+
+    Args:
+        kind: One of transformers' automatic classes.
+        source: Local folder or hub id.
+        config: transformers' configuration.
+        seed: Seed of what is drawn; the global generators are left as they were.
+        dtype: Of the weights.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        The model, and what was said of the load.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
+    with reading(source, "model"), quiet(), _seeded(seed):
+        model, info = kind.from_pretrained(
+            locate(source),
             config=config,
             dtype=dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a head for other outputs is replaced; anything else is refused below
+            ignore_mismatched_sizes=True,  # a head for other outputs is replaced; anything else is refused
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
-    checkpoint_names = CheckpointNames(
-        tuple(info["missing_keys"]),
-        tuple((name, tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"]),
-        tuple(info["unexpected_keys"]),
-    )
-    with _loading(source, "model"):
-        new = check_backbone(model, checkpoint_names, shown_source(source))
-        notes = follow_names(model, theirs, objective, new)
-    return Loaded(model, _load_tokenizer(location, source, trust_remote_code=trust_remote_code), new, notes)
+    mismatched = ((name, tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"])
+    return model, CheckpointNames(tuple(info["missing_keys"]), tuple(mismatched), tuple(info["unexpected_keys"]))
 
 
-def _load_tokenizer(location: str, source: str, *, trust_remote_code: bool) -> Any:
-    with _loading(source, "the tokenizer of model", _TOKENIZER_REMEDY), quiet():
+def read_tokenizer(location: str, source: str, *, trust_remote_code: bool) -> Any:
+    """Read the tokenizer of a model.
+
+    Args:
+        location: Where the model lies.
+        source: Its name.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        transformers tokenizer.
+
+    Raises:
+        ModelError: If there is none, or its vocabulary is empty.
+    """
+    with reading(source, "the tokenizer of model", _TOKENIZER_REMEDY), quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
         if _is_empty(tokenizer):
             raise ModelError(
@@ -324,9 +160,50 @@ def _load_tokenizer(location: str, source: str, *, trust_remote_code: bool) -> A
     return tokenizer
 
 
+def read_gguf(gguf_file: Path) -> tuple[Any, Any]:
+    """Read a language model and its tokenizer from a GGUF, unpacked.
+
+    Args:
+        gguf_file: The file.
+
+    Returns:
+        A plain model on the CPU, float32, or bfloat16 where that holds every weight exactly; and the tokenizer.
+
+    Raises:
+        ModelError: If transformers cannot read it.
+    """
+    named = shown_source(str(gguf_file))
+    place = gguf_file.expanduser().absolute()
+    folder, arguments = str(place.parent), {"gguf_file": place.name}
+    with border(ModelError, f"cannot read the tokenizer of {named}"), quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
+    # a bar that transformers' switch does not reach
+    with border(ModelError, f"cannot read the model of {named}"), quiet(), redirect_stderr(io.StringIO()):
+        unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _KEEPS_PACKED else {}
+        read = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments, **unpacked)
+        return _plain(read), tokenizer
+
+
+def _plain(read: Any) -> Any:
+    """The same model without what transformers remembers of the file: it does not save one that came from a GGUF."""
+    config = copy.deepcopy(read.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    weights = dict(read.state_dict())
+    if all(torch.equal(weight.to(torch.bfloat16).float(), weight) for weight in weights.values()):
+        weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+        config.dtype = torch.bfloat16
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.generation_config = read.generation_config
+    return model
+
+
 def _is_empty(tokenizer: Any) -> bool:
     """Whether it knows special tokens only: what transformers makes where the vocabulary is missing."""
-    if tokenizer.vocab_size > _ABSURD_LAYERS:
+    if tokenizer.vocab_size > _LARGE_VOCABULARY:
         return False
     special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
     return not any(token.strip(" ▁Ġ") and token not in special for token in tokenizer.get_vocab())
@@ -346,7 +223,7 @@ def read_skeleton(source: str, *, trust_remote_code: bool = False) -> nn.Module:
         ModelError: If its config.json cannot be read, or makes no sequence classifier.
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
-    with _loading(source, "model"), quiet(), torch.device("meta"):
+    with reading(source, "model"), quiet(), torch.device("meta"):
         model: nn.Module = transformers.AutoModelForSequenceClassification.from_config(
             config, trust_remote_code=trust_remote_code
         )
@@ -366,8 +243,8 @@ def model_files(source: str) -> tuple[Path, ...]:
         ModelError: If the model is not there.
     """
     location = locate(source)
-    _refuse_adapter(location, source)
-    with _loading(source, "model"):
+    refuse_adapter(location, source)
+    with reading(source, "model"):
         folder = Path(location)
         if not folder.is_dir():
             folder = Path(snapshot_download(source, allow_patterns=list(_OF_MODEL)))

@@ -6,10 +6,10 @@ pass works on.
 
 import copy
 import hashlib
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,50 +19,36 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from foretune.errors import PlacementError, reason
+from foretune.errors import PlacementError, few, reason
 from foretune.models.adapted import AdaptedModel, Adapter
 from foretune.models.head_parts import PEFT_BASE, head_parts, in_head, modules_to_save, trained_head, with_head
+from foretune.models.linear_modules import beside_experts, fused_experts, linear_in_head, linear_names
+from foretune.models.output_layer import LANGUAGE, output_layer, task_type
 from foretune.models.sites import Site, split_name
 from foretune.settings.groups import AdapterConfig
 
-_EXPERT = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})  # peft's names of their parts
 _RANDOM_INITS = (True, "gaussian")  # B = 0 and A drawn at random: peft can draw A again
 
 
-def linear_names(model: nn.Module) -> tuple[str, ...]:
-    """List the modules that a LoRA configuration can name: linear layers outside embeddings and head.
-
-    Args:
-        model: A transformers classifier without adapters.
-
-    Returns:
-        Module paths in the order of the model.
-    """
-    parts = head_parts(model)
-    return tuple(name for name, module in model.named_modules() if _is_linear(module) and not in_head(name, parts))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    kind = type(module).__name__  # some mixtures of experts derive a router with outputs of its own from nn.Linear
-    return (isinstance(module, nn.Linear) and not kind.endswith("Router")) or kind == "Conv1D"
-
-
 def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
-    """Translate the command's settings into peft's configuration of a sequence classifier.
+    """Translate the command's settings into peft's configuration for the kind of the model.
 
     Args:
-        model: The model it is meant for.
+        model: The model it is meant for: a sequence classifier, or a language model, where no modules mean all linear
+            ones.
         adapter: Settings.
 
     Returns:
         peft's configuration.
     """
+    task = task_type(model)
+    adapter = for_language(adapter) if task == LANGUAGE else adapter
     targets: list[str] | str | None = None if adapter.target_modules is None else list(adapter.target_modules)
     layers = None if adapter.layers is None else list(adapter.layers)
     excluded: list[str] | str = []
     if targets == ["all-linear"]:
         targets = "all-linear"
-        excluded = _linear_in_head(model)
+        excluded = [] if task == LANGUAGE else linear_in_head(model)  # the output layer peft leaves out by itself
         names = beside_experts(model)
         if layers is not None:  # peft takes the shorthand for all layers only
             _check_layers(model, layers)
@@ -70,11 +56,11 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
         elif fused_experts(model):
             targets = list(names)
     return LoraConfig(
-        task_type="SEQ_CLS",
+        task_type=task,
         target_modules=targets,
         exclude_modules=excluded or None,  # the shorthand takes in DistilBERT's pre_classifier, which trains whole
         layers_to_transform=layers,
-        modules_to_save=modules_to_save(model),
+        modules_to_save=None if task == LANGUAGE else modules_to_save(model),
         r=adapter.r,
         lora_alpha=adapter.alpha,  # peft says int and computes with floats
         use_rslora=adapter.rslora,
@@ -82,38 +68,16 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
     )
 
 
-def fused_experts(model: nn.Module) -> tuple[str, ...]:
-    """List the mixtures of experts whose weights lie in one tensor.
+def for_language(adapter: AdapterConfig) -> AdapterConfig:
+    """Give settings the modules that a language model's adapter has by default.
 
     Args:
-        model: transformers model.
+        adapter: Settings.
 
     Returns:
-        Module paths.
+        The same, with `all-linear` where they name no modules.
     """
-    return tuple(name for name, module in model.named_modules() if type(module).__name__.endswith("Experts"))
-
-
-def beside_experts(model: nn.Module) -> tuple[str, ...]:
-    """List the linear modules that peft does not take for a part of fused experts, by the end of their names.
-
-    Args:
-        model: A transformers classifier without adapters.
-
-    Returns:
-        `linear_names`, without a few of them in a model with such experts.
-    """
-    names = linear_names(model)
-    return tuple(name for name in names if name.rsplit(".", 1)[-1] not in _EXPERT) if fused_experts(model) else names
-
-
-def _linear_in_head(model: nn.Module) -> list[str] | str:
-    """Linear modules of the head, for peft to leave out: by name, or as a pattern where a name is the end of others."""
-    parts, names = head_parts(model), linear_names(model)
-    head = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and in_head(name, parts)]
-    if any(name.endswith(f".{other}") for other in head for name in names):
-        return "|".join(map(re.escape, head))
-    return head
+    return replace(adapter, target_modules=("all-linear",)) if adapter.target_modules is None else adapter
 
 
 def adapted_names(model: nn.Module, config: LoraConfig) -> tuple[str, ...]:
@@ -148,6 +112,8 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
     """
     if config.r < 1 or any(rank < 1 for rank in (config.rank_pattern or {}).values()):
         raise PlacementError(f"rank r = {config.r}, pattern {config.rank_pattern}: every rank must be at least 1")
+    if output_layer(model) is not None:
+        _check_language(model, config)
     for option in ("use_dora", "lora_bias", "target_parameters", "trainable_token_indices"):
         if getattr(config, option, None):
             raise PlacementError(f"LoRA option {option}={getattr(config, option)!r} is not supported: leave it out")
@@ -173,6 +139,19 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
             near = get_close_matches(target, kinds, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise PlacementError(f"target module {target!r} matches nothing{hint}: the model has {', '.join(kinds)}")
+
+
+def _check_language(model: nn.Module, config: LoraConfig) -> None:
+    if config.task_type not in (None, LANGUAGE):
+        raise PlacementError(
+            f"task_type={str(config.task_type)!r} is for classifiers, {type(model).__name__} is a language model: use "
+            f"{LANGUAGE!r}"
+        )
+    if config.modules_to_save:
+        raise PlacementError(
+            f"modules_to_save names {few(sorted(config.modules_to_save))}: of a language model the adapter "
+            "alone trains, leave it out"
+        )
 
 
 def _check_layers(model: nn.Module, wanted: Sequence[int]) -> None:
@@ -215,11 +194,20 @@ def place(model: nn.Module, config: LoraConfig, *, seed: int, inplace: bool = Fa
             placed = get_peft_model(model, config)
         except (ValueError, TypeError, NotImplementedError) as error:
             raise PlacementError(f"peft refuses the configuration: {reason(error)}") from error
+        _check_output(placed)
         if config.init_lora_weights in _RANDOM_INITS:
             for name, layer in _lora_layers(placed):
                 _reset(layer, placed.active_adapter, config.init_lora_weights, seed, name, draw=0)
     placed.eval()
     return placed
+
+
+def _check_output(placed: PeftModel) -> None:
+    last = output_layer(placed.get_base_model())
+    if any(name == last for name, _ in _lora_layers(placed)):
+        raise PlacementError(
+            f"the target modules take in {last!r}, which gives the logits of the next token: leave it out"
+        )
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from foretune.errors import DataError, PlacementError
+from foretune.models.linear_modules import linear_names
 from foretune.models.loading import read_skeleton
-from foretune.models.placement import linear_names
 from foretune.models.sites import split_name
 from foretune.paper.published import NAMES
 from foretune.settings.commands import PaperSettings

@@ -10,7 +10,8 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from foretune.errors import PlacementError
-from foretune.models.adapter_file import _TASK, save_adapter
+from foretune.models.adapter_file import save_adapter
+from foretune.models.output_layer import CLASSIFIER
 from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate, short_kinds
 from foretune.report.store import make_folder, write_whole
@@ -52,7 +53,7 @@ def candidate_config(
     if missing:
         raise PlacementError(f"the model has no module {missing[0]!r}: give the model that the sites were read from")
     config = copy.deepcopy(template)
-    config.task_type, config.r = _TASK, candidate.rank
+    config.task_type, config.r = CLASSIFIER, candidate.rank
     config.lora_alpha = config.lora_alpha if alpha is None else alpha
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.exclude_modules = config.layers_pattern = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from foretune.errors import PlacementError
-from foretune.models.placement import beside_experts, fused_experts, linear_names
+from foretune.models.linear_modules import beside_experts, fused_experts, linear_names
 from foretune.models.sites import Site, kinds_in_words
 from foretune.problem import Plan
 from foretune.ranking.candidates import Candidate, enumerate_candidates

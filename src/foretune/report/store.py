@@ -111,6 +111,35 @@ def write_run(folder: Path, writers: Mapping[str, Writer]) -> None:
             raise
 
 
+def write_folder(folder: Path, write: Writer) -> None:
+    """Write a folder by a function that writes all of its files at once, all or none.
+
+    Args:
+        folder: New or empty folder.
+        write: Writes to the new folder that it is given, which is then renamed.
+
+    Raises:
+        StoreError: If the folder holds anything, another run holds it, or the disk refuses.
+    """
+    with hold(folder) as place, disk(f"cannot write to {str(folder)!r}"):
+        check_free(folder)
+        part = beside(place, PART)
+        remove(part)
+        try:
+            part.mkdir()
+            mode = part.stat().st_mode & 0o666  # as the umask says
+            write(part)
+            for path in part.iterdir():
+                settle(path, mode)
+            if place.is_dir():
+                place.rmdir()
+            part.replace(place)
+        except BaseException:
+            with suppress(OSError):
+                remove(part)
+            raise
+
+
 def write_files(folder: Path, writers: Mapping[str, Writer]) -> list[Path]:
     """Write files into a folder that may hold others and earlier ones of the same names.
 

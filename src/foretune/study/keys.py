@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from foretune.errors import ModelError, border
-from foretune.models.loading import model_files, shown_source
+from foretune.models.loading import model_files
+from foretune.models.source import shown_source
 from foretune.settings.groups import DataConfig
 from foretune.study.grid import Cell
 from foretune.tasks.load import load_task

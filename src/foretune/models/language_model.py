@@ -1,0 +1,216 @@
+"""Causal language models: loaded by the rules of classifiers, with every weight from the checkpoint, and adapted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from foretune.errors import ModelError, border, few
+from foretune.models.alignment import (
+    check_padding,
+    is_neutral,
+    make_neutral,
+    pad_tokenizer,
+    sharing_copy,
+    table_size,
+    try_language,
+)
+from foretune.models.checkpoint import CheckpointNames, backbone_prefix, check_backbone
+from foretune.models.classifier import check_finite, check_own, dtype_of, position_limit, resolve_device
+from foretune.models.loading import read_tokenizer, read_weights
+from foretune.models.output_layer import output_layer
+from foretune.models.placement import lora_config, place
+from foretune.models.source import check_weights, locate, quiet, read_config, reading, shown_source
+from foretune.settings.groups import AdapterConfig
+
+_REMEDY = "load it with AutoModelForCausalLM.from_pretrained"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded causal language model: logits of the next token at every position.
+
+    Attributes:
+        source: Path or hub id as given.
+        model: transformers model in eval mode, called as `model(**inputs).logits`; it keeps no keys and values.
+        tokenizer: Its tokenizer, with a padding token; batches are padded on the right.
+        notes: What to say of the checkpoint.
+    """
+
+    source: str
+    model: Any
+    tokenizer: Any
+    notes: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
+
+    @property
+    def position_limit(self) -> int | None:
+        """Longest sequence that the model allows, in tokens; None where positions are not bounded.
+
+        Raises:
+            ModelError: If its config.json leaves no position.
+        """
+        return position_limit(self.model)
+
+
+def load_language_model(
+    source: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+) -> LanguageModel:
+    """Load a pretrained causal language model.
+
+    Only safetensors are read: nothing is unpickled. No weight is drawn; an output layer that is tied to the embeddings
+    need not be in the checkpoint. A tokenizer without padding token pads with its end-of-text token, which changes no
+    embedding.
+
+    Args:
+        source: Local folder or hub id.
+        dtype: One of `foretune.settings.groups.Dtype`.
+        device: As `foretune.models.classifier.resolve_device`.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        Model in eval mode on the device, and its tokenizer.
+
+    Raises:
+        ModelError: If it cannot be loaded or is no causal language model, its weights are not those of its
+            architecture, one is not finite, or the tokenizer has tokens that the model has no embedding for.
+    """
+    precision = dtype_of(dtype)
+    target = resolve_device(device)
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    named = f"model {shown_source(source)}"
+    _check_architecture(config, named, trust_remote_code=trust_remote_code)
+    location = locate(source)
+    check_weights(location, config, source)
+    with reading(source, "config.json of model"):
+        config.return_dict = True
+        config.output_attentions = config.output_hidden_states = False
+    model, names = read_weights(
+        transformers.AutoModelForCausalLM,
+        source,
+        config,
+        seed=0,
+        dtype=precision,
+        trust_remote_code=trust_remote_code,
+    )
+    with reading(source, "model"):
+        _check_output(model, names, named)
+        check_backbone(model, names, shown_source(source), whole=True)
+    tokenizer = pad_tokenizer(read_tokenizer(location, source, trust_remote_code=trust_remote_code))
+    check_padding(model, tokenizer)
+    _check_vocabulary(model, tokenizer, named)
+    make_neutral(model, tokenizer, None)
+    with border(ModelError, f"cannot put {named} on the device {str(target)!r}"):
+        model = model.eval().to(target)
+    check_finite(model)
+    try_language(model, tokenizer, named)
+    return LanguageModel(source, model, tokenizer, _notes(model, names.unexpected))
+
+
+def _check_architecture(config: Any, named: str, *, trust_remote_code: bool) -> None:
+    brought = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if brought:
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{named} is an encoder-decoder ({config.model_type}): name a causal language model")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{named} is of kind {config.model_type!r}, which has no causal language model: name another")
+
+
+def _check_output(model: nn.Module, names: CheckpointNames, named: str) -> None:
+    """A checkpoint of the backbone alone, or of a classifier, whose output layer would be drawn at random."""
+    prefix = backbone_prefix(model)
+    new = sorted({*names.missing, *(name for name, _, _ in names.mismatched)})
+    if new and not any(name.startswith(prefix) for name in new):
+        raise ModelError(
+            f"the checkpoint of {named} does not give the layer of the next token's logits ({few(new)}): take the one "
+            "that AutoModelForCausalLM saved, or set tie_word_embeddings in config.json if it is tied"
+        )
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, named: str) -> None:
+    """Every token needs an embedding to be read, and a logit to be written."""
+    last = output_layer(model)
+    n_logits = None if last is None else getattr(model.get_submodule(last), "out_features", None)
+    rows = min((size for size in (table_size(model), n_logits) if size is not None), default=None)
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if rows is not None and largest >= rows:
+        raise ModelError(
+            f"the tokenizer of {named} has {largest + 1:,} tokens, the last {token!r}, and the model's embedding table "
+            f"has {rows:,} rows: take the tokenizer that belongs to the model, or call "
+            "model.resize_token_embeddings(len(tokenizer)) and save"
+        )
+
+
+def _notes(model: nn.Module, unexpected: Sequence[str]) -> tuple[str, ...]:
+    prefix = backbone_prefix(model)
+    parts = dict.fromkeys(name.split(".")[0] for name in sorted(unexpected) if not name.startswith(prefix))
+    return (f"the checkpoint's {few(parts)} has no place in a language model: left out",) if parts else ()
+
+
+def own_language_model(model: Any, tokenizer: Any, *, bare: bool) -> LanguageModel:
+    """Take the user's own objects; they are left as they are.
+
+    Where the model has to be set to fit (its padding token is not the tokenizer's, it keeps keys and values, it
+    checkpoints, it returns tuples), a copy that shares the weights is taken.
+
+    Args:
+        model: transformers causal language model, or a peft model of one.
+        tokenizer: Its tokenizer.
+        bare: Whether adapters are still to be put on it, so that it must not have any.
+
+    Returns:
+        Both, brought to agree.
+
+    Raises:
+        ModelError: If one of them is something else, the two do not fit, or the model carries an adapter where it
+            must not.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    kind = type(base)
+    if not isinstance(base, nn.Module) or not hasattr(base, "config"):
+        raise ModelError(f"expected a transformers causal language model, got {kind.__name__}: {_REMEDY}")
+    if output_layer(base) is None:
+        raise ModelError(f"{kind.__name__} has no layer that gives the logits of the next token: {_REMEDY}")
+    check_own(model, tokenizer, bare=bare)
+    named = f"the model {kind.__name__}"
+    tokenizer = pad_tokenizer(tokenizer)
+    check_padding(base, tokenizer)
+    _check_vocabulary(base, tokenizer, named)
+    if not is_neutral(model, tokenizer, None):
+        model = sharing_copy(model)
+        make_neutral(model, tokenizer, None)
+    try_language(model, tokenizer, named)
+    name = str(getattr(base.config, "_name_or_path", "") or kind.__name__)
+    return LanguageModel(name, model, tokenizer)
+
+
+def place_language(language: LanguageModel, adapter: AdapterConfig, *, seed: int) -> PeftModel:
+    """Put adapters on a language model; B = 0, so that its logits stay as they were until the adapter trains.
+
+    Without modules in the settings all linear ones are adapted. The layer of the next token's logits is left out, tied
+    or not; so are experts whose weights lie in one tensor, and routers.
+
+    Args:
+        language: Without adapters; left as it is.
+        adapter: Settings.
+        seed: Seed of the random A.
+
+    Returns:
+        The peft model, in eval mode.
+
+    Raises:
+        PlacementError: If the settings do not fit the model.
+    """
+    with quiet():
+        return place(language.model, lora_config(language.model, adapter), seed=seed)
