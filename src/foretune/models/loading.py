@@ -133,8 +133,12 @@ def read_weights(
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
+    return model, _names(info)
+
+
+def _names(info: Any) -> CheckpointNames:
     mismatched = ((name, tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"])
-    return model, CheckpointNames(tuple(info["missing_keys"]), tuple(mismatched), tuple(info["unexpected_keys"]))
+    return CheckpointNames(tuple(info["missing_keys"]), tuple(mismatched), tuple(info["unexpected_keys"]))
 
 
 def read_tokenizer(location: str, source: str, *, trust_remote_code: bool) -> Any:
@@ -170,7 +174,7 @@ def read_gguf(gguf_file: Path) -> tuple[Any, Any]:
         A plain model on the CPU, float32, or bfloat16 where that holds every weight exactly; and the tokenizer.
 
     Raises:
-        ModelError: If transformers cannot read it.
+        ModelError: If transformers cannot read it, or it does not hold every weight.
     """
     named = shown_source(str(gguf_file))
     place = gguf_file.expanduser().absolute()
@@ -180,7 +184,10 @@ def read_gguf(gguf_file: Path) -> tuple[Any, Any]:
     # a bar that transformers' switch does not reach
     with border(ModelError, f"cannot read the model of {named}"), quiet(), redirect_stderr(io.StringIO()):
         unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)} if _KEEPS_PACKED else {}
-        read = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **arguments, **unpacked)
+        read, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **arguments, **unpacked
+        )
+        check_backbone(read, _names(info), named, whole=True)
         return _plain(read), tokenizer
 
 
