@@ -22,10 +22,10 @@ from foretune.models.alignment import (
 )
 from foretune.models.checkpoint import CheckpointNames, backbone_prefix, check_backbone
 from foretune.models.classifier import check_finite, check_own, dtype_of, position_limit, resolve_device
-from foretune.models.loading import read_tokenizer, read_weights
+from foretune.models.loading import read_config, read_tokenizer, read_weights
 from foretune.models.output_layer import output_layer
 from foretune.models.placement import lora_config, place
-from foretune.models.source import check_weights, locate, quiet, read_config, reading, shown_source
+from foretune.models.source import check_weights, locate, quiet, reading, shown_source
 from foretune.settings.groups import AdapterConfig
 
 _REMEDY = "load it with AutoModelForCausalLM.from_pretrained"

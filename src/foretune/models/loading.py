@@ -21,7 +21,16 @@ from torch import nn
 
 from foretune.errors import ModelError, border
 from foretune.models.checkpoint import CheckpointNames, ClassNames, check_backbone, follow_names
-from foretune.models.source import check_weights, locate, quiet, read_config, reading, refuse_adapter, shown_source
+from foretune.models.source import (
+    check_config,
+    check_numbers,
+    check_weights,
+    locate,
+    quiet,
+    reading,
+    refuse_adapter,
+    shown_source,
+)
 from foretune.tasks.objective import Objective
 
 _OF_MODEL = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -59,6 +68,28 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+
+
+def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """Read a model's config.json; no code of the repository runs and nobody is asked, unless it is trusted.
+
+    Args:
+        source: Local folder or hub id.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        transformers' configuration.
+
+    Raises:
+        ModelError: If there is none, or it is broken, or it asks for code.
+    """
+    location = locate(source)
+    refuse_adapter(location, source)
+    with reading(source, "config.json of model"), quiet():
+        check_numbers(transformers.PreTrainedConfig.get_config_dict(location)[0], source)
+        config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    check_config(config, source, trust_remote_code=trust_remote_code)
+    return config
 
 
 def load_parts(

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import transformers
 from safetensors import SafetensorError, safe_open
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
@@ -121,28 +120,6 @@ def refuse_adapter(location: str, source: str) -> None:
     )
 
 
-def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """Read a model's config.json; no code of the repository runs and nobody is asked, unless it is trusted.
-
-    Args:
-        source: Local folder or hub id.
-        trust_remote_code: Whether code from the model's repository may run.
-
-    Returns:
-        transformers' configuration.
-
-    Raises:
-        ModelError: If there is none, or it is broken, or it asks for code.
-    """
-    location = locate(source)
-    refuse_adapter(location, source)
-    with reading(source, "config.json of model"), quiet():
-        _check_numbers(transformers.PreTrainedConfig.get_config_dict(location)[0], source)
-        config = transformers.AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-    _check_config(config, source, trust_remote_code=trust_remote_code)
-    return config
-
-
 @contextmanager
 def reading(source: str, what: str, remedy: str = "") -> Iterator[None]:
     """Put the border around transformers, with the remedy that fits the fault.
@@ -183,8 +160,16 @@ def reading(source: str, what: str, remedy: str = "") -> Iterator[None]:
             raise
 
 
-def _check_numbers(content: Any, source: str) -> None:
-    """Numbers that would fill the memory before anything else could look at them."""
+def check_numbers(content: Any, source: str) -> None:
+    """Refuse numbers that would fill the memory before anything else could look at them.
+
+    Args:
+        content: What config.json holds.
+        source: Name of the model.
+
+    Raises:
+        ModelError: Naming the first, or if it holds something else than names and values.
+    """
     if not isinstance(content, dict):
         raise ModelError(f"config.json of model {shown_source(source)} holds no mapping of names to values")
     for name in ("num_labels", "max_position_embeddings", "n_positions"):
@@ -193,8 +178,17 @@ def _check_numbers(content: Any, source: str) -> None:
             raise ModelError(f"config.json of model {shown_source(source)} says {name} = {value}: set it right")
 
 
-def _check_config(config: Any, source: str, *, trust_remote_code: bool) -> None:
-    """What transformers takes from a config.json without a word."""
+def check_config(config: Any, source: str, *, trust_remote_code: bool) -> None:
+    """Refuse what transformers takes from a config.json without a word.
+
+    Args:
+        config: transformers' configuration.
+        source: Name of the model.
+        trust_remote_code: Whether code from the hub may run.
+
+    Raises:
+        ModelError: If it asks for code as its attention kernel, or has no layers or absurdly many.
+    """
     kernel = getattr(config, "_attn_implementation", None)
     if isinstance(kernel, str) and "/" in kernel and not trust_remote_code:
         raise ModelError(
