@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration_file import read_calibration as read_calibration
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
+    from foretune.language.load import language_task_from_datasets as language_task_from_datasets
+    from foretune.language.load import load_language_task as load_language_task
+    from foretune.language.rows import LanguageTask as LanguageTask
     from foretune.ledger.entries import Entry as Entry
     from foretune.ledger.files import read_ledger as read_ledger
     from foretune.ledger.summary import LedgerSummary as LedgerSummary
@@ -92,6 +95,8 @@ _HOME = {
     "forecasting.calibration_file": ["read_calibration"],
     "forecasting.files": ["save_forecast"],
     "forecasting.forecast": ["ForecastResult"],
+    "language.load": ["language_task_from_datasets", "load_language_task"],
+    "language.rows": ["LanguageTask"],
     "ledger.entries": ["Entry"],
     "ledger.files": ["read_ledger"],
     "ledger.summary": ["LedgerSummary", "summarise_ledger"],

@@ -28,8 +28,9 @@ from foretune.tasks.load import load_task
 from foretune.tasks.sampling import split
 from foretune.training.fit import Hooks, fit
 from foretune.training.folder import claim, open_folder
-from foretune.training.plan import prepare_tune, trainable
+from foretune.training.plan import prepare_tune
 from foretune.training.report import print_tune
+from foretune.training.trainable import trainable
 from foretune.training.tune import run_tune, tune
 
 import cases

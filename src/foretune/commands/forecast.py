@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import free_folder, load, read_adapter, say_where
+from foretune.commands.loading import classifiers_only, free_folder, load, read_adapter, say_where
 from foretune.settings.commands import Configuration, ForecastSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pair, Recipe, Sample, Spending
 
@@ -100,7 +100,7 @@ def make_forecast(
     Returns:
         What `result.json` holds.
     """
-    with free_folder(output):
+    with classifiers_only("forecast", config.model, config.data), free_folder(output):
         return _forecast(config, output, calibration, brief=brief)
 
 

@@ -1,18 +1,24 @@
-"""What commands do alike: load a configuration, keep a folder free, say where a run lies."""
+"""What commands do alike: load a configuration, tell its kind, keep a folder free, say where a run lies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foretune.errors import ConfigError, DataError, ForetuneError
 from foretune.settings.commands import Configuration
+from foretune.settings.groups import DataConfig, ModelConfig
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from rich.console import Console
 
+    from foretune.language.rows import LanguageTask
     from foretune.models.classifier import Classifier
+    from foretune.models.language_model import LanguageModel
+    from foretune.readers.folder import Splits
     from foretune.tasks.load import Task
 
 
@@ -33,27 +39,120 @@ class Loaded:
     words: str
 
 
-def read_adapter(config: Configuration[Any]) -> "LoraConfig | None":
+@dataclass(frozen=True)
+class LoadedLanguage:
+    """A configuration of a causal language model with its model and its data.
+
+    Attributes:
+        task: Data.
+        language: Model and tokenizer.
+        lora: peft's configuration of the adapter.
+        words: The adapter in words.
+    """
+
+    task: "LanguageTask"
+    language: "LanguageModel"
+    lora: "LoraConfig"
+    words: str
+
+
+def open_data(config: DataConfig) -> "Splits":
+    """Find the splits of a data set, each of which is read once.
+
+    Args:
+        config: Which data set.
+
+    Returns:
+        A reader for each split.
+    """
+    from foretune.tasks.sources import open_source, quiet
+
+    with quiet():
+        return {name: cache(read) for name, read in open_source(config).items()}
+
+
+def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
+    """Tell the configurations of causal language models from those of classifiers.
+
+    Args:
+        model: Which model.
+        data: Which data set; its task says it, or else its columns, and for plain texts the model.
+        splits: Splits of the data set.
+
+    Returns:
+        Whether it is one of a language model.
+    """
+    from foretune.language.load import holds_language
+    from foretune.models.language_model import is_causal
+    from foretune.tasks.sources import quiet
+
+    with quiet():
+        return holds_language(
+            splits, data, is_causal=lambda: is_causal(model.model, trust_remote_code=model.trust_remote_code)
+        )
+
+
+@contextmanager
+def classifiers_only(command: str, model: ModelConfig, data: DataConfig) -> Iterator[None]:
+    """Say of a command that it does not take language models, where that is why it cannot read the data.
+
+    Args:
+        command: Its name.
+        model: Which model.
+        data: Which data set.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ConfigError: If the configuration is one of a language model.
+    """
+    refusal = f"foretune {command} does not take causal language models yet: foretune tune does"
+    if data.task == "causal-lm":
+        raise ConfigError(refusal)
+    try:
+        yield
+    except DataError as error:
+        if _may_be_language(model, data):
+            raise ConfigError(refusal) from error
+        raise
+
+
+def _may_be_language(model: ModelConfig, data: DataConfig) -> bool:
+    try:
+        return is_language(model, data, open_data(data))
+    except ForetuneError:  # what was raised before is the one to tell
+        return False
+
+
+def read_adapter(config: Configuration[Any], *, language: bool = False) -> "LoraConfig | None":
     """Read the adapter where a file describes it.
 
     Args:
         config: Configuration.
+        language: Whether it is for a causal language model.
 
     Returns:
         peft's configuration; None where settings describe the adapter.
     """
     from foretune.models.adapter_file import adapter_from_file
+    from foretune.models.output_layer import CLASSIFIER, LANGUAGE
 
-    return adapter_from_file(config.adapter) if isinstance(config.adapter, Path) else None
+    if not isinstance(config.adapter, Path):
+        return None
+    return adapter_from_file(config.adapter, task_type=LANGUAGE if language else CLASSIFIER)
 
 
-def load(config: Configuration[Any], given: "LoraConfig | None", *, seed: int) -> Loaded:
+def load(
+    config: Configuration[Any], given: "LoraConfig | None", *, seed: int, splits: "Splits | None" = None
+) -> Loaded:
     """Load the data and the model of a configuration.
 
     Args:
         config: Configuration.
         given: The adapter, from `read_adapter`.
         seed: Seed of a new head.
+        splits: Splits of the data set, from `open_data`; None to find them.
 
     Returns:
         Both, with the adapter for the model.
@@ -61,14 +160,46 @@ def load(config: Configuration[Any], given: "LoraConfig | None", *, seed: int) -
     from foretune.models.adapter_file import adapter_in_words, placement_in_words
     from foretune.models.classifier import load_model
     from foretune.models.placement import lora_config
-    from foretune.tasks.load import load_task
+    from foretune.tasks.load import task_of
+    from foretune.tasks.sources import quiet
 
-    task = load_task(config.data)
+    with quiet():
+        task = task_of(open_data(config.data) if splits is None else splits, config.data)
     classifier = load_model(config.model, task.objective, seed)
     if isinstance(config.adapter, Path):
         assert given is not None  # read before anything else
         return Loaded(task, classifier, given, adapter_in_words(given))
     return Loaded(task, classifier, lora_config(classifier.model, config.adapter), placement_in_words(config.adapter))
+
+
+def load_language(config: Configuration[Any], given: "LoraConfig | None", splits: "Splits") -> LoadedLanguage:
+    """Load the data and the model of a configuration of a causal language model.
+
+    Args:
+        config: Configuration.
+        given: The adapter, from `read_adapter`.
+        splits: Splits of the data set.
+
+    Returns:
+        Both, with the adapter for the model.
+    """
+    from foretune.language.load import language_task_of
+    from foretune.models.adapter_file import adapter_in_words, placement_in_words
+    from foretune.models.language_model import load_language_model
+    from foretune.models.placement import for_language, lora_config
+    from foretune.tasks.sources import quiet
+
+    with quiet():
+        task = language_task_of(splits, config.data)
+    model = config.model
+    language = load_language_model(
+        model.model, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code
+    )
+    if isinstance(config.adapter, Path):
+        assert given is not None  # read before anything else
+        return LoadedLanguage(task, language, given, adapter_in_words(given))
+    adapter = for_language(config.adapter)
+    return LoadedLanguage(task, language, lora_config(language.model, adapter), placement_in_words(adapter))
 
 
 @contextmanager

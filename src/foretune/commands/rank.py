@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import free_folder, say_where
+from foretune.commands.loading import classifiers_only, free_folder, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Spending
@@ -112,7 +112,8 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
         for data in run.data:
             with progress(log, f"{Path(model.model).name} on {Path(data.dataset).name}", None) as update:
                 update(completed=0, total=1, note="loading")
-                loaded = load_one(model, data, run.settings)
+                with classifiers_only("rank", model, data):
+                    loaded = load_one(model, data, run.settings)
                 check_spend(loaded.classifier, loaded.task, run.settings)
 
                 def show(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]

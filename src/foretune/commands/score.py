@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import free_folder, load, read_adapter, say_where
+from foretune.commands.loading import classifiers_only, free_folder, load, read_adapter, say_where
 from foretune.settings.commands import Configuration, ScoreSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
@@ -78,7 +78,7 @@ def make_score(config: Configuration[ScoreSettings], output: Path | None, *, bri
     Returns:
         What `result.json` holds.
     """
-    with free_folder(output):
+    with classifiers_only("score", config.model, config.data), free_folder(output):
         return _score(config, output, brief=brief)
 
 

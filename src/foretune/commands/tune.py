@@ -4,16 +4,22 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 from rich.text import Text
 
 from foretune.commands.ledger import note_outcome
-from foretune.commands.loading import load, read_adapter, say_where
+from foretune.commands.loading import is_language, load, load_language, open_data, read_adapter, say_where
 from foretune.errors import ConfigError
 from foretune.settings.commands import Configuration, TuneSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from foretune.readers.folder import Splits
+    from foretune.training.trainable import Trainable
 
 
 def tune(
@@ -29,6 +35,8 @@ def tune(
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
     """Fine-tune one LoRA configuration for real: the run that `foretune forecast` forecasts with the same flags.
+
+    Causal language models too: on conversations, prompts with completions, or texts (--task causal-lm).
 
     Example: foretune tune --config forecast/config.yaml --epochs 5 --learning-rate 5e-3 --output tuned
 
@@ -110,6 +118,24 @@ def make_tune(
     return _tune(config, place_of(output), output, forecast, brief=brief)
 
 
+def _plan(config: Configuration[TuneSettings], given: "LoraConfig | None", splits: "Splits") -> "tuple[Trainable, str]":
+    """The plan of a classifier's fine-tune, and its adapter in words."""
+    from foretune.training.plan import prepare_tune
+
+    loaded = load(config, given, seed=config.settings.seed, splits=splits)
+    return prepare_tune(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True), loaded.words
+
+
+def _plan_language(
+    config: Configuration[TuneSettings], given: "LoraConfig | None", splits: "Splits"
+) -> "tuple[Trainable, str]":
+    """The plan of a language model's fine-tune, and its adapter in words."""
+    from foretune.training.language import prepare_language
+
+    loaded = load_language(config, given, splits)
+    return prepare_language(loaded.language, loaded.task, loaded.lora, config.settings, inplace=True), loaded.words
+
+
 def _tune(
     config: Configuration[TuneSettings], folder: Path, output: Path | None, forecast: Path | None, *, brief: bool
 ) -> dict[str, Any] | None:
@@ -121,20 +147,22 @@ def _tune(
     with log.status("loading"):
         from foretune.training.fit import Hooks
         from foretune.training.folder import begun, claim, close_folder, read_forecast, start_of, write_history
-        from foretune.training.plan import describe_tune, prepare_tune
         from foretune.training.report import print_tune_plan
         from foretune.training.tune import run_tune
 
         flags = config.to_dict()
-        given = read_adapter(config)
+        splits = open_data(config.data)
+        language = is_language(config.model, config.data, splits)
+        if language and forecast is not None:
+            raise ConfigError(f"--forecast {str(forecast)!r}: language models are not forecast yet, leave it out")
+        given = read_adapter(config, language=language)
         writes = output is not None and is_first_process()
         goes_on = writes and claim(folder, flags, given)
         drawn = read_forecast(folder, forecast)
-        loaded = load(config, given, seed=config.settings.seed)
-        plan = prepare_tune(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
+        plan, words = _plan_language(config, given, splits) if language else _plan(config, given, splits)
     seconds_load = time.perf_counter() - start
     if not brief:
-        print_tune_plan(log, describe_tune(plan), loaded.words)
+        print_tune_plan(log, plan.describe(), words)
     if goes_on:
         log.print(f"going on with the run in {output}", style="yellow")
     if drawn is not None and drawn.statement is None:

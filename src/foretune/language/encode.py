@@ -10,9 +10,9 @@ from torch import Tensor
 from foretune.errors import DataError, border, shown
 from foretune.language.rows import Chat, Completion, Row, Text
 from foretune.language.spans import Renderer, common_prefix
+from foretune.settings.groups import LossOn
 
 NO_LOSS = -100  # what losses of torch and transformers leave out
-LossOn = Literal["all", "completion", "assistant"]
 _AT_ONCE = 1000  # texts that a tokenizer takes in one call
 
 

@@ -1,15 +1,18 @@
 """Data sets for causal language models, from a folder, a file, the hub or memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import datasets
 
-from foretune.errors import ConfigError
+from foretune.errors import ConfigError, DataError
 from foretune.language.formats import find_format, lacks, read_rows
 from foretune.language.rows import LanguageSplit, LanguageTask, fingerprint
 from foretune.readers.folder import Splits
-from foretune.settings.groups import DataConfig
+from foretune.settings.groups import DataConfig, LossOn
+from foretune.tasks.columns import find_columns, holds_text
+from foretune.tasks.load import LOOKED_AT
 from foretune.tasks.sources import (
     check_names,
     evaluation_split,
@@ -20,7 +23,8 @@ from foretune.tasks.sources import (
     splits_in_memory,
 )
 
-_OF_LABELS = ("label_column", "task", "positive_from")
+LANGUAGE_TASK = "causal-lm"  # as `--task` takes it
+_OF_LABELS = ("label_column", "positive_from")
 
 
 def load_language_task(config: DataConfig) -> LanguageTask:
@@ -40,7 +44,7 @@ def load_language_task(config: DataConfig) -> LanguageTask:
         ConfigError: If a setting is about labels.
     """
     with quiet():
-        return _task(open_source(config), config)
+        return language_task_of(open_source(config), config)
 
 
 def language_task_from_datasets(
@@ -48,6 +52,7 @@ def language_task_from_datasets(
     evaluation: datasets.Dataset | None = None,
     *,
     text_column: str | Sequence[str] | None = None,
+    loss_on: LossOn | None = None,
 ) -> LanguageTask:
     """Make a task of the user's own `datasets.Dataset` objects.
 
@@ -55,6 +60,7 @@ def language_task_from_datasets(
         train: Training split, or all splits by name.
         evaluation: Evaluation split; without it one of the splits by name, if one has the columns.
         text_column: One column of texts or messages, or two for prompt and completion; None finds them.
+        loss_on: Which tokens carry loss; None for the completion where a row has a prompt, else all.
 
     Returns:
         The task.
@@ -65,10 +71,60 @@ def language_task_from_datasets(
     splits = splits_in_memory(train, evaluation)
     text = (text_column,) if isinstance(text_column, str) else text_column
     eval_split = None if evaluation is None else "validation"  # given by hand, it must have the columns
-    return _task(splits, DataConfig("memory", text_column=None if text is None else tuple(text), eval_split=eval_split))
+    columns = None if text is None else tuple(text)
+    config = DataConfig("memory", text_column=columns, eval_split=eval_split, loss_on=loss_on)
+    return language_task_of(splits, config)
 
 
-def _task(splits: Splits, config: DataConfig) -> LanguageTask:
+def holds_language(splits: Splits, config: DataConfig, *, is_causal: Callable[[], bool]) -> bool:
+    """Tell whether a data set is for a causal language model, by its columns where the settings do not say it.
+
+    It is where they hold conversations, prompts with completions, or instructions with outputs; plain texts, and two
+    text columns that are named, are where no column holds labels and the model is one. A text column with a label
+    column is for a classifier, whatever else there is.
+
+    Args:
+        splits: All of them.
+        config: Columns and splits in use.
+        is_causal: Asked for the model where its kind decides.
+
+    Returns:
+        Whether it is.
+    """
+    if config.task is not None:
+        return config.task == LANGUAGE_TASK
+    if config.label_column is not None or config.positive_from is not None or config.train_split not in splits:
+        return False
+    try:
+        train = open_split(splits, config.train_split)
+        form = find_format(train, config.text_column)
+    except DataError:  # as a classifier's data it may be right, or is refused in its words
+        return False
+    table = train.table
+    strings = (name for name in table.names if holds_text(table.values(name, LOOKED_AT)))
+    with suppress(DataError):
+        find_columns(table.names, strings, text=config.text_column)
+        return False
+    named = config.text_column is not None and form.name != "messages"
+    return is_causal() if form.name == "text" or named else True
+
+
+def language_task_of(splits: Splits, config: DataConfig) -> LanguageTask:
+    """Take splits for rows that a language model learns from.
+
+    Args:
+        splits: All of them.
+        config: Columns and splits in use.
+
+    Returns:
+        The task.
+
+    Raises:
+        DataError: If they do not hold such rows.
+        ConfigError: If a setting is about labels.
+    """
+    if config.task not in (None, LANGUAGE_TASK):
+        raise ConfigError(f"task = {config.task!r}: data of a language model has no labels; leave it out")
     for name in _OF_LABELS:
         value = getattr(config, name)
         if value is not None:
@@ -89,4 +145,5 @@ def _task(splits: Splits, config: DataConfig) -> LanguageTask:
         format=form.name,
         fingerprint=fingerprint(rows, None if evaluation is None else evaluation.rows),
         config_name=config.config_name,
+        loss_on=config.loss_on,
     )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from foretune.settings.groups import LossOn
+
 ROLES = ("system", "user", "assistant", "tool")
 FormatName = Literal["text", "prompt-completion", "messages", "instruction"]
 
@@ -88,6 +90,7 @@ class LanguageTask:
         format: What they hold.
         fingerprint: SHA-256 of the rows.
         config_name: Configuration of a hub data set.
+        loss_on: Which tokens carry loss; None for the completion where a row has a prompt, else all.
     """
 
     source: str
@@ -97,6 +100,7 @@ class LanguageTask:
     format: FormatName
     fingerprint: str
     config_name: str | None = None
+    loss_on: LossOn | None = None
 
 
 def fingerprint(train: Sequence[Row], evaluation: Sequence[Row] | None) -> str:

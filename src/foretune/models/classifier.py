@@ -27,7 +27,7 @@ from foretune.models.alignment import (
 )
 from foretune.models.loading import load_parts
 from foretune.models.source import quiet, shown_source
-from foretune.settings.groups import Dtype, ModelConfig, TaskKind
+from foretune.settings.groups import Dtype, LabelKind, ModelConfig
 from foretune.tasks.kinds import objective_of
 from foretune.tasks.objective import Objective
 
@@ -110,7 +110,7 @@ def load_classifier(
     *,
     label_names: Sequence[str],
     seed: int,
-    task: TaskKind = "classification",
+    task: LabelKind = "classification",
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,

@@ -8,7 +8,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from foretune.errors import ModelError, border, few
 from foretune.models.alignment import (
@@ -61,6 +61,30 @@ class LanguageModel:
             ModelError: If its config.json leaves no position.
         """
         return position_limit(self.model)
+
+
+def is_causal(source: str, *, trust_remote_code: bool = False) -> bool:
+    """Tell by its config.json whether a checkpoint was saved as a causal language model.
+
+    Args:
+        source: Local folder or hub id.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        Whether its architecture is one of transformers', or its own code has one.
+
+    Raises:
+        ModelError: If there is no config.json, or it is broken.
+    """
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    known = {
+        name
+        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        for name in ((names,) if isinstance(names, str) else names)
+    }
+    if known.intersection(getattr(config, "architectures", None) or ()):
+        return True
+    return trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 def load_language_model(

@@ -102,6 +102,7 @@ class History:
         seconds_train: Seconds of training, evaluation not counted.
         seconds_evaluate: Seconds of evaluation.
         metrics: Names of the task's metrics, the main one first.
+        better: +1 if more of the main metric is better, −1 if less is.
     """
 
     steps: tuple[Step, ...]
@@ -109,15 +110,16 @@ class History:
     seconds_train: float
     seconds_evaluate: float
     metrics: tuple[str, ...]
+    better: int = 1
 
     @property
     def best(self) -> Epoch | None:
-        """The first epoch of training after which the main metric was largest; None where it is never defined."""
+        """The first epoch of training after which the main metric was best; None where it is never defined."""
         defined = [epoch for epoch in self.epochs if epoch.step and math.isfinite(epoch.main)]
-        return max(defined, key=lambda epoch: epoch.main) if defined else None
+        return max(defined, key=lambda epoch: self.better * epoch.main) if defined else None
 
 
-def read_log(log: Sequence[Entry], metrics: Sequence[str]) -> History:
+def read_log(log: Sequence[Entry], metrics: Sequence[str], *, better: int = 1) -> History:
     """Read the Trainer's log, to which `seconds` since the start of training were added.
 
     The mean loss of an epoch is Σ_w n_w L_w / Σ_w n_w over the windows w of n_w steps that the Trainer logged.
@@ -125,6 +127,7 @@ def read_log(log: Sequence[Entry], metrics: Sequence[str]) -> History:
     Args:
         log: Entries in order: `loss` of a window of steps, `eval_train_*` and `eval_eval_*` of an evaluation.
         metrics: Names of the task's metrics, the main one first.
+        better: +1 if more of the main one is better, −1 if less is.
 
     Returns:
         Steps and epochs; an evaluation that was cut off is left out.
@@ -156,7 +159,7 @@ def read_log(log: Sequence[Entry], metrics: Sequence[str]) -> History:
                     )
                 )
             pending = {}
-    return History(tuple(steps), tuple(epochs), training, evaluating, tuple(metrics))
+    return History(tuple(steps), tuple(epochs), training, evaluating, tuple(metrics), better)
 
 
 _RUNTIMES = ("eval_train_runtime", "eval_eval_runtime")

@@ -26,7 +26,9 @@ from foretune.settings.ranges import (
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
-TaskKind = Literal["classification", "regression", "multi-label"]
+LabelKind = Literal["classification", "regression", "multi-label"]
+TaskKind = Literal["classification", "regression", "multi-label", "causal-lm"]
+LossOn = Literal["all", "completion", "assistant"]
 
 # What makes a run another one, beside model, data, adapter and seed: the fields of a recipe, and how texts are cut.
 RUN_SETTINGS = (
@@ -92,11 +94,15 @@ class Columns(Settings):
 
     Attributes:
         config_name: Configuration of a hub data set, such as sst2 of glue.
-        text_column: Text column, or two for pairs of texts; found by the usual names if not given.
+        text_column: Text column, or two for pairs of texts, or a prompt and its completion; found by the usual names
+            if not given.
         label_column: Label column; found by the usual names if not given. Several for several numbers, or for several
             labels that are each 0 or 1.
-        task: What the labels are: classification (a class for each text), regression (numbers) or multi-label (any
-            of several labels). By default numbers with a fraction are regression, and lists of labels multi-label.
+        task: What is learnt: classification (a class for each text), regression (numbers), multi-label (any of several
+            labels) or causal-lm (the next token). By default numbers with a fraction are regression, lists of labels
+            multi-label, and conversations, prompts with completions, and texts without labels causal-lm.
+        loss_on: Tokens of a language model's rows that carry loss: all, completion (after the prompt) or assistant
+            (what it says). By default the completion where a row has a prompt, else all.
         train_split: Split that trains, and that the samples come from.
         eval_split: Split that the forecast is for; without it validation, dev or test, the first that has
             labels, else a fifth is held out of the training split.
@@ -108,6 +114,7 @@ class Columns(Settings):
     text_column: tuple[str, ...] | None = None
     label_column: tuple[str, ...] | None = None
     task: TaskKind | None = None
+    loss_on: LossOn | None = None
     train_split: str = "train"
     eval_split: str | None = None
     max_train: Pair | None = None

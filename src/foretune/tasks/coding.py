@@ -48,7 +48,7 @@ def coding_of(train: Split, columns: tuple[str, ...], config: DataConfig) -> Cod
     Raises:
         DataError: If they do not hold such labels, or `positive_from` is set for another kind than classes.
     """
-    kind = config.task
+    kind = None if config.task == "causal-lm" else config.task  # of rows with labels
     if kind is None:
         kind = _kind_of(train, columns)
         if kind != "classification":

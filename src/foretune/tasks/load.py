@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from foretune.errors import DataError, few, shown
+from foretune.errors import ConfigError, DataError, few, shown
 from foretune.readers.folder import Splits
 from foretune.readers.table import Split
 from foretune.settings.groups import DataConfig
@@ -28,7 +28,7 @@ from foretune.tasks.sources import (
     splits_in_memory,
 )
 
-_LOOKED_AT = 1000  # rows that tell whether a column holds texts
+LOOKED_AT = 1000  # rows that tell whether a column holds texts
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,10 @@ def load_task(config: DataConfig) -> Task:
 
     Raises:
         DataError: If it cannot be found or read, or does not hold texts with labels.
+        ConfigError: If a setting is about language models.
     """
     with quiet():
-        return _task(open_source(config), config)
+        return task_of(open_source(config), config)
 
 
 def task_from_datasets(
@@ -155,14 +156,33 @@ def task_from_datasets(
     label = None if label is None else tuple(label)
     eval_split = None if evaluation is None else "validation"  # given by hand, it must have labels
     config = DataConfig("memory", text_column=text, label_column=label, task=task, eval_split=eval_split)
-    return _task(splits, config)
+    return task_of(splits, config)
 
 
-def _task(splits: Splits, config: DataConfig) -> Task:
+def task_of(splits: Splits, config: DataConfig) -> Task:
+    """Take splits for texts with labels.
+
+    Args:
+        splits: All of them.
+        config: Columns and splits in use.
+
+    Returns:
+        The task.
+
+    Raises:
+        DataError: If they do not hold texts with labels.
+        ConfigError: If a setting is about language models.
+    """
+    if config.task == "causal-lm":
+        raise ConfigError("task = 'causal-lm': texts with labels are read here; use foretune.load_language_task")
+    if config.loss_on is not None:
+        raise ConfigError(
+            f"loss_on = {config.loss_on!r}: is for causal language models; leave it out, or set --task causal-lm"
+        )
     check_names(splits, config)
     train = open_split(splits, config.train_split)
     table = train.table
-    strings = (name for name in table.names if holds_text(table.values(name, _LOOKED_AT)))
+    strings = (name for name in table.names if holds_text(table.values(name, LOOKED_AT)))
     try:
         columns = find_columns(table.names, strings, text=config.text_column, label=config.label_column)
     except DataError as error:

@@ -5,10 +5,10 @@ from math import atanh, exp, isfinite, log, tanh
 from typing import Literal
 
 from foretune.errors import ConfigError
-from foretune.settings.groups import TaskKind
+from foretune.settings.groups import LabelKind, TaskKind
 
-Kind = TaskKind
-Scale = Literal["logit", "fisher", "identity"]
+Kind = LabelKind
+Scale = Literal["logit", "fisher", "log", "identity"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Metric:
     Attributes:
         name: Its name in files: `accuracy`, `spearman`, …
         label: Its name in tables.
-        scale: On which scale errors of it are alike: `logit` for shares, `fisher` (atanh) for correlations.
+        scale: On which scale errors of it are alike: `logit` for shares, `fisher` (atanh) for correlations,
+            `log` for what is above 0 without bound.
         percent: Whether tables print it as a percentage.
         better: +1 if more is better, −1 if less is.
     """
@@ -36,8 +37,11 @@ class Metric:
             value: Value of the metric.
 
         Returns:
-            Logit of a share kept within [0.01, 0.99], atanh of a correlation kept within ±0.99, or the value.
+            Logit of a share kept within [0.01, 0.99], atanh of a correlation kept within ±0.99, logarithm, or the
+            value.
         """
+        if self.scale == "log":
+            return log(value)
         if self.scale == "logit":
             kept = min(max(value, 0.01), 0.99)
             return log(kept / (1.0 - kept))
@@ -52,6 +56,8 @@ class Metric:
         Returns:
             Value of the metric.
         """
+        if self.scale == "log":
+            return exp(value)
         if self.scale == "logit":
             return 1.0 / (1.0 + exp(-value))
         return tanh(value) if self.scale == "fisher" else value
@@ -93,13 +99,16 @@ PEARSON = Metric("pearson", "Pearson correlation", "fisher", percent=False)
 R2 = Metric("r2", "R²", "identity", percent=False)
 MICRO_F1 = Metric("micro_f1", "micro F1", "logit", percent=True)
 EXACT = Metric("exact_match", "all labels right", "logit", percent=True)
+PERPLEXITY = Metric("perplexity", "perplexity", "log", percent=False, better=-1)
+TOKEN_ACCURACY = Metric("token_accuracy", "token accuracy", "logit", percent=True)
 # Of each kind of task, the main one first: a run is judged and candidates are ordered by that.
 METRICS: dict[Kind, tuple[Metric, ...]] = {
     "classification": (ACCURACY, MATTHEWS, MACRO_F1),
     "regression": (SPEARMAN, PEARSON, R2),
     "multi-label": (MICRO_F1, MACRO_F1, EXACT),
 }
-_NAMED = {metric.name: metric for metrics in METRICS.values() for metric in metrics}
+LANGUAGE_METRICS = (PERPLEXITY, TOKEN_ACCURACY)
+_NAMED = {metric.name: metric for metrics in (*METRICS.values(), LANGUAGE_METRICS) for metric in metrics}
 
 
 def metric_named(name: str) -> Metric:
@@ -129,3 +138,15 @@ def main_metric(kind: Kind) -> Metric:
         The first of its metrics.
     """
     return METRICS[kind][0]
+
+
+def metrics_of(kind: TaskKind) -> tuple[Metric, ...]:
+    """Measures of a run of any kind, language models among them.
+
+    Args:
+        kind: Kind of task.
+
+    Returns:
+        Metrics, the main one first.
+    """
+    return LANGUAGE_METRICS if kind == "causal-lm" else METRICS[kind]

@@ -57,8 +57,11 @@ def n_training(task: Task) -> int:
     Raises:
         DataError: If holding rows out leaves none.
     """
-    n_rows = len(task.train.labels)
-    if task.evaluation is not None:
+    return _n_training(len(task.train.labels), None if task.evaluation is None else len(task.evaluation.labels))
+
+
+def _n_training(n_rows: int, n_eval: int | None) -> int:
+    if n_eval is not None:
         return n_rows
     if n_rows < 2:
         raise DataError(f"holding rows out of {n_rows} leaves none to train on: add rows, or an evaluation split")
@@ -89,21 +92,40 @@ def split(task: Task, *, samples: int, eval_samples: int | None, seed: int, repe
     if samples > n_train:
         which = f" of which {n_train} train and the others are held out" if n_train < n_rows else ""
         raise DataError(f"{samples} samples asked for, but there are {n_rows} rows{which}: lower --samples")
-    if task.evaluation is None:
-        order = draw_indices(n_rows, n_rows, seed=seed)
-        n_held_out = n_rows - n_train
-        training = np.sort(order[n_held_out:])
-        eval_indices = order[: n_held_out if eval_samples is None else min(eval_samples, n_held_out)]
-    else:
-        n_eval = len(task.evaluation.labels)
-        training = np.arange(n_rows, dtype=np.int64)
-        eval_indices = draw_indices(n_eval, n_eval if eval_samples is None else min(eval_samples, n_eval), seed=seed)
+    n_eval = None if task.evaluation is None else len(task.evaluation.labels)
+    training, eval_indices = split_rows(n_rows, n_eval, eval_samples=eval_samples, seed=seed)
     trains = f"all {n_train} rows that train are" if n_train > 1 else "the 1 row that trains is"
     _check_labels(task, training, trains, "add rows with another label, or change --seed")
     train_indices = training[draw_indices(n_train, samples, seed=seed, repeat=repeat)]
     if samples:
         _check_labels(task, train_indices, f"all {samples} samples drawn are", "raise --samples or change --seed")
     return Split(training, train_indices, eval_indices, task.evaluation is None)
+
+
+def split_rows(
+    n_rows: int, n_eval: int | None, *, eval_samples: int | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Choose the rows of a run by their numbers, as `split` does.
+
+    Args:
+        n_rows: Rows of the training split.
+        n_eval: Rows of the evaluation split; None if there is none, so that a fifth of the others is held out.
+        eval_samples: Rows to predict, at most; None for all there are.
+        seed: Seed.
+
+    Returns:
+        Rows of the training split that train, in order; and those to predict.
+
+    Raises:
+        DataError: If holding rows out leaves none.
+    """
+    if n_eval is None:
+        order = draw_indices(n_rows, n_rows, seed=seed)
+        n_held_out = n_rows - _n_training(n_rows, None)
+        training = np.sort(order[n_held_out:])
+        return training, order[: n_held_out if eval_samples is None else min(eval_samples, n_held_out)]
+    chosen = draw_indices(n_eval, n_eval if eval_samples is None else min(eval_samples, n_eval), seed=seed)
+    return np.arange(n_rows, dtype=np.int64), chosen
 
 
 def _check_labels(task: Task, rows: NDArray[np.int64], which: str, remedy: str) -> None:

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
-    EvalPrediction,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -22,12 +19,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from foretune.errors import ConfigError
-from foretune.models.classifier import padded
 from foretune.report.curves import History, read_log
 from foretune.report.folders import disk
-from foretune.tasks.objective import Objective
+from foretune.tasks.metrics import Metric
 from foretune.training.checkpoints import OnNote, last_whole, seal
-from foretune.training.plan import TunePlan
+from foretune.training.trainable import Trainable
 
 RECORDS_PER_EPOCH = 50
 OnStep = Callable[[int, int, float | None], None]
@@ -69,7 +65,7 @@ class Fitted:
 class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes without types
     """Keep the clock in the Trainer's log, which its checkpoints hold, and pass the course on."""
 
-    def __init__(self, hooks: Hooks, metrics: Sequence[str]) -> None:
+    def __init__(self, hooks: Hooks, metrics: Sequence[Metric]) -> None:
         self._hooks, self._metrics = hooks, metrics
         self._start = 0.0
 
@@ -85,7 +81,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         state.log_history[-1]["seconds"] = time.perf_counter() - self._start
         if self._hooks.on_record is not None and state.is_world_process_zero:
-            self._hooks.on_record(read_log(state.log_history, self._metrics))
+            self._hooks.on_record(_history(state, self._metrics))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.is_world_process_zero:
@@ -97,14 +93,14 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
             self._hooks.on_step(state.global_step, state.max_steps, loss)
 
 
-def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
-    """Train adapter and head with AdamW on the loss of the task; go on from the last whole checkpoint if there is one.
+def fit(plan: Trainable, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
+    """Train what the plan trains with AdamW on the loss of the task; go on from the last whole checkpoint if there is one.
 
     The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. Unless the plan says
     otherwise, the model is evaluated before training and after each epoch, and the last two checkpoints are kept.
 
     Args:
-        plan: From `prepare_tune`; its model is trained in place.
+        plan: From `prepare_tune` or `prepare_language`; its model is trained in place.
         folder: Folder of the run.
         hooks: What to call meanwhile.
 
@@ -120,7 +116,7 @@ def fit(plan: TunePlan, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
         return _fit(plan, folder, hooks)
 
 
-def _fit(plan: TunePlan, folder: Path, hooks: Hooks) -> Fitted:
+def _fit(plan: Trainable, folder: Path, hooks: Hooks) -> Fitted:
     arguments = _arguments(plan, folder)
     first = arguments.process_index == 0
     last = last_whole(folder, clean=first, on_note=hooks.on_note if first else None)
@@ -134,51 +130,20 @@ def _fit(plan: TunePlan, folder: Path, hooks: Hooks) -> Fitted:
             trainer.evaluate()
     plan.placed.eval()
     return Fitted(
-        read_log(trainer.state.log_history, metric_names(plan.task.objective)),
+        _history(trainer.state, plan.metrics),
         bool(trainer.is_world_process_zero()),
         int(arguments.world_size),
         str(arguments.device),
     )
 
 
-def metric_names(objective: Objective) -> tuple[str, ...]:
-    """Name the metrics of a task.
-
-    Args:
-        objective: Task.
-
-    Returns:
-        Names as in files, the main one first.
-    """
-    return tuple(metric.name for metric in objective.metrics)
+def _history(state: TrainerState, metrics: Sequence[Metric]) -> History:
+    return read_log(state.log_history, [metric.name for metric in metrics], better=metrics[0].better)
 
 
-def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trainer:
-    objective = plan.task.objective
-    # in this order: read_log closes an epoch at the evaluation rows
-    sets = {} if plan.train_eval is None else {"train": plan.train_eval.records(by_length=True)}
-    sets["eval"] = plan.evaluation.records(by_length=True)
-
-    def collate(records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        labels = objective.tensor(np.array([record["labels"] for record in records]))
-        inputs = [{name: value for name, value in record.items() if name != "labels"} for record in records]
-        return {**padded(inputs, plan.classifier), "labels": labels}
-
-    def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        given = prediction.predictions
-        outputs = np.asarray(given[0] if isinstance(given, tuple) else given, dtype=np.float64)
-        return dict(objective.measure(outputs, np.asarray(prediction.label_ids)))
-
+def _trainer(plan: Trainable, arguments: TrainingArguments, hooks: Hooks) -> Trainer:
     try:
-        trainer = Trainer(
-            model=plan.placed,
-            args=arguments,
-            data_collator=collate,
-            train_dataset=plan.train.records(),
-            eval_dataset=sets,
-            compute_metrics=metrics,
-            callbacks=[_Recorder(hooks, metric_names(objective))],
-        )
+        trainer = plan.trainer(arguments, [_Recorder(hooks, plan.metrics)])
     except (RuntimeError, ValueError, ImportError) as error:
         if not plan.settings.report_to:
             raise
@@ -188,7 +153,7 @@ def _trainer(plan: TunePlan, arguments: TrainingArguments, hooks: Hooks) -> Trai
     return trainer
 
 
-def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
+def _arguments(plan: Trainable, folder: Path) -> TrainingArguments:
     settings = plan.settings
     try:
         arguments = TrainingArguments(
@@ -203,7 +168,7 @@ def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
             bf16=settings.bf16,
             seed=settings.seed,
             report_to=list(settings.report_to) or "none",
-            use_cpu=plan.classifier.device.type == "cpu",
+            use_cpu=plan.device.type == "cpu",
             eval_strategy="no" if plan.course == "end" else "epoch",
             save_strategy="epoch" if plan.course == "whole" else "no",
             save_total_limit=2,  # the one before counts until the last is sealed
@@ -217,7 +182,7 @@ def _arguments(plan: TunePlan, folder: Path) -> TrainingArguments:
         if not settings.bf16:
             raise
         raise ConfigError(f"bf16 is not available here: {' '.join(str(error).split())}; leave --bf16 out") from error
-    wanted = plan.classifier.device
+    wanted = plan.device
     if wanted.index and arguments.world_size == 1:
         raise ConfigError(
             f"device '{wanted}': the Trainer takes the first GPU, so set CUDA_VISIBLE_DEVICES={wanted.index}"

@@ -102,12 +102,16 @@ def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None
                 "give the same settings to go on"
             )
     kept = folder / ADAPTER_FILE
-    if adapter is not None and kept.exists() and not same_adapter(adapter_from_file(kept), adapter):
+    if adapter is not None and kept.exists() and not _same(kept, adapter):
         raise StoreError(
             f"{named} holds an unfinished run with another {ADAPTER_FILE}: name another folder, "
             f"or go on with --adapter-config {str(kept)!r}"
         )
     return True
+
+
+def _same(kept: Path, adapter: LoraConfig) -> bool:
+    return same_adapter(adapter_from_file(kept, task_type=str(adapter.task_type)), adapter)
 
 
 def _ours(folder: Path) -> list[Path]:
@@ -301,7 +305,7 @@ def close_folder(result: TuneResult, folder: Path, *, forecast: Forecast | None 
         remove(new)
         new.mkdir()
         result.plan.placed.save_pretrained(str(new))
-        result.plan.classifier.tokenizer.save_pretrained(str(new))
+        result.plan.tokenizer.save_pretrained(str(new))
         mode = new.stat().st_mode & 0o666
         for path in new.rglob("*"):
             if path.is_file():
@@ -309,9 +313,9 @@ def close_folder(result: TuneResult, folder: Path, *, forecast: Forecast | None 
         remove(adapter)  # of a run that was cut off right here
         new.replace(adapter)
     write_history(result.history, folder)
-    last, objective = result.last, result.plan.task.objective
-    words = f"{objective.metric.label} {objective.metric.written(last.main)}, eval loss {last.eval_loss:.4f}"
-    caption = Caption(f"{content['dataset']}: {words}", objective.loss_unit, objective.metric.label)
+    last, metric = result.last, result.plan.metrics[0]
+    words = f"{metric.label} {metric.written(last.main)}, eval loss {last.eval_loss:.4f}"
+    caption = Caption(f"{content['dataset']}: {words}", result.plan.loss_unit, metric.label)
     points = () if forecast is None else forecast.points
     write_whole(folder / FIGURE, lambda path: loss_figure(result.history, caption, path, forecast=points))
     write_whole(folder / RESULT, lambda path: write_json(path, content))

@@ -1,15 +1,17 @@
 """The plan of a fine-tune: the placed model and the rows that it trains and is evaluated on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from foretune.models.adapted import describe_placement
-from foretune.models.classifier import Classifier, Encoded, encode
+from foretune.models.classifier import Classifier, Encoded, encode, padded
 from foretune.models.head_parts import check_saved
 from foretune.models.identity import fingerprint
 from foretune.models.placement import is_base, read_adapters
@@ -17,12 +19,10 @@ from foretune.models.sites import Site
 from foretune.problem import place_for
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task, TextSplit
+from foretune.tasks.metrics import Metric
 from foretune.tasks.objective import Targets
 from foretune.tasks.sampling import draw_indices, split
-
-# `whole`: evaluated before training and after each epoch, with checkpoints to go on from; `epochs`: after each epoch;
-# `end`: after the last one; these two without checkpoints.
-Course = Literal["whole", "epochs", "end"]
+from foretune.training.trainable import Course, steps_in, trainable
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,70 @@ class TunePlan:
         Returns:
             ⌈⌈rows / processes⌉ / batch size⌉.
         """
-        return ceil(ceil(len(self.train.labels) / world_size) / self.settings.train_batch_size)
+        return steps_in(len(self.train.labels), self.settings, world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return self.classifier.device
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.classifier.tokenizer
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Measures, the main one first."""
+        return self.task.objective.metrics
+
+    @property
+    def loss_unit(self) -> str:
+        """What the loss is counted in."""
+        return self.task.objective.loss_unit
+
+    def trainer(self, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> Trainer:
+        """Make what trains it: its evaluation sets are `train`, if there is one, and then `eval`.
+
+        Args:
+            arguments: How.
+            callbacks: What to call meanwhile.
+
+        Returns:
+            The Trainer.
+        """
+        objective = self.task.objective
+        # in this order: read_log closes an epoch at the evaluation rows
+        sets = {} if self.train_eval is None else {"train": self.train_eval.records(by_length=True)}
+        sets["eval"] = self.evaluation.records(by_length=True)
+
+        def collate(records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            labels = objective.tensor(np.array([record["labels"] for record in records]))
+            inputs = [{name: value for name, value in record.items() if name != "labels"} for record in records]
+            return {**padded(inputs, self.classifier), "labels": labels}
+
+        def metrics(prediction: EvalPrediction) -> dict[str, float]:
+            given = prediction.predictions
+            outputs = np.asarray(given[0] if isinstance(given, tuple) else given, dtype=np.float64)
+            return dict(objective.measure(outputs, np.asarray(prediction.label_ids)))
+
+        return Trainer(
+            model=self.placed,
+            args=arguments,
+            data_collator=collate,
+            train_dataset=self.train.records(),
+            eval_dataset=sets,
+            compute_metrics=metrics,
+            callbacks=list(callbacks),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Say what was understood, before the work starts.
+
+        Returns:
+            Facts by name, JSON-ready.
+        """
+        return _describe(self)
 
 
 def prepare_tune(
@@ -144,15 +207,7 @@ def _select(rows: Rows, positions: NDArray[np.int64]) -> Rows:
     return Rows(encoded, rows.labels[positions], rows.indices[positions])
 
 
-def describe_tune(plan: TunePlan) -> dict[str, Any]:
-    """Say what was understood, before the work starts.
-
-    Args:
-        plan: What will be done.
-
-    Returns:
-        Facts by name, JSON-ready.
-    """
+def _describe(plan: TunePlan) -> dict[str, Any]:
     task, settings = plan.task, plan.settings
     counts = trainable(plan.placed)
     encoded = (plan.train.encoded, plan.evaluation.encoded)
@@ -188,19 +243,3 @@ def describe_tune(plan: TunePlan) -> dict[str, Any]:
         },
         "steps": settings.epochs * plan.steps_per_epoch(),
     }
-
-
-def trainable(placed: PeftModel) -> dict[str, int]:
-    """Count the trainable parameters, those of the adapters and those of the head apart.
-
-    Args:
-        placed: A peft model.
-
-    Returns:
-        Numbers `adapter` and `head`.
-    """
-    counts = {"adapter": 0, "head": 0}
-    for name, parameter in placed.named_parameters():
-        if parameter.requires_grad:
-            counts["adapter" if "lora_" in name else "head"] += parameter.numel()
-    return counts

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foretune.report.terminal import print_facts
-from foretune.tasks.metrics import METRICS
+from foretune.tasks.metrics import metrics_of
 
 
 def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
@@ -15,7 +15,7 @@ def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> 
 
     Args:
         console: Where to.
-        facts: From `describe_tune`.
+        facts: From a plan's `describe`.
         placement: The adapter in words.
     """
     data, counts = facts["data"], facts["placement"]
@@ -28,14 +28,42 @@ def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> 
             f"{data['train_rows']} rows train ({data['train_split']}), {data['eval_rows']} rows of "
             f"{data['eval_split']} evaluate, {data['train_eval_rows']} training rows evaluated again",
         ),
-        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']} ({_outputs(data)})"),
-        ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
+        *(_tokens(data) if data["task"] == "causal-lm" else _texts(data)),
         ("adapter", f"{placement}; {len(counts['modules'])} modules, {counts['trainable_parameters']:,} parameters"),
+        *(_head(facts) if data["task"] != "causal-lm" else [("", note) for note in facts["notes"]]),
+    ]
+    print_facts(console, rows)
+
+
+def _head(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    counts = facts["placement"]
+    return [
         ("head", f"trains too, {counts['head_parameters']:,} parameters (from {facts['head_source']})"),
         *([("new", f"{', '.join(facts['head_new'])} from {facts['head_source']}")] if facts["head_new"] else []),
         *(("", note) for note in facts["head_notes"]),
     ]
-    print_facts(console, rows)
+
+
+def _texts(data: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("columns", f"text: {', '.join(data['text_columns'])}; label: {data['label_column']} ({_outputs(data)})"),
+        ("length", f"up to {data['max_length']} tokens, {data['truncated_share']:.1%} of the texts truncated"),
+    ]
+
+
+def _tokens(data: dict[str, Any]) -> list[tuple[str, str]]:
+    given = data["loss_on"] or ("completion" if data["format"] in ("prompt-completion", "instruction") else "all")
+    emptied = data["emptied_rows"]
+    left_out = f"; {emptied} left out, for no token of theirs carries loss" if emptied else ""
+    return [
+        ("columns", f"{', '.join(data['text_columns'])} ({data['format']}); loss on: {given}"),
+        ("tokens", f"{data['train_targets']:,} carry loss in training, {data['eval_targets']:,} in the evaluation"),
+        (
+            "length",
+            f"up to {data['max_length']} tokens, {data['truncated_rows']} rows truncated "
+            f"({data['truncated_share']:.1%}){left_out}",
+        ),
+    ]
 
 
 def print_tune(console: Console, result: dict[str, Any]) -> None:
@@ -55,7 +83,7 @@ def print_tune(console: Console, result: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     table = Table(show_edge=False, pad_edge=False)
-    metrics = METRICS[result["details"]["data"]["task"]]
+    metrics = metrics_of(result["details"]["data"]["task"])
     labels = (metric.label for metric in metrics)
     for name in ("epoch", "train loss", "in eval mode", "eval loss", *labels, "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -70,13 +98,13 @@ def print_tune(console: Console, result: dict[str, Any]) -> None:
     if result["diverged"]:
         console.print("• The training diverged: losses are not finite. Lower the learning rate.", style="red")
     main, best = metrics[0], result["best_epoch"]
-    last, largest = (
+    last, reached = (
         None if epoch is None else epoch[f"eval_{main.name}"]
         for epoch in (result["final"], None if best is None else result["epochs"][best])
     )
-    if largest is not None and (last is None or largest > last):
+    if reached is not None and (last is None or main.better * reached > main.better * last):
         console.print(
-            f"• {main.label[0].upper()}{main.label[1:]} was best after epoch {best} ({main.written(largest)}); the "
+            f"• {main.label[0].upper()}{main.label[1:]} was best after epoch {best} ({main.written(reached)}); the "
             "adapter saved is that of the last epoch.",
             style="yellow",
         )

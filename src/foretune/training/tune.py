@@ -11,14 +11,18 @@ from typing import Any
 
 from peft import LoraConfig
 
+from foretune.language.rows import LanguageTask
 from foretune.models.classifier import own_classifier
+from foretune.models.language_model import own_language_model
 from foretune.report.curves import Epoch, History
 from foretune.report.provenance import versions
 from foretune.report.store import finite
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task
 from foretune.training.fit import Hooks, fit
-from foretune.training.plan import TunePlan, describe_tune, prepare_tune
+from foretune.training.language import prepare_language
+from foretune.training.plan import prepare_tune
+from foretune.training.trainable import Trainable
 
 SCHEMA = 1
 
@@ -36,7 +40,7 @@ class TuneResult:
         seconds: Of `load`, `train`, `evaluate` and `total`; training and evaluation over all restarts.
     """
 
-    plan: TunePlan
+    plan: Trainable
     history: History
     is_main: bool
     world_size: int
@@ -54,7 +58,7 @@ class TuneResult:
         Returns:
             JSON-ready values; what is not finite is None.
         """
-        facts = describe_tune(self.plan)
+        facts = self.plan.describe()
         best = self.history.best
         losses = [step.loss for step in self.history.steps]
         content = {
@@ -81,11 +85,11 @@ class TuneResult:
         return laid_out
 
 
-def run_tune(plan: TunePlan, folder: Path, *, seconds_load: float = 0.0, hooks: Hooks | None = None) -> TuneResult:
+def run_tune(plan: Trainable, folder: Path, *, seconds_load: float = 0.0, hooks: Hooks | None = None) -> TuneResult:
     """Carry out a plan.
 
     Args:
-        plan: From `prepare_tune`; its model is trained in place.
+        plan: From `prepare_tune` or `prepare_language`; its model is trained in place.
         folder: Folder for the checkpoints.
         seconds_load: Time that loading took, for the record.
         hooks: What to call meanwhile.
@@ -108,7 +112,7 @@ def tune(
     model: Any,
     tokenizer: Any,
     config: LoraConfig | None,
-    task: Task,
+    task: Task | LanguageTask,
     *,
     settings: TuneSettings | None = None,
 ) -> TuneResult:
@@ -118,16 +122,22 @@ def tune(
     `foretune tune --output`.
 
     Args:
-        model: transformers sequence classifier in eval mode, or a peft model with its adapter (then it is trained).
+        model: transformers sequence classifier in eval mode, or for language causal language model; or a peft model of
+            one with its adapter (then it is trained).
         tokenizer: Its tokenizer.
         config: peft's configuration; None if the model is a peft model already.
-        task: Data, from `load_task` or `task_from_datasets`.
+        task: Data, from `load_task` or `task_from_datasets`, or `load_language_task` or `language_task_from_datasets`.
         settings: Settings; None takes the defaults.
 
     Returns:
         The result.
     """
-    classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
-    plan = prepare_tune(classifier, task, config, settings or TuneSettings())
+    plan: Trainable
+    if isinstance(task, LanguageTask):
+        language = own_language_model(model, tokenizer, bare=config is not None)
+        plan = prepare_language(language, task, config, settings or TuneSettings())
+    else:
+        classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
+        plan = prepare_tune(classifier, task, config, settings or TuneSettings())
     with tempfile.TemporaryDirectory() as folder:
         return run_tune(plan, Path(folder))

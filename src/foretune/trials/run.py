@@ -20,7 +20,8 @@ from foretune.tasks.load import Task
 from foretune.tasks.metrics import Metric
 from foretune.tasks.sampling import Split, split
 from foretune.training.fit import Hooks
-from foretune.training.plan import Course, prepare_tune
+from foretune.training.plan import prepare_tune
+from foretune.training.trainable import Course
 from foretune.training.tune import run_tune
 from foretune.trials.plan import Extent, Trial
 from foretune.trials.rows import restrict

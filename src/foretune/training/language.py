@@ -1,0 +1,286 @@
+"""The plan of a language model's fine-tune: the placed model and the tokens that it trains and is evaluated on."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from foretune.errors import DataError
+from foretune.language.encode import EncodedRows, encode_rows
+from foretune.language.rows import LanguageSplit, LanguageTask
+from foretune.models.adapted import describe_placement
+from foretune.models.alignment import table_size
+from foretune.models.identity import fingerprint
+from foretune.models.language_model import LanguageModel
+from foretune.models.output_layer import LANGUAGE
+from foretune.models.placement import is_base, place, read_adapters
+from foretune.models.sites import Site
+from foretune.settings.commands import TuneSettings
+from foretune.tasks.metrics import LANGUAGE_METRICS, Metric
+from foretune.tasks.sampling import draw_indices, split_rows
+from foretune.training.language_trainer import LanguageTrainer, make_collator, measure
+from foretune.training.trainable import Course, steps_in, trainable
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows as tokens with labels.
+
+    Attributes:
+        features: For each row `input_ids`, `attention_mask` and `labels`, as `encode_rows` gives them.
+        indices: Rows of the split that they come from.
+    """
+
+    features: tuple[dict[str, list[int]], ...]
+    indices: NDArray[np.int64]
+
+    @property
+    def n_targets(self) -> int:
+        """How many tokens carry loss: the first one of a row has nothing before it."""
+        return sum(label != -100 for feature in self.features for label in feature["labels"][1:])
+
+    def records(self, *, by_length: bool = False) -> list[dict[str, list[int]]]:
+        """List the rows as a Trainer's data set.
+
+        Args:
+            by_length: Whether to put the longest first, so that batches hold little padding.
+
+        Returns:
+            The rows' lists.
+        """
+        if not by_length:
+            return list(self.features)
+        return sorted(self.features, key=lambda feature: -len(feature["input_ids"]))
+
+
+@dataclass(frozen=True)
+class LanguagePlan:
+    """A placed language model and how it will be trained.
+
+    Attributes:
+        language: The user's model and tokenizer, with the adapters in `placed`.
+        placed: peft model.
+        sites: Adapted modules.
+        task: Data.
+        settings: Settings.
+        train: Training rows.
+        train_eval: Training rows that the loss is taken on in eval mode; None for none.
+        evaluation: Evaluation rows.
+        max_length: Most tokens of a row.
+        n_truncated: Rows of the splits in use that were longer.
+        n_emptied: Rows of these splits of which no token carries loss, so that they are left out.
+        course: When it is evaluated, and whether it can be resumed.
+    """
+
+    language: LanguageModel
+    placed: PeftModel
+    sites: tuple[Site, ...]
+    task: LanguageTask
+    settings: TuneSettings
+    train: TokenRows
+    train_eval: TokenRows | None
+    evaluation: TokenRows
+    max_length: int
+    n_truncated: int
+    n_emptied: int
+    course: Course = "whole"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie."""
+        return self.language.device
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self.language.tokenizer
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Measures, the main one first."""
+        return LANGUAGE_METRICS
+
+    @property
+    def loss_unit(self) -> str:
+        """What the loss is counted in."""
+        return "nats a token"
+
+    def steps_per_epoch(self, world_size: int = 1) -> int:
+        """Count the optimiser steps of an epoch.
+
+        Args:
+            world_size: Processes that share the work.
+
+        Returns:
+            ⌈⌈rows / processes⌉ / batch size⌉.
+        """
+        return steps_in(len(self.train.features), self.settings, world_size)
+
+    def trainer(self, arguments: TrainingArguments, callbacks: Sequence[TrainerCallback]) -> Trainer:
+        """Make what trains it: its evaluation sets are `train`, if there is one, and then `eval`.
+
+        Args:
+            arguments: How.
+            callbacks: What to call meanwhile.
+
+        Returns:
+            The Trainer.
+        """
+        # in this order: read_log closes an epoch at the evaluation rows
+        sets = {} if self.train_eval is None else {"train": self.train_eval.records(by_length=True)}
+        sets["eval"] = self.evaluation.records(by_length=True)
+        return LanguageTrainer(
+            model=self.placed,
+            args=arguments,
+            data_collator=make_collator(int(self.tokenizer.pad_token_id)),
+            train_dataset=self.train.records(),
+            eval_dataset=sets,
+            compute_metrics=measure,
+            callbacks=list(callbacks),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Say what was understood, before the work starts.
+
+        Returns:
+            Facts by name, JSON-ready.
+        """
+        return _describe(self)
+
+
+def prepare_language(
+    language: LanguageModel,
+    task: LanguageTask,
+    config: LoraConfig | None,
+    settings: TuneSettings,
+    *,
+    inplace: bool = False,
+) -> LanguagePlan:
+    """Place the adapters, choose and tokenise the rows: all that can go wrong before the work starts.
+
+    With an evaluation split all rows of the training split train; without one, a fifth of them is held out, by the
+    numbers of the rows as of a classifier's data. `eval_samples` chooses among the rows to evaluate on, and never
+    changes what trains. Rows of which no token carries loss are left out.
+
+    Args:
+        language: Model and tokenizer.
+        task: Data.
+        config: peft's configuration; None if the model is a peft model already.
+        settings: Settings.
+        inplace: Whether the adapters may go into the model itself instead of a copy.
+
+    Returns:
+        The plan.
+
+    Raises:
+        DataError: If no row that trains, or none to evaluate on, has a token that carries loss.
+    """
+    placed = _placed(language, config, settings, inplace=inplace)
+    sites = read_adapters(placed, seed=settings.seed).sites
+    limits = (settings.max_length, language.position_limit)
+    max_length = min(limit for limit in limits if limit is not None)
+    n_eval = None if task.evaluation is None else len(task.evaluation.rows)
+    training, predicted = split_rows(
+        len(task.train.rows), n_eval, eval_samples=settings.eval_samples, seed=settings.seed
+    )
+    encoded = _encode(task.train, task, language, max_length)
+    parts = [encoded]
+    if task.evaluation is not None:
+        parts.append(_encode(task.evaluation, task, language, max_length))
+    train = _select(parts[0], training, "that train")
+    evaluation = _select(parts[-1], predicted, "to evaluate on")
+    train_eval = None
+    if settings.train_eval_samples:
+        n_rows = len(train.features)
+        chosen = np.sort(draw_indices(n_rows, min(settings.train_eval_samples, n_rows), seed=0))
+        train_eval = TokenRows(tuple(train.features[row] for row in chosen), train.indices[chosen])
+    return LanguagePlan(
+        language=language,
+        placed=placed,
+        sites=sites,
+        task=task,
+        settings=settings,
+        train=train,
+        train_eval=train_eval,
+        evaluation=evaluation,
+        max_length=max_length,
+        n_truncated=sum(part.n_truncated for part in parts),
+        n_emptied=sum(part.n_emptied for part in parts),
+    )
+
+
+def _placed(language: LanguageModel, config: LoraConfig | None, settings: TuneSettings, *, inplace: bool) -> PeftModel:
+    if config is None:
+        placed: PeftModel = language.model
+        return placed
+    if config.task_type is None:
+        config = copy.copy(config)
+        config.task_type = LANGUAGE
+    return place(language.model, config, seed=settings.seed, inplace=inplace)
+
+
+def _encode(split: LanguageSplit, task: LanguageTask, language: LanguageModel, max_length: int) -> EncodedRows:
+    """The whole split, so that messages name its rows by their numbers."""
+    return encode_rows(
+        split.rows,
+        language.tokenizer,
+        max_length=max_length,
+        loss_on=task.loss_on,
+        vocab_size=table_size(language.model),
+    )
+
+
+def _select(encoded: EncodedRows, rows: Iterable[int], which: str) -> TokenRows:
+    places = {row: place for place, row in enumerate(encoded.kept)}
+    kept = [int(row) for row in rows if int(row) in places]
+    if not kept:
+        raise DataError(
+            f"none of the rows {which} has a token that carries loss within max_length = {encoded.max_length}: raise "
+            f"max_length, or give more rows"
+        )
+    return TokenRows(tuple(encoded.features[places[row]] for row in kept), np.array(kept, dtype=np.int64))
+
+
+def _describe(plan: LanguagePlan) -> dict[str, Any]:
+    task, settings = plan.task, plan.settings
+    counts = trainable(plan.placed)
+    n_rows = len(task.train.rows) + (0 if task.evaluation is None else len(task.evaluation.rows))
+    return {
+        "model": plan.language.source,
+        "weights": fingerprint(plan.placed),
+        "dataset": task.source,
+        "architecture": type(plan.placed.get_base_model()).__name__,
+        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
+        "notes": list(plan.language.notes),
+        "placement": {
+            **describe_placement(plan.placed.active_peft_config, plan.sites),
+            "modules": [site.name for site in plan.sites],
+            "trainable_parameters": counts["adapter"],
+            "head_parameters": counts["head"],
+        },
+        "data": {
+            "task": "causal-lm",
+            "format": task.format,
+            "text_columns": list(task.columns),
+            "loss_on": task.loss_on,
+            "train_split": task.train.name,
+            "eval_split": f"{task.train.name} (held out)" if task.evaluation is None else task.evaluation.name,
+            "train_rows": len(plan.train.features),
+            "train_eval_rows": 0 if plan.train_eval is None else len(plan.train_eval.features),
+            "eval_rows": len(plan.evaluation.features),
+            "train_targets": plan.train.n_targets,
+            "eval_targets": plan.evaluation.n_targets,
+            "fingerprint": task.fingerprint,
+            "max_length": plan.max_length,
+            "truncated_rows": plan.n_truncated,
+            "truncated_share": plan.n_truncated / n_rows,
+            "emptied_rows": plan.n_emptied,
+        },
+        "steps": settings.epochs * plan.steps_per_epoch(),
+    }
