@@ -106,6 +106,7 @@ def classifiers_only(command: str, model: ModelConfig, data: DataConfig) -> Iter
 
     Raises:
         ConfigError: If the configuration is one of a language model.
+        DataError: As it came, if it is not.
     """
     refusal = f"foretune {command} does not take causal language models yet: foretune tune does"
     if data.task == "causal-lm":

@@ -94,7 +94,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
 
 
 def fit(plan: Trainable, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
-    """Train what the plan trains with AdamW on the loss of the task; go on from the last whole checkpoint if there is one.
+    """Train adapter and head with AdamW on the plan's loss; go on from the last whole checkpoint if there is one.
 
     The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. Unless the plan says
     otherwise, the model is evaluated before training and after each epoch, and the last two checkpoints are kept.

@@ -1,4 +1,4 @@
-"""The Trainer of a language model: the loss of a batch is its model's own, that of an evaluation counts every token once."""
+"""The Trainer of a language model: the loss of a batch is the model's own, an evaluation counts every token once."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
