@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 
 from foretune.errors import ConfigError, DataError
-from foretune.language.load import language_task_from_datasets, load_language_task
+from foretune.language.load import holds_language, language_task_from_datasets, load_language_task
 from foretune.language.rows import Chat, Completion, Message, Text
 from foretune.settings.groups import DataConfig
+from foretune.tasks.sources import splits_in_memory
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +251,42 @@ def test_settings_of_labels_are_refused(setting, tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"text": "a"}])
     with pytest.raises(ConfigError, match="data of a language model has no labels; leave it out"):
         load(path, **setting)
+
+
+TALK = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so"}]
+KINDS = [
+    ({"messages": [TALK]}, {}, True),
+    ({"messages": [TALK], "category": ["open"]}, {}, True),
+    ({"prompt": ["a"], "completion": ["b"]}, {}, True),
+    ({"instruction": ["a"], "input": ["c"], "output": ["b"], "category": ["open"]}, {}, True),
+    ({"talk": [TALK]}, {"text_column": ("talk",)}, True),
+    ({"text": ["a"]}, {}, None),
+    ({"body": ["a"]}, {"text_column": ("body",)}, None),
+    ({"first": ["a"], "second": ["b"]}, {"text_column": ("first", "second")}, None),
+    ({"text": ["a"], "label": [0]}, {}, False),
+    ({"text": ["a"], "label": [0]}, {"task": "causal-lm"}, True),
+    ({"text": ["a"], "label": [0], "prompt": ["a"], "completion": ["b"]}, {}, False),
+    ({"first": ["a"], "second": ["b"], "label": [0]}, {"text_column": ("first", "second")}, False),
+    ({"text": ["a"], "kind": [0]}, {"label_column": ("kind",)}, False),
+    ({"text": ["a"], "kind": [0]}, {"positive_from": 1}, False),
+    ({"messages": [TALK]}, {"task": "classification"}, False),
+    ({"messages": [TALK]}, {"train_split": "none"}, False),
+    ({"chosen": ["a"], "rejected": ["b"]}, {}, False),
+    ({"anything": ["a"]}, {}, False),
+]
+
+
+@pytest.mark.parametrize(("columns", "options", "expected"), KINDS)
+def test_data_tells_whether_it_is_for_language_models(columns, options, expected):
+    """The model is asked where `expected` is None, and only there."""
+    splits = splits_in_memory(datasets.Dataset.from_dict(columns))
+    asked = []
+
+    def is_causal():
+        asked.append(True)
+        return len(asked) == 1
+
+    assert holds_language(splits, DataConfig("memory", **options), is_causal=is_causal) == (expected in (True, None))
+    assert bool(asked) == (expected is None)
+    if expected is None:
+        assert not holds_language(splits, DataConfig("memory", **options), is_causal=is_causal)

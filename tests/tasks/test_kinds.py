@@ -217,7 +217,7 @@ def from_memory(labels, config):
     from foretune.readers.arrow import splits_of
     from foretune.tasks import load
 
-    return load._task(splits_of(rows(labels)), config)
+    return load.task_of(splits_of(rows(labels)), config)
 
 
 # ---- faults

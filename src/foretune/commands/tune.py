@@ -160,6 +160,7 @@ def _tune(
         goes_on = writes and claim(folder, flags, given)
         drawn = read_forecast(folder, forecast)
         plan, words = _plan_language(config, given, splits) if language else _plan(config, given, splits)
+        del splits  # with the tables that were read
     seconds_load = time.perf_counter() - start
     if not brief:
         print_tune_plan(log, plan.describe(), words)
