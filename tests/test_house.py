@@ -19,7 +19,7 @@ FLOORS = [
     ["language"],
     ["models"],
     ["ntk"],
-    ["problem"],
+    ["problem", "sequence_plan"],
     ["forecasting"],
     ["ledger", "scoring", "ranking", "training"],
     ["trials"],

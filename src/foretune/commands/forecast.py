@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import classifiers_only, free_folder, load, read_adapter, say_where
+from foretune.commands.loading import (
+    free_folder,
+    is_language,
+    load,
+    load_language,
+    open_data,
+    read_adapter,
+    say_where,
+)
+from foretune.errors import ConfigError
 from foretune.settings.commands import Configuration, ForecastSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pair, Recipe, Sample, Spending
 
@@ -14,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from foretune.problem import Plan
+    from foretune.readers.folder import Splits
     from foretune.trials.forecast import Bought
     from foretune.trials.run import Tried
 
@@ -27,6 +37,7 @@ def forecast(
     sample: Annotated[Sample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
     rows: Annotated[tuple[Pair, ...] | None, Parameter(group="Training")] = None,
+    memory: Annotated[str, Parameter(group="Run")] = ForecastSettings.memory,
     trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -34,6 +45,8 @@ def forecast(
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
     """Forecast the run of `foretune tune` with the same flags: its end with 90% intervals, and the course there.
+
+    Of a causal language model (--task causal-lm): the simulated run, plugged into the model, without an interval.
 
     Example: foretune forecast --model ./MiniLM --dataset ./sst2 --target-modules query value --epochs 5 --output run
 
@@ -47,6 +60,7 @@ def forecast(
         sample: What is known of the data.
         recipe: The run that is forecast.
         rows: Numbers of training rows, rising, for which the run is forecast as well: how many are enough?
+        memory: What the gradients of a language model's sequences may take, such as 2GB.
         trials: What may be trained before it.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         output: New folder for result.json, curve.csv, curve.png and config.yaml; with --rows rows.csv and rows.png.
@@ -54,7 +68,8 @@ def forecast(
         json: Print result.json to stdout instead of the table.
     """
     groups = (sample or Sample(), recipe or Recipe(), trials or Spending())
-    settings = ForecastSettings(**{name: value for group in groups for name, value in vars(group).items()}, rows=rows)
+    known = {name: value for group in groups for name, value in vars(group).items()}
+    settings = ForecastSettings(**known, rows=rows, memory=memory)
     run_config = Configuration(model, data, one_adapter(adapter, adapter_config), settings)
     forecast_command(run_config, output, calibration, as_json=json)
 
@@ -100,12 +115,20 @@ def make_forecast(
     Returns:
         What `result.json` holds.
     """
-    with classifiers_only("forecast", config.model, config.data), free_folder(output):
-        return _forecast(config, output, calibration, brief=brief)
+    with free_folder(output):
+        splits = open_data(config.data)
+        if is_language(config.model, config.data, splits):
+            return _forecast_language(config, output, calibration, splits, brief=brief)
+        return _forecast(config, output, calibration, splits, brief=brief)
 
 
 def _forecast(
-    config: Configuration[ForecastSettings], output: Path | None, calibration: Path | None, *, brief: bool
+    config: Configuration[ForecastSettings],
+    output: Path | None,
+    calibration: Path | None,
+    splits: "Splits",
+    *,
+    brief: bool,
 ) -> dict[str, Any]:
     """Forecast, and save to a free folder that no other run writes to."""
     from foretune.report.terminal import console, progress
@@ -125,7 +148,7 @@ def _forecast(
         trains = parse_spend(settings.spend) > 0  # trials need the model as it is
         calibrated = read_calibration(calibration)
         given = read_adapter(config)
-        loaded = load(config, given, seed=settings.seed)
+        loaded = load(config, given, seed=settings.seed, splits=splits)
         bought = buy_trials(loaded.classifier, loaded.task, loaded.lora, settings, name=loaded.words)
         plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, settings, inplace=not trains)
     seconds_load = time.perf_counter() - start
@@ -146,6 +169,56 @@ def _forecast(
     if output is not None:
         own = None if calibration is None else calibrated
         save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
+    if not brief:
+        say_where(log, output)
+    return result.to_dict()
+
+
+def _forecast_language(
+    config: Configuration[ForecastSettings],
+    output: Path | None,
+    calibration: Path | None,
+    splits: "Splits",
+    *,
+    brief: bool,
+) -> dict[str, Any]:
+    """The same of a causal language model, which no calibration knows and for which no trials are made."""
+    from foretune.report.terminal import console, progress
+    from foretune.settings.spend import parse_spend
+
+    settings = config.settings
+    if calibration is not None:
+        raise ConfigError(f"--calibration {str(calibration)!r}: none knows causal language models yet, leave it out")
+    if parse_spend(settings.spend) > 0:
+        raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
+    if settings.rows is not None:
+        raise ConfigError("rows: causal language models are forecast for the rows that there are, leave it out")
+    log = console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.forecasting.files import save_sequence_forecast
+        from foretune.forecasting.report import print_sequence_plan
+        from foretune.forecasting.sequence_forecast import forecast_sequences
+        from foretune.forecasting.sequence_simulation import n_passed
+        from foretune.sequence_plan import describe_sequences, prepare_sequences
+
+        given = read_adapter(config, language=True)
+        loaded = load_language(config, given, splits)
+        plan = prepare_sequences(loaded.language, loaded.task, loaded.lora, settings, inplace=True)
+    seconds_load = time.perf_counter() - start
+    if not brief:
+        print_sequence_plan(log, describe_sequences(plan), loaded.words)
+    done = 0
+    with progress(log, "sequences through the model", n_passed(plan, settings)) as update:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            update(completed=done)
+
+        result = forecast_sequences(plan, settings, seconds_load=seconds_load, on_batch=advance)
+    if output is not None:
+        save_sequence_forecast(result, output, config.to_dict(), adapter=given)
     if not brief:
         say_where(log, output)
     return result.to_dict()

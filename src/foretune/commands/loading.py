@@ -108,7 +108,7 @@ def classifiers_only(command: str, model: ModelConfig, data: DataConfig) -> Iter
         ConfigError: If the configuration is one of a language model.
         DataError: As it came, if it is not.
     """
-    refusal = f"foretune {command} does not take causal language models yet: foretune tune does"
+    refusal = f"foretune {command} does not take causal language models yet: foretune forecast and foretune tune do"
     if data.task == "causal-lm":
         raise ConfigError(refusal)
     try:

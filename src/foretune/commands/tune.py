@@ -153,8 +153,6 @@ def _tune(
         flags = config.to_dict()
         splits = open_data(config.data)
         language = is_language(config.model, config.data, splits)
-        if language and forecast is not None:
-            raise ConfigError(f"--forecast {str(forecast)!r}: language models are not forecast yet, leave it out")
         given = read_adapter(config, language=language)
         writes = output is not None and is_first_process()
         goes_on = writes and claim(folder, flags, given)

@@ -23,6 +23,7 @@ from foretune.forecasting.risk import Risk
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.terms import TERMS, terms, within_limits
 from foretune.forecasting.with_trials import TRIAL_TERMS, Trials, reach_of_trials, together, trial_terms
+from foretune.settings.groups import TaskKind
 from foretune.tasks.metrics import Kind, Metric, main_metric
 
 LEAST_GROUPS = 3
@@ -144,7 +145,7 @@ class RunForecast:
     levels: Mapping[str, Interval] | None
     order: tuple[float, float]
     reach: Reach
-    kind: Kind = "classification"
+    kind: TaskKind = "classification"
     calibrated: bool = True
     note: str = ""
     breadth: float = 1.0

@@ -70,17 +70,32 @@ class Linearised:
         Returns:
             The adapter before training: the first rows of each A, rescaled as peft would draw them.
         """
-        positions = tuple(sorted(sites))
-        a, scaling = [], []
-        for index in positions:
-            site = self.sites[index]
-            own_rank = site.rank if rank is None else rank
-            # K grows by (r/r')^exponent: s = α/r or α/√r is 2 or 1 of it, the 1/r of gaussian entries of A is 2 more
-            of_a = 2.0 if site.rank_exponent > 2.0 else 0.0
-            ratio = site.rank / own_rank
-            a.append(self.rows[index][:own_rank] * ratio ** (of_a / 2.0))
-            scaling.append(site.scaling * ratio ** ((site.rank_exponent - of_a) / 2.0))
-        return Start(positions, tuple(a), tuple(scaling))
+        return start_of(self.sites, self.rows, sites, rank)
+
+
+def start_of(all_sites: Sequence[Site], rows: Sequence[Tensor], sites: Sequence[int], rank: int | None) -> Start:
+    """Take one adapter out of all that a pass has seen.
+
+    Args:
+        all_sites: Every adapted module, at the largest rank.
+        rows: For each the rows of A at that rank, of which the first are the adapter's own.
+        sites: Positions of the adapter's modules.
+        rank: Its rank, at most the largest; None takes that.
+
+    Returns:
+        The adapter before training: the first rows of each A, rescaled as peft would draw them.
+    """
+    positions = tuple(sorted(sites))
+    a, scaling = [], []
+    for index in positions:
+        site = all_sites[index]
+        own_rank = site.rank if rank is None else rank
+        # K grows by (r/r')^exponent: s = α/r or α/√r is 2 or 1 of it, the 1/r of gaussian entries of A is 2 more
+        of_a = 2.0 if site.rank_exponent > 2.0 else 0.0
+        ratio = site.rank / own_rank
+        a.append(rows[index][:own_rank] * ratio ** (of_a / 2.0))
+        scaling.append(site.scaling * ratio ** ((site.rank_exponent - of_a) / 2.0))
+    return Start(positions, tuple(a), tuple(scaling))
 
 
 def linearise(

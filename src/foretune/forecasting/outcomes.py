@@ -2,22 +2,25 @@
 
 from math import exp, log
 
-from foretune.tasks.metrics import Kind, main_metric, metric_named
+from foretune.settings.groups import TaskKind
+from foretune.tasks.metrics import main_metric, metric_named
 
 Outcome = str  # `train_loss`, `eval_loss` or the name of the main metric
 LOSSES: tuple[Outcome, ...] = ("train_loss", "eval_loss")
-LOSS_LIMITS: dict[Kind, tuple[float, float]] = {  # squared errors are in the unit of their targets, whichever that is
+# Squared errors are in the unit of their targets, whichever that is.
+LOSS_LIMITS: dict[TaskKind, tuple[float, float]] = {
     "classification": (1e-3, 20.0),
     "multi-label": (1e-3, 20.0),
+    "causal-lm": (1e-3, 20.0),
     "regression": (1e-12, 1e12),
 }
 
 
-def outcomes_of(kind: Kind) -> tuple[Outcome, ...]:
+def outcomes_of(kind: TaskKind) -> tuple[Outcome, ...]:
     """What is forecast of a run.
 
     Args:
-        kind: Kind of task.
+        kind: TaskKind of task.
 
     Returns:
         Both losses, and the name of the main metric.
@@ -28,13 +31,13 @@ def outcomes_of(kind: Kind) -> tuple[Outcome, ...]:
 OUTCOMES = outcomes_of("classification")
 
 
-def scale(outcome: Outcome, value: float, kind: Kind = "classification") -> float:
+def scale(outcome: Outcome, value: float, kind: TaskKind = "classification") -> float:
     """Bring a value to the scale that it is calibrated on.
 
     Args:
         outcome: Which outcome.
         value: Accuracy as a fraction or another metric, or loss.
-        kind: Kind of task.
+        kind: TaskKind of task.
 
     Returns:
         A metric on its own scale (`Metric.to_scale`); logarithm of a loss kept within `LOSS_LIMITS`, of nats

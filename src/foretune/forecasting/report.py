@@ -34,6 +34,40 @@ def print_forecast_plan(console: Console, facts: Mapping[str, Any], placement: s
     print_layout_notes(console, adapter)
 
 
+def print_sequence_plan(console: Console, facts: Mapping[str, Any], placement: str) -> None:
+    """Say what was understood of a language model's run before the work starts.
+
+    Args:
+        console: Where to.
+        facts: From `foretune.sequence_plan.describe_sequences`.
+        placement: The adapter in words.
+    """
+    data, adapter = facts["data"], facts["adapter"]
+    given = data["loss_on"] or ("completion" if data["format"] in ("prompt-completion", "instruction") else "all")
+    emptied = f"; {data['emptied_rows']} left out, for no token of theirs carries loss" if data["emptied_rows"] else ""
+    rows = [
+        ("model", facts["model"]),
+        ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
+        ("device", f"{facts['device']}, {facts['threads']} threads"),
+        ("data", facts["dataset"]),
+        ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
+        ("columns", f"{', '.join(data['text_columns'])} ({data['format']}); loss on: {given}"),
+        (
+            "samples",
+            f"{facts['n']} known with {data['known_targets']:,} targets, {facts['n_eval']} to predict with "
+            f"{data['eval_targets']:,}",
+        ),
+        (
+            "length",
+            f"up to {data['max_length']} tokens, {data['truncated_rows']} rows truncated "
+            f"({data['truncated_share']:.1%}){emptied}",
+        ),
+        ("adapter", f"{placement}; {adapter['sites']} modules, {adapter['parameters']:,} parameters"),
+        *(("", note) for note in facts["notes"]),
+    ]
+    print_facts(console, rows)
+
+
 def model_and_data_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Say which model and data were read, as the first rows of what was understood.
 

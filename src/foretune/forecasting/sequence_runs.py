@@ -135,6 +135,15 @@ class SequenceRuns(nn.Module):
         loss = total / sample.sketches.targets.to(total.dtype).sum()
         return loss, loss.double().exp(), torch.cat([z for _, z in parts]).permute(2, 0, 1)
 
+    def weights(self, run: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """Read one run's adapter as it is: A, r × d_in, and s B, d_out × r, of each of its sites by position."""
+        found = {}
+        for adapter in self.adapters:
+            for place in (adapter.runs == run).nonzero()[:, 0].tolist():
+                scaled = adapter.b[place].detach().T * adapter.scaling[place]
+                found[adapter.site] = (adapter.a[place].detach(), scaled)
+        return found
+
     def movement(self) -> NDArray[np.float64]:
         """How far each run's adapters went from zero, in units of their own A."""
         return mean_movement(self.adapters, self.count)

@@ -125,6 +125,7 @@ def train_runs(
     n: int,
     points: int = 1,
     looks: Collection[int] = (),
+    on_look: Callable[[int], None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> tuple[Trajectory, ...]:
     """Train runs over the steps of a schedule.
@@ -137,6 +138,7 @@ def train_runs(
         n: Training examples in the sample.
         points: Evaluations spread over the steps, beside the one before training; the last is at the end.
         looks: Steps after which it is evaluated as well.
+        on_look: Called with the steps done after each evaluation, with the runs as they are then.
         on_step: Called after each step.
 
     Returns:
@@ -161,6 +163,8 @@ def train_runs(
         if number in at:
             with torch.no_grad():
                 measured.append((number, runs.measure(evaluation)))
+            if on_look is not None:
+                on_look(number)
         if on_step is not None:
             on_step()
     with torch.no_grad():

@@ -103,7 +103,7 @@ def simulate_runs(
     n, metric = linearised.train.factors.n, linearised.train.objective.metric
     of_probe, looks = probe_scores(linearised.evaluation), schedule.looks(n)
     runs: list[SimulatedRun] = []
-    for group in _groups(starts):
+    for group in adapters_side_by_side(starts):
         trajectories = simulate(
             group,
             linearised.head,
@@ -227,10 +227,10 @@ def n_steps(starts: Sequence[Start], schedule: Schedule) -> int:
     Returns:
         Steps, summed over groups of adapters.
     """
-    return len(_groups(starts)) * schedule.steps
+    return len(adapters_side_by_side(starts)) * schedule.steps
 
 
-def _groups(starts: Sequence[Start]) -> list[list[Start]]:
+def adapters_side_by_side(starts: Sequence[Start]) -> list[list[Start]]:
     """Adapters side by side, as many as memory allows: each token is read once for all of them."""
     groups: list[list[Start]] = []
     entries = ENTRIES + 1

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Literal, get_args
 
 from foretune.report.texts import for_spreadsheet, from_spreadsheet, printable
-from foretune.tasks.metrics import METRICS, Metric, metric_named
+from foretune.tasks.metrics import METRIC_NAMES, Metric, metric_named
 
 State = Literal["ok", "held out", "altered", "late", "other run", "withheld"]
 STATES: tuple[State, ...] = get_args(State)
@@ -143,7 +143,7 @@ def entry_from(cells: Mapping[str, str]) -> Entry:
     state = next((state for state in STATES if state == plain["state"]), None)
     if state is None:
         raise ValueError(f"state is {plain['state']!r}")
-    if plain["metric"] not in {metric.name for metrics in METRICS.values() for metric in metrics}:
+    if plain["metric"] not in METRIC_NAMES:
         raise ValueError(f"metric is {plain['metric']!r}")
     main, loss = (Told(*(_number(plain[f"{prefix}{name}"]) for name in _ENDS)) for prefix in ("", _LOSS))
     if state in COUNTED and None in (main.forecast, main.low, main.high, loss.forecast, loss.low, loss.high):

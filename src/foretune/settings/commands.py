@@ -22,6 +22,7 @@ from foretune.settings.groups import (
     Spending,
 )
 from foretune.settings.ranges import Count, CountOrNone, Few, Rank, Regularisation, Scale, Seed, Settings
+from foretune.settings.sizes import parse_bytes
 
 HeadPolicy = Literal["random", "average", "probe"]
 NtkParams = Literal["adapter", "adapter+head"]
@@ -97,9 +98,12 @@ class ForecastSettings(Spending, Sample, Recipe):
     Attributes:
         rows: Numbers of training rows, rising, for which the run is forecast as well: the same recipe on fewer or more
             rows than there are.
+        memory: Memory that the gradients of a language model's sequences may take, such as 2GB: what they are kept in
+            depends on it. Of a classifier it does not count.
     """
 
     rows: tuple[Pair, ...] | None = None
+    memory: str = "2GB"
 
     def __post_init__(self) -> None:
         """Check types and ranges, and that the numbers of rows rise.
@@ -108,6 +112,7 @@ class ForecastSettings(Spending, Sample, Recipe):
             ConfigError: If there are none or too many of them, or they do not rise.
         """
         super().__post_init__()
+        parse_bytes("memory", self.memory)
         if self.rows is None:
             return
         if not 1 <= len(self.rows) <= MOST_ROWS:

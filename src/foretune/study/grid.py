@@ -167,7 +167,9 @@ def _placements(entry: Any, ranks: Sequence[int]) -> list[tuple[AdapterConfig, s
 def _dataset(entry: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
     config, name, own = _entry(DataConfig, "dataset", entry, extra=("score", "train"))
     if config.task == "causal-lm":
-        raise ConfigError("foretune study does not take causal language models yet: foretune tune does")
+        raise ConfigError(
+            "foretune study does not take causal language models yet: foretune forecast and foretune tune do"
+        )
     return config, name, own, _word(entry, "family", "dataset") or name
 
 

@@ -109,6 +109,7 @@ METRICS: dict[Kind, tuple[Metric, ...]] = {
 }
 LANGUAGE_METRICS = (PERPLEXITY, TOKEN_ACCURACY)
 _NAMED = {metric.name: metric for metrics in (*METRICS.values(), LANGUAGE_METRICS) for metric in metrics}
+METRIC_NAMES = frozenset(_NAMED)
 
 
 def metric_named(name: str) -> Metric:
@@ -128,7 +129,7 @@ def metric_named(name: str) -> Metric:
     return _NAMED[name]
 
 
-def main_metric(kind: Kind) -> Metric:
+def main_metric(kind: TaskKind) -> Metric:
     """The metric that runs of a kind are judged by.
 
     Args:
@@ -137,7 +138,7 @@ def main_metric(kind: Kind) -> Metric:
     Returns:
         The first of its metrics.
     """
-    return METRICS[kind][0]
+    return metrics_of(kind)[0]
 
 
 def metrics_of(kind: TaskKind) -> tuple[Metric, ...]:

@@ -1,62 +1,26 @@
 """The plan of a language model's fine-tune: the placed model and the tokens that it trains and is evaluated on."""
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from foretune.errors import DataError
-from foretune.language.encode import EncodedRows, encode_rows
-from foretune.language.rows import LanguageSplit, LanguageTask
+from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
-from foretune.models.alignment import table_size
 from foretune.models.identity import fingerprint
 from foretune.models.language_model import LanguageModel
-from foretune.models.output_layer import LANGUAGE
-from foretune.models.placement import is_base, place, read_adapters
+from foretune.models.placement import is_base, read_adapters
 from foretune.models.sites import Site
+from foretune.sequence_plan import LOSS_UNIT, TokenRows, choose_rows, place_adapters
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.metrics import LANGUAGE_METRICS, Metric
-from foretune.tasks.sampling import draw_indices, split_rows
+from foretune.tasks.sampling import draw_indices
 from foretune.training.language_trainer import LanguageTrainer, make_collator, measure
 from foretune.training.trainable import Course, steps_in, trainable
-
-
-@dataclass(frozen=True)
-class TokenRows:
-    """Rows as tokens with labels.
-
-    Attributes:
-        features: For each row `input_ids`, `attention_mask` and `labels`, as `encode_rows` gives them.
-        indices: Rows of the split that they come from.
-    """
-
-    features: tuple[dict[str, list[int]], ...]
-    indices: NDArray[np.int64]
-
-    @property
-    def n_targets(self) -> int:
-        """How many tokens carry loss: the first one of a row has nothing before it."""
-        return sum(label != -100 for feature in self.features for label in feature["labels"][1:])
-
-    def records(self, *, by_length: bool = False) -> list[dict[str, list[int]]]:
-        """List the rows as a Trainer's data set.
-
-        Args:
-            by_length: Whether to put the longest first, so that batches hold little padding.
-
-        Returns:
-            The rows' lists.
-        """
-        if not by_length:
-            return list(self.features)
-        return sorted(self.features, key=lambda feature: -len(feature["input_ids"]))
 
 
 @dataclass(frozen=True)
@@ -109,7 +73,7 @@ class LanguagePlan:
     @property
     def loss_unit(self) -> str:
         """What the loss is counted in."""
-        return "nats a token"
+        return LOSS_UNIT
 
     def steps_per_epoch(self, world_size: int = 1) -> int:
         """Count the optimiser steps of an epoch.
@@ -177,29 +141,16 @@ def prepare_language(
 
     Returns:
         The plan.
-
-    Raises:
-        DataError: If no row that trains, or none to evaluate on, has a token that carries loss.
     """
-    placed = _placed(language, config, settings, inplace=inplace)
+    placed = place_adapters(language, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
-    limits = (settings.max_length, language.position_limit)
-    max_length = min(limit for limit in limits if limit is not None)
-    n_eval = None if task.evaluation is None else len(task.evaluation.rows)
-    training, predicted = split_rows(
-        len(task.train.rows), n_eval, eval_samples=settings.eval_samples, seed=settings.seed
-    )
-    encoded = _encode(task.train, task, language, max_length)
-    parts = [encoded]
-    if task.evaluation is not None:
-        parts.append(_encode(task.evaluation, task, language, max_length))
-    train = _select(parts[0], training, "that train")
-    evaluation = _select(parts[-1], predicted, "to evaluate on")
+    chosen = choose_rows(language, task, settings.max_length, eval_samples=settings.eval_samples, seed=settings.seed)
+    train, evaluation = chosen.train, chosen.evaluation
     train_eval = None
     if settings.train_eval_samples:
         n_rows = len(train.features)
-        chosen = np.sort(draw_indices(n_rows, min(settings.train_eval_samples, n_rows), seed=0))
-        train_eval = TokenRows(tuple(train.features[row] for row in chosen), train.indices[chosen])
+        some = np.sort(draw_indices(n_rows, min(settings.train_eval_samples, n_rows), seed=0))
+        train_eval = TokenRows(tuple(train.features[row] for row in some), train.indices[some])
     return LanguagePlan(
         language=language,
         placed=placed,
@@ -209,42 +160,10 @@ def prepare_language(
         train=train,
         train_eval=train_eval,
         evaluation=evaluation,
-        max_length=max_length,
-        n_truncated=sum(part.n_truncated for part in parts),
-        n_emptied=sum(part.n_emptied for part in parts),
+        max_length=chosen.max_length,
+        n_truncated=chosen.n_truncated,
+        n_emptied=chosen.n_emptied,
     )
-
-
-def _placed(language: LanguageModel, config: LoraConfig | None, settings: TuneSettings, *, inplace: bool) -> PeftModel:
-    if config is None:
-        placed: PeftModel = language.model
-        return placed
-    if config.task_type is None:
-        config = copy.copy(config)
-        config.task_type = LANGUAGE
-    return place(language.model, config, seed=settings.seed, inplace=inplace)
-
-
-def _encode(split: LanguageSplit, task: LanguageTask, language: LanguageModel, max_length: int) -> EncodedRows:
-    """The whole split, so that messages name its rows by their numbers."""
-    return encode_rows(
-        split.rows,
-        language.tokenizer,
-        max_length=max_length,
-        loss_on=task.loss_on,
-        vocab_size=table_size(language.model),
-    )
-
-
-def _select(encoded: EncodedRows, rows: Iterable[int], which: str) -> TokenRows:
-    places = {row: place for place, row in enumerate(encoded.kept)}
-    kept = [int(row) for row in rows if int(row) in places]
-    if not kept:
-        raise DataError(
-            f"none of the rows {which} has a token that carries loss within max_length = {encoded.max_length}: raise "
-            f"max_length, or give more rows"
-        )
-    return TokenRows(tuple(encoded.features[places[row]] for row in kept), np.array(kept, dtype=np.int64))
 
 
 def _describe(plan: LanguagePlan) -> dict[str, Any]:
