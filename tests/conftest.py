@@ -19,7 +19,9 @@ SHAPED = [
     "ntk.jacobian",
     "ntk.kernel",
     "ntk.probe",
+    "ntk.sequence_features",
     "ntk.sequence_losses",
+    "ntk.sequence_pass",
     "ntk.sketches",
 ]
 jaxtyped = jaxtyping.jaxtyped

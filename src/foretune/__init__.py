@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from foretune.scoring.files import save_score as save_score
     from foretune.scoring.score import ScoreResult as ScoreResult
     from foretune.scoring.score import score as score
+    from foretune.scoring.sequence_score import SequenceScore as SequenceScore
     from foretune.settings.commands import Configuration as Configuration
     from foretune.settings.commands import ForecastSettings as ForecastSettings
     from foretune.settings.commands import RankSettings as RankSettings
@@ -117,6 +118,7 @@ _HOME = {
     "report.curves": ["History"],
     "scoring.files": ["save_score"],
     "scoring.score": ["ScoreResult", "score"],
+    "scoring.sequence_score": ["SequenceScore"],
     "settings.commands": ["Configuration", "ForecastSettings", "RankSettings", "ScoreSettings", "TuneSettings"],
     "settings.groups": ["AdapterConfig", "DataConfig", "ModelConfig", "Recipe"],
     "study.grid": ["Cell", "read_grid"],

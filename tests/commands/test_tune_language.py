@@ -216,7 +216,7 @@ def test_an_adapter_of_a_classifier_is_refused(model, tmp_path, capsys):
     assert "task_type 'SEQ_CLS': only 'CAUSAL_LM' is supported" in error_of(capsys)
 
 
-@pytest.mark.parametrize("command", ["score", "rank"])
+@pytest.mark.parametrize("command", ["rank"])
 @pytest.mark.parametrize(("kind", "more"), [("messages", []), ("text", []), ("labelled", ["--task", "causal-lm"])])
 def test_other_commands_say_that_they_do_not_take_them(model, tmp_path, capsys, command, kind, more):
     tokens = [command, "--model", model, "--dataset", write(tmp_path / "data", kind), *more]

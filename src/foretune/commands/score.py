@@ -2,13 +2,24 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import classifiers_only, free_folder, load, read_adapter, say_where
+from foretune.commands.loading import (
+    free_folder,
+    is_language,
+    load,
+    load_language,
+    open_data,
+    read_adapter,
+    say_where,
+)
 from foretune.settings.commands import Configuration, ScoreSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
+
+if TYPE_CHECKING:
+    from foretune.readers.folder import Splits
 
 
 def _flat(title: str) -> Parameter:
@@ -62,6 +73,11 @@ def score_command(config: Configuration[ScoreSettings], output: Path | None, *, 
     if as_json:
         print_json(to_json(content))
         return
+    if content["kernel_regression"] is None:
+        from foretune.scoring.sequence_report import print_sequence_score
+
+        print_sequence_score(console(), content)
+        return
     from foretune.scoring.report import print_result
 
     print_result(console(), content)
@@ -78,11 +94,16 @@ def make_score(config: Configuration[ScoreSettings], output: Path | None, *, bri
     Returns:
         What `result.json` holds.
     """
-    with classifiers_only("score", config.model, config.data), free_folder(output):
-        return _score(config, output, brief=brief)
+    with free_folder(output):
+        splits = open_data(config.data)
+        if is_language(config.model, config.data, splits):
+            return _score_language(config, output, splits, brief=brief)
+        return _score(config, output, splits, brief=brief)
 
 
-def _score(config: Configuration[ScoreSettings], output: Path | None, *, brief: bool) -> dict[str, Any]:
+def _score(
+    config: Configuration[ScoreSettings], output: Path | None, splits: "Splits", *, brief: bool
+) -> dict[str, Any]:
     """Score, and save to a free folder that no other run writes to."""
     from foretune.report.terminal import console, progress
 
@@ -95,13 +116,47 @@ def _score(config: Configuration[ScoreSettings], output: Path | None, *, brief: 
         from foretune.scoring.score import run_score
 
         given = read_adapter(config)
-        loaded = load(config, given, seed=config.settings.seed)
+        loaded = load(config, given, seed=config.settings.seed, splits=splits)
         plan = prepare(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
     seconds_load = time.perf_counter() - start
     if not brief:
         print_plan(log, describe(plan), loaded.words)
     with progress(log, "texts through the model", plan.n_passes) as update:
         result = run_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
+    if output is not None:
+        save_score(result, output, config, given)
+    if not brief:
+        say_where(log, output)
+    return score_content(result)
+
+
+def _score_language(
+    config: Configuration[ScoreSettings], output: Path | None, splits: "Splits", *, brief: bool
+) -> dict[str, Any]:
+    """The same of a causal language model."""
+    from foretune.report.terminal import console, progress
+
+    log = console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.scoring.files import save_score, score_content
+        from foretune.scoring.sequence_plan import (
+            check_language_settings,
+            describe_sequence_score,
+            prepare_sequence_score,
+        )
+        from foretune.scoring.sequence_report import print_sequence_score_plan
+        from foretune.scoring.sequence_score import run_sequence_score
+
+        check_language_settings(config.settings)
+        given = read_adapter(config, language=True)
+        loaded = load_language(config, given, splits)
+        plan = prepare_sequence_score(loaded.language, loaded.task, loaded.lora, config.settings, inplace=True)
+    seconds_load = time.perf_counter() - start
+    if not brief:
+        print_sequence_score_plan(log, describe_sequence_score(plan), loaded.words, plan.kernel)
+    with progress(log, "sequences through the model", plan.n_passes) as update:
+        result = run_sequence_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
     if output is not None:
         save_score(result, output, config, given)
     if not brief:

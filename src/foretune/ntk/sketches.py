@@ -10,7 +10,7 @@ weighted by ‖g_t‖ and the other way round. A change s B A of W changes z_a b
 to first order where q is not less than the width, else what leaves the directions is lost; `kept` says how much.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isqrt
 
@@ -19,11 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
-from foretune.models.adapted import AdaptedModel, Batch
+from foretune.models.adapted import AdaptedModel
 from foretune.models.sites import Site
-from foretune.ntk.capture import Receive, observe_totals
+from foretune.ntk.capture import Receive
 from foretune.ntk.premises import check_eval_mode, check_finite, sample_order
-from foretune.ntk.sequence_losses import SequenceBatch, SequenceLosses, sequence_losses
+from foretune.ntk.sequence_losses import SequenceBatch
+from foretune.ntk.sequence_pass import pass_sequences
 
 TOKENS = 512  # positions of the first sequences that the directions are found on
 SMALLEST = 4  # directions of a module
@@ -123,43 +124,6 @@ def _check_start(adapted: AdaptedModel) -> None:
         raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")
 
 
-def _pass(
-    adapted: AdaptedModel,
-    batch: SequenceBatch,
-    draws: int,
-    seed: int,
-    on_use: Callable[[str, Tensor], Receive],
-) -> SequenceLosses:
-    """One forward pass, 1 + S backward passes; inputs and gradients of each module as sequences × positions × width."""
-    n, length = batch.labels.shape
-    found: list[SequenceLosses] = []
-
-    def totals(logits: Tensor) -> Tensor:
-        found.append(sequence_losses(logits, batch, draws, seed=seed))
-        return found[0].totals
-
-    def by_sequence(name: str, tensor: Tensor) -> Tensor:
-        if tensor.shape[:2] == (n, length) and tensor.ndim == 3:
-            return tensor
-        if tensor.ndim == 2 and len(tensor) == n * length:
-            return tensor.reshape(n, length, -1)
-        raise KernelError(
-            f"module {name!r} sees {' × '.join(map(str, tensor.shape))} numbers of {n} sequences of {length} "
-            "positions, as experts do: leave it out of the target modules"
-        )
-
-    def use(name: str, h: Tensor) -> Receive:
-        receive = on_use(name, by_sequence(name, h))
-        return lambda output, gradient: receive(output, by_sequence(name, gradient))
-
-    observed = observe_totals(adapted, Batch(batch.rows, batch.inputs), totals, use)
-    lost = next((name for name in adapted.modules if name not in observed.reached), None)
-    if lost is not None:
-        raise KernelError(f"no loss depends on module {lost!r}: leave it out of the target modules")
-    check_finite("the losses", found[0].target_losses)
-    return found[0]
-
-
 def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, *, seed: int = 0) -> tuple[Basis, ...]:
     """Find the principal directions of inputs and gradients of the loss, from one pass over some sequences.
 
@@ -195,7 +159,7 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
 
             return receive
 
-        _pass(adapted, batch, 0, seed, on_use)
+        pass_sequences(adapted, batch, 0, on_use, seed=seed)
     bases = []
     for site in adapted.sites:
         h, g = torch.cat(kept_h.pop(site.name)), torch.cat(kept_g.pop(site.name))
@@ -290,7 +254,7 @@ def sketch_sequences(
 
             return receive
 
-        losses = _pass(adapted, batch, draws, seed, on_use)
+        losses = pass_sequences(adapted, batch, draws, on_use, seed=seed)
         for name, total in sums.items():
             check_finite(f"the gradients of module {name!r}", total)
             held[number[name]] += float(total[:, 0].double().square().sum())

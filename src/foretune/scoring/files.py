@@ -14,10 +14,12 @@ from foretune.report.store import to_json, write_json, write_run
 from foretune.scoring.figure import spectrum_figure
 from foretune.scoring.report import notes
 from foretune.scoring.score import ScoreResult
+from foretune.scoring.sequence_report import sequence_notes
+from foretune.scoring.sequence_score import SequenceScore
 from foretune.settings.commands import ADAPTER_FILE, Configuration, ScoreSettings
 
 
-def score_content(result: ScoreResult) -> dict[str, Any]:
+def score_content(result: ScoreResult | SequenceScore) -> dict[str, Any]:
     """Lay a score out as in `result.json`, with what its numbers do not show.
 
     Args:
@@ -27,11 +29,12 @@ def score_content(result: ScoreResult) -> dict[str, Any]:
         JSON-ready values.
     """
     content = result.to_dict()
-    return content | {"notes": notes(content)}
+    said = sequence_notes(content) if isinstance(result, SequenceScore) else notes(content)
+    return content | {"notes": said}
 
 
 def save_score(
-    result: ScoreResult,
+    result: ScoreResult | SequenceScore,
     folder: Path,
     config: Configuration[ScoreSettings] | None = None,
     adapter: LoraConfig | None = None,
@@ -64,8 +67,11 @@ def _save_config(flags: dict[str, Any], version: str, path: Path) -> None:
     path.write_text(header + yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _save_kernel(result: ScoreResult, path: Path) -> None:
+def _save_kernel(result: ScoreResult | SequenceScore, path: Path) -> None:
     """`K` is the kernel of the adapter's own A; everything is float64 or int64."""
+    if isinstance(result, SequenceScore):
+        _save_sequence_kernel(result, path)
+        return
     m = result.measurement
     named = {
         "K": m.k_train_train[0],
@@ -87,4 +93,23 @@ def _save_kernel(result: ScoreResult, path: Path) -> None:
         "eval_held_out": result.plan.sample.held_out,
         "epsilon": m.epsilon,
     }
+    save_file(arrays, path, metadata={"foretune": to_json(facts)})
+
+
+def _save_sequence_kernel(result: SequenceScore, path: Path) -> None:
+    m = result.measurement
+    named = {
+        "K": m.kernel.matrices[0],
+        "K_draws": m.kernel.matrices,
+        "indices": m.indices,
+        "targets": m.targets,
+        "losses": m.losses,
+    }
+    facts = {
+        "output": m.kernel.name,
+        "rows_per_example": m.kernel.rows_per_sequence,
+        "sites": [site.name for site in result.plan.placed.adapted.sites],
+        "epsilon": m.kernel.epsilon,
+    }
+    arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
     save_file(arrays, path, metadata={"foretune": to_json(facts)})

@@ -21,7 +21,7 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         facts: From `describe`.
         placement: The adapter in words.
     """
-    data, head, memory = facts["data"], facts["head"], facts["expected_bytes"]
+    data, head = facts["data"], facts["head"]
     inside = "in" if head["in_kernel"] else "out of"
     rows = [
         *model_and_data_rows(facts),
@@ -33,14 +33,36 @@ def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
         ("head", f"{head['policy']} (from {head['source']}), {head['parameters']:,} parameters, {inside} the kernel"),
         *([("new", f"{', '.join(head['new'])} from {head['source']}")] if head["new"] else []),
         *(("", note) for note in head["notes"]),
-        (
-            "memory",
-            f"about {memory['total'] / _GIB:.2f} GiB: weights {memory['weights'] / _GIB:.2f}, "
-            f"features {memory['features'] / _GIB:.2f}, activations up to {memory['activations'] / _GIB:.2f}",
-        ),
+        memory_row(facts["expected_bytes"]),
     ]
     print_facts(console, rows)
     print_layout_notes(console, facts["adapter"])
+    print_duplicates(console, data)
+
+
+def memory_row(memory: dict[str, int]) -> tuple[str, str]:
+    """Say what memory is expected.
+
+    Args:
+        memory: Bytes of `weights`, `features`, `activations` and `total`, and of `kernels` if they were counted.
+
+    Returns:
+        Name and value.
+    """
+    counted = ", ".join(
+        f"{name} {memory[name] / _GIB:.2f}" for name in ("weights", "features", "kernels") if name in memory
+    )
+    activations = f"activations up to {memory['activations'] / _GIB:.2f}"
+    return "memory", f"about {memory['total'] / _GIB:.2f} GiB: {counted}, {activations}"
+
+
+def print_duplicates(console: Console, data: dict[str, Any]) -> None:
+    """Say how many samples are the same, if any.
+
+    Args:
+        console: Where to.
+        data: Facts of the data.
+    """
     if data["duplicates"]:
         console.print(f"note: {data['duplicates']} of the samples repeat another's tokens: λ_min is 0", style="yellow")
 
@@ -62,6 +84,34 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
         console: Where to.
         result: As in `result.json`.
     """
+    table, row = start_table(result)
+    console.print(_title(result), soft_wrap=True)
+    _regression_rows(result, row)
+    table.add_section()
+    kernel_rows(result, row)
+    alignment = result["kernel"]["alignment"]
+    row("kernel-target alignment", "–" if alignment is None else f"{alignment:.4g}", "alignment")
+    table.add_section()
+    _bound_rows(result, row)
+    console.print(table)
+    print_notes(console, result["notes"])
+    seconds = result["seconds"]
+    console.print(
+        f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, kernel {seconds['kernel']:.1f}, "
+        f"spectrum {seconds['spectrum']:.2f}, kernel regression {seconds['kernel_regression']:.1f}",
+        style="dim",
+    )
+
+
+def start_table(result: dict[str, Any]) -> tuple[Table, Any]:
+    """Start the table of a score, with a column for each spread that there is.
+
+    Args:
+        result: As in `result.json`.
+
+    Returns:
+        The table, and what adds a row: name, value, the key of the spread and the metric that it is written as.
+    """
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("quantity", no_wrap=True)
     table.add_column("this adapter", justify="right", no_wrap=True)
@@ -75,21 +125,18 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     def row(name: str, value: str, key: str | None = None, metric: Metric | None = None) -> None:
         table.add_row(name, value, *(_mean(spread.get(key) if key else None, metric) for spread in spreads))
 
-    console.print(_title(result), soft_wrap=True)
-    _regression_rows(result, row)
-    table.add_section()
-    _kernel_rows(result, row)
-    table.add_section()
-    _bound_rows(result, row)
-    console.print(table)
-    for note in result["notes"]:
+    return table, row
+
+
+def print_notes(console: Console, said: list[str]) -> None:
+    """Print what the numbers do not show.
+
+    Args:
+        console: Where to.
+        said: Sentences.
+    """
+    for note in said:
         console.print(Text(f"• {note}"), style="yellow")
-    seconds = result["seconds"]
-    console.print(
-        f"{seconds['total']:.1f} s: load {seconds['load']:.1f}, kernel {seconds['kernel']:.1f}, "
-        f"spectrum {seconds['spectrum']:.2f}, kernel regression {seconds['kernel_regression']:.1f}",
-        style="dim",
-    )
 
 
 def _title(result: dict[str, Any]) -> Text:
@@ -141,20 +188,25 @@ def _regression_rows(result: dict[str, Any], row: Any) -> None:
     row(f"  leave-one-out {metric.label}", metric.written(predicted[f"loo_{name}"]), f"loo_{name}", metric)
 
 
-def _kernel_rows(result: dict[str, Any], row: Any) -> None:
+def kernel_rows(result: dict[str, Any], row: Any) -> None:
+    """Add the rows of a kernel's spectrum to the table.
+
+    Args:
+        result: As in `result.json`.
+        row: From `start_table`.
+    """
     kernel = result["kernel"]
     low, high = kernel["condition_number_interval"]
     interval = f" [{low:.4g}, {high:.4g}]" if high > low else ""
     row(f"κ (σ = {kernel['sigma']:g})", f"{kernel['condition_number']:.4g}{interval}", "condition_number")
-    row("  of the centred kernel", f"{result['kernel_centred']['condition_number']:.4g}")
+    if result["kernel_centred"] is not None:
+        row("  of the centred kernel", f"{result['kernel_centred']['condition_number']:.4g}")
     row("  scale-free", f"{kernel['condition_number_relative']:.4g}")
     row("λ_max", f"{kernel['lambda_max']:.4g}", "lambda_max")
     resolved = "" if kernel["lambda_min_resolved"] else f" (below the floor {kernel['floor']:.1g})"
     row("λ_min", f"{kernel['lambda_min']:.4g}{resolved}", "lambda_min")
     row("trace", f"{kernel['trace']:.4g}", "trace")
     row("effective dimension", f"{kernel['effective_dimension']:.4g}", "effective_dimension")
-    alignment = kernel["alignment"]
-    row("kernel-target alignment", "–" if alignment is None else f"{alignment:.4g}", "alignment")
 
 
 def _bound_rows(result: dict[str, Any], row: Any) -> None:
@@ -166,6 +218,23 @@ def _bound_rows(result: dict[str, Any], row: Any) -> None:
     row(f"  bounds, {verdict}", f"{printed['lower']:.3g} … {printed['upper']:.3g}")
 
 
+def saturation(result: dict[str, Any]) -> list[str]:
+    """Say what κ is worth where λ_min does not count.
+
+    Args:
+        result: As in `result.json`.
+
+    Returns:
+        A sentence, or none.
+    """
+    if not result["kernel"]["saturated"]:
+        return []
+    return [
+        "κ is saturated: λ_min does not count beside σ, so κ ≈ 1 + λ_max/σ is a gradient-norm meter in units "
+        "of σ and says nothing of conditioning."
+    ]
+
+
 def notes(result: dict[str, Any]) -> list[str]:
     """Say what the numbers do not show.
 
@@ -175,12 +244,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     Returns:
         Sentences.
     """
-    kernel, said = result["kernel"], []
-    if kernel["saturated"]:
-        said.append(
-            "κ is saturated: λ_min does not count beside σ, so κ ≈ 1 + λ_max/σ is a gradient-norm meter in units "
-            "of σ and says nothing of conditioning."
-        )
+    said = saturation(result)
     if not result["bounds"]["printed"]["holds"]:
         said.append("The bound as the paper prints it does not hold for this kernel; the tight form does.")
     if result["kernel_regression"]["eval_loss"] is not None:

@@ -10,18 +10,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from peft import LoraConfig
 
 from foretune.arrays import Array
+from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import own_classifier
+from foretune.models.language_model import own_language_model
 from foretune.ntk.bounds import RiskBounds, risk_bounds
 from foretune.ntk.prediction import Evaluation, Examples, KernelPrediction, predict_by_regression
 from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
 from foretune.problem import OnBatch, Plan, describe, prepare
 from foretune.report.provenance import versions
 from foretune.scoring.passes import Measurement, measure
+from foretune.scoring.sequence_plan import prepare_sequence_score
+from foretune.scoring.sequence_score import SequenceScore, run_sequence_score
+from foretune.scoring.spread import summarise_values
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.load import Task
 
@@ -187,37 +191,28 @@ def score(
     model: Any,
     tokenizer: Any,
     config: LoraConfig | None,
-    task: Task,
+    task: Task | LanguageTask,
     *,
     settings: ScoreSettings | None = None,
-) -> ScoreResult:
+) -> ScoreResult | SequenceScore:
     """Score a LoRA configuration on the user's own model and data; the model is left as it is.
 
     Args:
-        model: transformers sequence classifier in eval mode, or a peft model with its adapter.
+        model: transformers sequence classifier in eval mode, or for language causal language model; or a peft model of
+            one with its adapter.
         tokenizer: Its tokenizer.
         config: peft's configuration; None if the model is a peft model already.
-        task: Data, from `load_task` or `task_from_datasets`.
+        task: Data, from `load_task` or `task_from_datasets`, or `load_language_task` or `language_task_from_datasets`.
         settings: Settings; None takes the defaults.
 
     Returns:
-        The result.
+        The result: of language a `SequenceScore`, which has kernels and spectra alone.
     """
+    if isinstance(task, LanguageTask):
+        language = own_language_model(model, tokenizer, bare=config is not None)
+        return run_sequence_score(prepare_sequence_score(language, task, config, settings or ScoreSettings()))
     classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
     return run_score(prepare(classifier, task, config, settings or ScoreSettings()))
-
-
-def _summary(values: Iterable[float | None]) -> dict[str, float | int] | None:
-    numbers = np.array([value for value in values if value is not None])
-    if numbers.size < 2:
-        return None
-    return {
-        "mean": float(numbers.mean()),
-        "standard_deviation": float(numbers.std(ddof=1)),
-        "minimum": float(numbers.min()),
-        "maximum": float(numbers.max()),
-        "count": int(numbers.size),
-    }
 
 
 def _spread(assessments: tuple[Assessment, ...]) -> dict[str, Any] | None:
@@ -227,9 +222,9 @@ def _spread(assessments: tuple[Assessment, ...]) -> dict[str, Any] | None:
     metric = assessments[0].kernel_regression.metric
     predicted = [a.kernel_regression.to_dict() for a in assessments]
     names = ("train_loss", "eval_loss", f"eval_{metric}", "loo_loss", f"loo_{metric}")
-    spread = {name: _summary(getattr(a.kernel, name) for a in assessments) for name in kernel}
-    spread["empirical_risk"] = _summary(a.bounds.empirical_risk for a in assessments)
-    return spread | {name: _summary(content[name] for content in predicted) for name in names}
+    spread = {name: summarise_values(getattr(a.kernel, name) for a in assessments) for name in kernel}
+    spread["empirical_risk"] = summarise_values(a.bounds.empirical_risk for a in assessments)
+    return spread | {name: summarise_values(content[name] for content in predicted) for name in names}
 
 
 def _to_dict(result: ScoreResult) -> dict[str, Any]:
@@ -265,7 +260,7 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
         "spread": {
             "draws_of_a": _spread(result.draws),
             "repeats": _spread(result.repeats),
-            "heads": {"trace": _summary(result.measurement.head_traces)},
+            "heads": {"trace": summarise_values(result.measurement.head_traces)},
         },
         "head_kernel": head,
         "bounds": dataclasses.asdict(own.bounds),

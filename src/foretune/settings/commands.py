@@ -55,7 +55,9 @@ class ScoreSettings(KernelSample):
             the rows that is held out; 0 for no prediction.
         repeats: Redraws of the n samples.
         reduction: Output reduction: margin, trace, full or class:k; by default margin for two classes, else trace. Of
-            numbers and several labels: trace (the default), full or output:k.
+            numbers and several labels: trace (the default), full or output:k. Of a causal language model the kernel of
+            its sequences: loss (gradients of the loss per token, the default), loss-sum (of its sum) or fisher (of
+            labels that the model draws).
         head: `random` (as initialised or loaded), `average` (over `heads` random heads) or `probe`.
         heads: Random heads of `average`; each costs a pass.
         ntk_params: `adapter`, or `adapter+head` to add the trained head's kernel.

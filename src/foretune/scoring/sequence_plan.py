@@ -1,0 +1,210 @@
+"""The plan of a language model's score: what is refused, the placed model, the drawn sequences and their memory."""
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from peft import LoraConfig
+
+from foretune.errors import ConfigError, DataError, shown
+from foretune.language.rows import LanguageTask
+from foretune.models.language_model import LanguageModel
+from foretune.models.placement import read_adapters
+from foretune.ntk.sequence_features import SequenceKernelName, check_kernel_name, feature_bytes
+from foretune.sequence_plan import (
+    LOGITS,
+    SequencePlan,
+    TokenRows,
+    choose_rows,
+    describe_sequences,
+    place_adapters,
+)
+from foretune.settings.commands import ScoreSettings
+from foretune.tasks.sampling import draw_indices
+
+LABEL_DRAWS = 4  # labels drawn for each target, of the Fisher kernel
+GIB = 2.0**30
+_OF_CLASSIFIERS = {
+    "head": "no head trains in a causal language model",
+    "heads": "no head trains in a causal language model",
+    "ntk_params": "no head trains in a causal language model",
+    "ridge": "no kernel regression is made of a causal language model",
+}
+
+
+@dataclass(frozen=True)
+class SequenceScorePlan:
+    """What will be scored.
+
+    Attributes:
+        placed: The placed model and the rows of the first draw of samples.
+        settings: How it is scored.
+        kernel: Which kernel is taken.
+    """
+
+    placed: SequencePlan
+    settings: ScoreSettings
+    kernel: SequenceKernelName
+
+    @property
+    def label_draws(self) -> int:
+        """Draws S of the labels; 0 of a kernel of the loss."""
+        return LABEL_DRAWS if self.kernel == "fisher" else 0
+
+    @property
+    def n(self) -> int:
+        """Sequences of a draw of samples."""
+        return len(self.placed.known.features)
+
+    @property
+    def n_passes(self) -> int:
+        """Sequences that go through the model in all, for a progress bar."""
+        return self.n * self.settings.repeats
+
+    @cached_property
+    def samples(self) -> tuple[TokenRows, ...]:
+        """The sequences of each draw of samples, the plan's own first."""
+        every = self.placed.rows.train
+        return tuple(_draw(every, self.n, self.settings.seed, repeat) for repeat in range(self.settings.repeats))
+
+
+def _draw(every: TokenRows, n: int, seed: int, repeat: int) -> TokenRows:
+    drawn: NDArray[np.int64] = draw_indices(len(every.features), n, seed=seed, repeat=repeat)
+    return TokenRows(tuple(every.features[row] for row in drawn), every.indices[drawn])
+
+
+def check_language_settings(settings: ScoreSettings) -> SequenceKernelName:
+    """Refuse what means nothing of a causal language model.
+
+    Args:
+        settings: How it is scored.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        ConfigError: Naming the setting.
+    """
+    kernel = check_kernel_name(settings.reduction)
+    defaults = {field.name: field.default for field in fields(ScoreSettings)}
+    for name, why in _OF_CLASSIFIERS.items():
+        value = getattr(settings, name)
+        if value != defaults[name]:
+            raise ConfigError(f"{name} = {shown(value)}: {why}, leave it out")
+    return kernel
+
+
+def prepare_sequence_score(
+    language: LanguageModel,
+    task: LanguageTask,
+    config: LoraConfig | None,
+    settings: ScoreSettings,
+    *,
+    inplace: bool = False,
+) -> SequenceScorePlan:
+    """Place the adapters, draw the rows and tokenise them: all that can go wrong before the work starts.
+
+    The samples are drawn from the rows that train, as those of a forecast. No row is predicted.
+
+    Args:
+        language: Model and tokenizer.
+        task: Data.
+        config: peft's configuration; None if the model is a peft model already.
+        settings: How it is scored; no more samples are taken than rows train.
+        inplace: Whether the adapters may go into the given model instead of a copy.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: If a setting means nothing of a language model, or the pass needs more memory than there is.
+        DataError: If fewer than two rows that train carry loss.
+    """
+    kernel = check_language_settings(settings)
+    placed = place_adapters(language, config, seed=settings.seed, inplace=inplace)
+    adapted = replace(read_adapters(placed, draws=settings.draws, seed=settings.seed), head={})
+    rows = choose_rows(language, task, settings.max_length, eval_samples=None, seed=settings.seed)
+    n_train = len(rows.train.features)
+    if n_train < 2:
+        raise DataError("1 row that trains carries loss, and a kernel needs 2: give more rows, or raise --max-length")
+    known = _draw(rows.train, min(settings.samples, n_train), settings.seed, 0)
+    plan = SequenceScorePlan(SequencePlan(language, placed, adapted, task, rows, settings, known), settings, kernel)
+    _check_memory(plan)
+    return plan
+
+
+def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
+    """Estimate the memory of the passes.
+
+    Args:
+        plan: What will be done.
+
+    Returns:
+        Bytes of `weights`, `features` and `kernels` (exact), `activations` (a rough upper figure for transformers:
+        what a forward pass of the largest batch keeps, with its logits and one batch's features) and their sum
+        `total`.
+    """
+    model, adapted, settings = plan.placed.placed, plan.placed.adapted, plan.settings
+    size = next(iter(model.parameters())).element_size()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    outputs = plan.label_draws or 1
+    counted = feature_bytes(
+        adapted.sites,
+        n=plan.n,
+        outputs=outputs,
+        draws=adapted.draws,
+        with_a=any(adapter.b is not None for adapter in adapted.adapters),
+        element_size=adapted.adapters[0].rows.element_size(),
+    )
+    longest = max(len(feature["input_ids"]) for tokens in plan.samples for feature in tokens.features)
+    config = model.config.get_text_config()
+    hidden, layers, heads = (
+        int(getattr(config, name, 0) or 0) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    per_row = longest * plan.placed.n_vocabulary
+    batch = max(1, min(settings.batch_size, plan.n, LOGITS // per_row))
+    # about 16 tensors of the hidden width for each token and layer, and one attention map for each head
+    activations = batch * longest * layers * (16 * hidden + heads * longest) * size
+    activations += 3 * batch * per_row * max(4, size) + counted["features"] * batch // plan.n
+    found = {"weights": weights, **counted, "activations": activations}
+    return found | {"total": sum(found.values())}
+
+
+def _check_memory(plan: SequenceScorePlan) -> None:
+    found, device = expected_sequence_bytes(plan), plan.placed.language.device
+    needed = found["total"] - found["weights"]  # those are loaded
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else int(psutil.virtual_memory().available)
+    if needed > free:
+        raise ConfigError(
+            f"the score of {plan.n} sequences needs about {needed / GIB:.2g} GiB, {found['features'] / GIB:.2g} of "
+            f"them for gradients, and {free / GIB:.2g} GiB are free: lower --samples, --draws, --lora-r or --batch-size, "
+            "or name fewer --target-modules or --layers"
+        )
+
+
+def describe_sequence_score(plan: SequenceScorePlan) -> dict[str, Any]:
+    """Say what was understood, before the work starts.
+
+    Args:
+        plan: What will be done.
+
+    Returns:
+        Facts by name, JSON-ready.
+    """
+    facts = describe_sequences(plan.placed)
+    known = plan.placed.known.features
+    facts["n_eval"] = 0
+    facts["repeats"] = plan.settings.repeats
+    facts["label_draws"] = plan.label_draws
+    facts["adapter"] |= {"draws_of_a": plan.placed.adapted.draws}
+    facts["data"] |= {
+        "sample_targets": [tokens.n_targets for tokens in plan.samples],
+        "duplicates": len(known) - len({(*f["input_ids"], *f["labels"]) for f in known}),
+    }
+    facts["expected_bytes"] = expected_sequence_bytes(plan)
+    return facts
