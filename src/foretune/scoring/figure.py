@@ -23,11 +23,12 @@ def spectrum_figure(result: ScoreResult | SequenceScore, path: Path) -> None:
     own = result.draws[0]
     values = [draw.eigenvalues for draw in result.draws]
     if isinstance(result, SequenceScore):
-        sites, output, n, rows = result.plan.placed.adapted.sites, result.plan.kernel, result.plan.n, 1
+        adapted, rows = result.plan.placed.adapted, 1
+        what = f"kernel {result.plan.kernel}, n = {result.plan.n}"
     else:
-        sites, output = result.plan.adapted.sites, result.plan.reduction.name
-        n, rows = result.plan.settings.samples, result.plan.reduction.rows_per_example
-    title = f"{len(sites)} modules, output {output}, n = {n}, κ = {own.kernel.condition_number:.3g}"
+        adapted, rows = result.plan.adapted, result.plan.reduction.rows_per_example
+        what = f"output {result.plan.reduction.name}, n = {result.plan.settings.samples}"
+    title = f"{len(adapted.sites)} modules, {what}, κ = {own.kernel.condition_number:.3g}"
     centred = own.eigenvalues_centred
     # the last of HKH are 0 by construction
     _draw(own.kernel, values, None if centred is None else centred[: len(centred) - rows], title, path)

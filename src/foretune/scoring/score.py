@@ -8,7 +8,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 from peft import LoraConfig
 
@@ -185,6 +185,18 @@ def run_score(plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None
         "total": seconds_load + time.perf_counter() - start,
     }
     return ScoreResult(plan, first, draws, mean, tuple(repeats), head, seconds)
+
+
+@overload
+def score(
+    model: Any, tokenizer: Any, config: LoraConfig | None, task: Task, *, settings: ScoreSettings | None = None
+) -> ScoreResult: ...
+
+
+@overload
+def score(
+    model: Any, tokenizer: Any, config: LoraConfig | None, task: LanguageTask, *, settings: ScoreSettings | None = None
+) -> SequenceScore: ...
 
 
 def score(

@@ -182,8 +182,8 @@ def _check_memory(plan: SequenceScorePlan) -> None:
     if needed > free:
         raise ConfigError(
             f"the score of {plan.n} sequences needs about {needed / GIB:.2g} GiB, {found['features'] / GIB:.2g} of "
-            f"them for gradients, and {free / GIB:.2g} GiB are free: lower --samples, --draws, --lora-r or --batch-size, "
-            "or name fewer --target-modules or --layers"
+            f"them for gradients, and {free / GIB:.2g} GiB are free: lower --samples, --draws, --lora-r or "
+            "--batch-size, or name fewer --target-modules or --layers"
         )
 
 

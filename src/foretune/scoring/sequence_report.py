@@ -101,8 +101,8 @@ def sequence_notes(result: dict[str, Any]) -> list[str]:
     if result["output"] == "fisher":
         said.append(
             f"The eigenvalues divided by n = {result['n']} estimate those of the adapter's Fisher (Gauss–Newton) "
-            f"matrix per token, mean over the sequences, from {result['label_draws']} draws of labels; they say how the "
-            "loss curves, not what the labels are."
+            f"matrix per token, mean over the sequences, from {result['label_draws']} draws of labels; they say how "
+            "the loss curves, not what the labels are."
         )
     else:
         said.append(
