@@ -176,3 +176,11 @@ def test_the_file_of_an_adapter_is_kept(model, tmp_path):
     assert run([*tokens, "--adapter-config", str(adapter), "--output", str(out)]) == 0
     assert result_of(out)["placement"]["r"] == 2
     assert (out / "adapter_config.json").exists()
+
+
+def test_an_adapter_that_does_not_start_from_zero_has_one_draw(model, tmp_path):
+    out = tmp_path / "out"
+    tokens = ["score", "--model", model, "--dataset", write(tmp_path / "data", "text"), *FLAGS, "--init", "pissa"]
+    assert run([*tokens, "--output", str(out)]) == 0
+    assert result_of(out)["details"]["adapter"]["draws_of_a"] == 1
+    assert result_of(out)["spread"]["draws_of_a"] is None
