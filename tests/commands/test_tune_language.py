@@ -216,18 +216,6 @@ def test_an_adapter_of_a_classifier_is_refused(model, tmp_path, capsys):
     assert "task_type 'SEQ_CLS': only 'CAUSAL_LM' is supported" in error_of(capsys)
 
 
-@pytest.mark.parametrize("command", ["rank"])
-@pytest.mark.parametrize(("kind", "more"), [("messages", []), ("text", []), ("labelled", ["--task", "causal-lm"])])
-def test_other_commands_say_that_they_do_not_take_them(model, tmp_path, capsys, command, kind, more):
-    tokens = [command, "--model", model, "--dataset", write(tmp_path / "data", kind), *more]
-    assert run([*tokens, "--output", str(tmp_path / "out")]) == 2
-    wanted = (
-        f"error: foretune {command} does not take causal language models yet: foretune forecast and foretune tune do"
-    )
-    assert wanted in error_of(capsys).splitlines()
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_study_says_that_it_does_not_take_them(model, tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     data = write(tmp_path / "data", "labelled")
@@ -236,7 +224,6 @@ def test_a_study_says_that_it_does_not_take_them(model, tmp_path, capsys):
         "placements: [{target_modules: [q_proj]}]\n"
     )
     assert run(["study", str(grid), "--output", str(tmp_path / "out")]) == 2
-    assert (
-        "foretune study does not take causal language models yet: foretune forecast and foretune tune do"
-        in error_of(capsys)
+    assert "foretune study does not take causal language models yet: foretune forecast, rank and tune do" in error_of(
+        capsys
     )

@@ -92,12 +92,24 @@ def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
         )
 
 
-@contextmanager
-def classifiers_only(command: str, model: ModelConfig, data: DataConfig) -> Iterator[None]:
-    """Say of a command that it does not take language models, where that is why it cannot read the data.
+def no_language(command: str) -> str:
+    """Say of a command that it does not take language models.
 
     Args:
         command: Its name.
+
+    Returns:
+        The message.
+    """
+    return f"foretune {command} does not take causal language models yet: foretune forecast, rank and tune do"
+
+
+@contextmanager
+def classifiers_only(refusal: str, model: ModelConfig, data: DataConfig) -> Iterator[None]:
+    """Refuse language models, where that is why the data cannot be read.
+
+    Args:
+        refusal: What to say, such as `no_language` says it of a command.
         model: Which model.
         data: Which data set.
 
@@ -108,7 +120,6 @@ def classifiers_only(command: str, model: ModelConfig, data: DataConfig) -> Iter
         ConfigError: If the configuration is one of a language model.
         DataError: As it came, if it is not.
     """
-    refusal = f"foretune {command} does not take causal language models yet: foretune forecast and foretune tune do"
     if data.task == "causal-lm":
         raise ConfigError(refusal)
     try:
@@ -184,23 +195,38 @@ def load_language(config: Configuration[Any], given: "LoraConfig | None", splits
     Returns:
         Both, with the adapter for the model.
     """
-    from foretune.language.load import language_task_of
     from foretune.models.adapter_file import adapter_in_words, placement_in_words
-    from foretune.models.language_model import load_language_model
     from foretune.models.placement import for_language, lora_config
-    from foretune.tasks.sources import quiet
 
-    with quiet():
-        task = language_task_of(splits, config.data)
-    model = config.model
-    language = load_language_model(
-        model.model, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code
-    )
+    language, task = load_language_alone(config.model, config.data, splits)
     if isinstance(config.adapter, Path):
         assert given is not None  # read before anything else
         return LoadedLanguage(task, language, given, adapter_in_words(given))
     adapter = for_language(config.adapter)
     return LoadedLanguage(task, language, lora_config(language.model, adapter), placement_in_words(adapter))
+
+
+def load_language_alone(model: ModelConfig, data: DataConfig, splits: "Splits") -> "tuple[LanguageModel, LanguageTask]":
+    """Load a causal language model and its data, without an adapter.
+
+    Args:
+        model: Which model.
+        data: Which data set.
+        splits: Splits of the data set.
+
+    Returns:
+        Both.
+    """
+    from foretune.language.load import language_task_of
+    from foretune.models.language_model import load_language_model
+    from foretune.tasks.sources import quiet
+
+    with quiet():
+        task = language_task_of(splits, data)
+    language = load_language_model(
+        model.model, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code
+    )
+    return language, task
 
 
 @contextmanager

@@ -1,14 +1,23 @@
 """`foretune rank`."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
-from foretune.commands.loading import classifiers_only, free_folder, say_where
+from foretune.commands.loading import (
+    classifiers_only,
+    free_folder,
+    is_language,
+    load_language_alone,
+    open_data,
+    say_where,
+)
 from foretune.errors import ConfigError
-from foretune.settings.commands import ADAPTER_FILE, KernelSample, RankSettings, Search
+from foretune.settings.commands import ADAPTER_FILE, CHOSEN, KernelSample, RankSettings, Search
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Spending
 
 if TYPE_CHECKING:
@@ -18,6 +27,9 @@ if TYPE_CHECKING:
     from foretune.ranking.rank import Loaded
     from foretune.ranking.report import RankRun
     from foretune.ranking.rows import Ranking
+    from foretune.readers.folder import Splits
+
+_ALONE = "foretune rank takes causal language models one at a time yet: name one --model and one --dataset"
 
 
 def rank(
@@ -29,6 +41,7 @@ def rank(
     search: Annotated[Search | None, Parameter(name="*", group=Group("Candidates"))] = None,
     sample: Annotated[KernelSample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipes: Annotated[Recipes | None, Parameter(name="*", group=Group("Training"))] = None,
+    memory: Annotated[str, Parameter(group="Run")] = RankSettings.memory,
     trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     choose: Annotated[int | None, Parameter(group="Run")] = None,
@@ -42,6 +55,8 @@ def rank(
 
     Then: foretune tune --config ranking/chosen.yaml --output tuned
 
+    Adapters of a causal language model (--task causal-lm) are ranked by the loss of their simulated runs.
+
     Args:
         model: Folders or hub ids of the pretrained models.
         loading: Where they run and how precise.
@@ -50,6 +65,7 @@ def rank(
         search: Adapters to choose from.
         sample: What is known of the data.
         recipes: The runs that are forecast.
+        memory: What the gradients of a language model's sequences may take, such as 2GB.
         trials: What may be trained before it: one share for all finalists of a model and a data set together.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         choose: Row of the table whose adapter_config.json and chosen.yaml are written; without it the recommended one.
@@ -62,7 +78,7 @@ def rank(
     models = tuple(ModelConfig(name, **vars(loading or Loading())) for name in model)
     data = tuple(DataConfig(name, **vars(columns or Columns())) for name in dataset)
     groups = (search or Search(), sample or KernelSample(), recipes or Recipes(), trials or Spending())
-    settings = RankSettings(**{name: value for group in groups for name, value in vars(group).items()})
+    settings = RankSettings(**{name: value for group in groups for name, value in vars(group).items()}, memory=memory)
     rank_command(RankRun(models, data, settings), output, calibration, choose=choose, as_json=json)
 
 
@@ -89,12 +105,42 @@ def rank_command(
     most = run.settings.finalists * len(run.settings.each()) * len(run.models) * len(run.data)
     if choose is not None and not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
+    wanted = _Wanted(output, calibration, choose, as_json)
     with free_folder(output):
-        _rank(run, output, calibration, choose=choose, as_json=as_json)
+        splits = open_data(run.data[0])
+        if is_language(run.models[0], run.data[0], splits):
+            _rank_language(run, splits, wanted)
+        else:
+            _rank(run, splits, wanted)
 
 
-def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choose: int | None, as_json: bool) -> None:
-    """Rank, save to a free folder that no other run writes to, and print."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What becomes of a ranking, whatever is ranked."""
+
+    output: Path | None
+    calibration: Path | None
+    choose: int | None
+    as_json: bool
+
+    def where(self, place: int, words: str) -> str:
+        """Say where the chosen row's configuration lies."""
+        if self.output is None:
+            return ""
+        return f"; row {place}, {words}, in {self.output / ADAPTER_FILE} and {CHOSEN}"
+
+    def check(self, found: object, n_rows: int) -> None:
+        """Refuse a row that the table does not have, once everything is saved and printed."""
+        if found is not None:
+            return
+        kept = (
+            "nothing was saved" if self.output is None else f"all but {ADAPTER_FILE} is saved to {str(self.output)!r}"
+        )
+        raise ConfigError(f"choose = {self.choose}: the table has {n_rows} rows; {kept}")
+
+
+def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
+    """Rank, save to a free folder that no other run writes to, and print; the splits are the first data set's."""
     from foretune.report.store import finite, to_json
     from foretune.report.terminal import console, print_json, progress
 
@@ -103,17 +149,17 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
         from foretune.forecasting.calibration_file import read_calibration
         from foretune.ranking.rank import load_one, rank_loaded
         from foretune.ranking.recommend import chosen, in_words
-        from foretune.ranking.report import CHOSEN, Wanted, ranking_content, save_rankings
+        from foretune.ranking.report import Wanted, ranking_content, save_rankings
         from foretune.trials.ranking import check_spend
 
-        calibrated = read_calibration(calibration)
+        calibrated = read_calibration(wanted.calibration)
     rankings = []
     for model in run.models:
         for data in run.data:
             with progress(log, f"{Path(model.model).name} on {Path(data.dataset).name}", None) as update:
                 update(completed=0, total=1, note="loading")
-                with classifiers_only("rank", model, data):
-                    loaded = load_one(model, data, run.settings)
+                with classifiers_only(_ALONE, model, data):
+                    loaded = load_one(model, data, run.settings, splits if data is run.data[0] else None)
                 check_spend(loaded.classifier, loaded.task, run.settings)
 
                 def show(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
@@ -129,22 +175,76 @@ def _rank(run: "RankRun", output: Path | None, calibration: Path | None, *, choo
             f"{'up to ' if len(ranking.recipes) > 1 else ''}{ranking.steps} steps on {ranking.train_rows:,} rows"
             f"{f', {len(ranking.recipes)} recipes' if len(ranking.recipes) > 1 else ''}; {seconds}",
         )
-    found = chosen(rankings, choose)
-    more = ""
-    if output is not None:
-        save_rankings(rankings, run, calibrated, output, Wanted(choose, own_calibration=calibration is not None))
-    if output is not None and found is not None:
-        place, ranking, row = found
-        more = f"; row {place}, {in_words(row, len(ranking.recipes))}, in {output / ADAPTER_FILE} and {CHOSEN}"
-    say_where(log, output, more)
-    if as_json:
-        print_json(to_json(finite(ranking_content(rankings, run, calibrated, choose=choose))))
+    found = chosen(rankings, wanted.choose)
+    if wanted.output is not None:
+        kept = Wanted(wanted.choose, own_calibration=wanted.calibration is not None)
+        save_rankings(rankings, run, calibrated, wanted.output, kept)
+    more = "" if found is None else wanted.where(found[0], in_words(found[2], len(found[1].recipes)))
+    say_where(log, wanted.output, more)
+    if wanted.as_json:
+        print_json(to_json(finite(ranking_content(rankings, run, calibrated, choose=wanted.choose))))
     else:
         _print(rankings)
-    if found is None:
-        kept = "nothing was saved" if output is None else f"all but {ADAPTER_FILE} is saved to {str(output)!r}"
-        n_rows = sum(len(ranking.rows) for ranking in rankings)
-        raise ConfigError(f"choose = {choose}: the table has {n_rows} rows; {kept}")
+    wanted.check(found, sum(len(ranking.rows) for ranking in rankings))
+
+
+def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
+    """The same of a causal language model, which no calibration knows and for which no trials are made."""
+    from foretune.report.store import to_json
+    from foretune.report.terminal import console, print_json, progress
+    from foretune.settings.spend import parse_spend
+
+    settings = run.settings
+    if wanted.calibration is not None:
+        raise ConfigError(
+            f"--calibration {str(wanted.calibration)!r}: none knows causal language models yet, leave it out"
+        )
+    if parse_spend(settings.spend) > 0:
+        raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
+    if len(run.models) * len(run.data) > 1:
+        raise ConfigError(_ALONE)
+    log = console(stderr=True)
+    start = time.perf_counter()
+    with log.status("loading"):
+        from foretune.forecasting.report import print_sequence_plan
+        from foretune.ranking.sequence_report import save_sequence_ranking, sequence_content
+        from foretune.ranking.sequence_rows import in_words
+        from foretune.ranking.sequence_table import sequence_table
+        from foretune.ranking.sequences import n_ranked, prepare_ranking, rank_sequences
+        from foretune.sequence_plan import describe_sequences
+
+        language, task = load_language_alone(run.models[0], run.data[0], splits)
+        ready = prepare_ranking(language, task, settings, inplace=True)
+    seconds_load = time.perf_counter() - start
+    words = f"{len(ready.candidates):,} candidates of ranks up to {ready.template.r}, all of them together"
+    print_sequence_plan(log, describe_sequences(ready.plan), words)
+    done = 0
+    with progress(log, "sequences through the model", n_ranked(ready, settings)) as update:
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            update(completed=done)
+
+        ranking = rank_sequences(ready, settings, advance)
+    ranking = replace(ranking, seconds={**ranking.seconds, "load": seconds_load})
+    log.print(", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items()))
+    found = ranking.chosen(wanted.choose)
+    if wanted.output is not None:
+        save_sequence_ranking(ranking, run, wanted.output, choose=wanted.choose)
+    more = "" if found is None else wanted.where(found[0], in_words(ranking, found[1]))
+    say_where(log, wanted.output, more)
+    if wanted.as_json:
+        print_json(to_json(sequence_content(ranking, run, choose=wanted.choose)))
+    else:
+        screen = console()
+        sequence_table(ranking).show(screen)
+        screen.print(
+            f"without training: {ranking.base.loss:.3f} nats a token, perplexity {ranking.base.perplexity:.2f}"
+        )
+        for note in ranking.notes:
+            screen.print(f"• {note}", style="yellow")
+    wanted.check(found, len(ranking.rows))
 
 
 def _try(ranking: "Ranking", loaded: "Loaded", run: "RankRun", calibration: "Calibration", log: "Console") -> "Ranking":

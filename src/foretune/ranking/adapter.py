@@ -11,7 +11,7 @@ from torch import nn
 
 from foretune.errors import PlacementError
 from foretune.models.adapter_file import save_adapter
-from foretune.models.output_layer import CLASSIFIER
+from foretune.models.output_layer import CLASSIFIER, LANGUAGE
 from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate, short_kinds
 from foretune.report.store import make_folder, write_whole
@@ -36,12 +36,13 @@ def candidate_config(
     Args:
         candidate: Placement.
         sites: Every module that can be adapted, as the candidate counts them.
-        template: What else the adapters have: α, initialisation, rank stabilisation, dropout, …; not changed.
+        template: What else the adapters have: task, α, initialisation, rank stabilisation, dropout, …; not changed.
         model: The model that it is for, with adapters or without, not changed; or the names of its modules.
         alpha: α instead of the template's, which stays whatever the rank.
 
     Returns:
-        peft's configuration of a sequence classifier, in which every module has the candidate's rank.
+        peft's configuration of a sequence classifier, or of a language model where the template is one's; every module
+        has the candidate's rank.
 
     Raises:
         PlacementError: If the model lacks one of the modules.
@@ -53,7 +54,7 @@ def candidate_config(
     if missing:
         raise PlacementError(f"the model has no module {missing[0]!r}: give the model that the sites were read from")
     config = copy.deepcopy(template)
-    config.task_type, config.r = CLASSIFIER, candidate.rank
+    config.task_type, config.r = LANGUAGE if template.task_type == LANGUAGE else CLASSIFIER, candidate.rank
     config.lora_alpha = config.lora_alpha if alpha is None else alpha
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.exclude_modules = config.layers_pattern = None

@@ -90,7 +90,7 @@ def choose_finalists(quick: Sequence[Quick], sites: Sequence[Site], count: int) 
             front.append(entry)
     third = count // 3
     spread = [front[round(at)] for at in np.linspace(0, len(front) - 1, min(len(front), third))]
-    whole = [entry for entry in by_score if _is_whole(entry.candidate, sites)]
+    whole = [entry for entry in by_score if is_whole(entry.candidate, sites)]
     chosen: dict[Candidate, Quick] = {}
     for group, limit in ((spread, third), (whole, 2 * third), (by_score, count)):
         for entry in group:
@@ -99,6 +99,15 @@ def choose_finalists(quick: Sequence[Quick], sites: Sequence[Site], count: int) 
     return list(chosen.values())
 
 
-def _is_whole(candidate: Candidate, sites: Sequence[Site]) -> bool:
+def is_whole(candidate: Candidate, sites: Sequence[Site]) -> bool:
+    """Tell whether a placement takes in all modules of its kinds.
+
+    Args:
+        candidate: Placement.
+        sites: Modules that placements are made of.
+
+    Returns:
+        Whether it does.
+    """
     kinds = {sites[position].kind for position in candidate.sites}
     return len(candidate.sites) == sum(site.kind in kinds for site in sites)

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from foretune.errors import PlacementError
+from foretune.models.adapted import AdaptedModel
 from foretune.models.linear_modules import beside_experts, fused_experts, linear_names
 from foretune.models.sites import Site, kinds_in_words
 from foretune.problem import Plan
@@ -25,18 +28,37 @@ def leave_out(plan: Plan, wanted: Search) -> tuple[Plan, tuple[str, ...]]:
     Raises:
         PlacementError: If none is left.
     """
-    layout = plan.adapted.layout
+    adapted, notes = leave_out_modules(plan.adapted, plan.classifier.model, wanted)
+    return replace(plan, adapted=adapted), notes
+
+
+def leave_out_modules(adapted: AdaptedModel, base: nn.Module, wanted: Search) -> tuple[AdaptedModel, tuple[str, ...]]:
+    """Take modules out of a placed model that no adapter can be put on.
+
+    Args:
+        adapted: Adapters on all linear modules.
+        base: The model that they were read from.
+        wanted: Which adapters to choose from.
+
+    Returns:
+        The same without modules that no output depends on, where that is known, and without those too narrow for the
+        ranks where few are and none was asked for; and what to say of what was left out.
+
+    Raises:
+        PlacementError: If none is left.
+    """
+    layout = adapted.layout
     rank = max(wanted.ranks) if wanted.equal_size is None else 1  # each placement gets a rank that its modules carry
-    names = linear_names(plan.classifier.model)
+    names = linear_names(base)
     idle = [] if layout is None else [name for name in layout.idle if name in names]
-    rest = [site for site in plan.adapted.sites if site.name not in idle]
+    rest = [site for site in adapted.sites if site.name not in idle]
     narrow = [site.name for site in rest if min(site.d_in, site.d_out) < rank]
     if 2 * len(narrow) >= len(rest) or wanted.target_modules is not None:
         narrow = []
-    adapters = tuple(adapter for adapter in plan.adapted.adapters if adapter.site.name not in {*idle, *narrow})
+    adapters = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in {*idle, *narrow})
     if not adapters:
         raise PlacementError("the outputs depend on no linear module: there is nothing to adapt")
-    return replace(plan, adapted=replace(plan.adapted, adapters=adapters)), _notes(plan, idle, narrow)
+    return replace(adapted, adapters=adapters), _notes(adapted, base, idle, narrow)
 
 
 def list_candidates(sites: Sequence[Site], wanted: Search) -> tuple[Candidate, ...]:
@@ -71,10 +93,9 @@ def list_candidates(sites: Sequence[Site], wanted: Search) -> tuple[Candidate, .
     return tuple(Candidate(tuple(left[at] for at in entry.sites), entry.rank) for entry in listed)
 
 
-def _notes(plan: Plan, idle: Sequence[str], narrow: Sequence[str]) -> tuple[str, ...]:
+def _notes(adapted: AdaptedModel, base: nn.Module, idle: Sequence[str], narrow: Sequence[str]) -> tuple[str, ...]:
     """What was left out by itself, and what makes the pass slow."""
-    base = plan.classifier.model
-    layout, experts = plan.adapted.layout, fused_experts(base)
+    layout, experts = adapted.layout, fused_experts(base)
     beside = [name for name in linear_names(base) if name not in beside_experts(base)]
     singly = () if layout is None else layout.singly
     reasons = [

@@ -30,9 +30,12 @@ from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.ranking.recipes import RecipeRuns, after_epochs, best_epoch, check_runs, notes_of, simulate_recipes
 from foretune.ranking.recommend import marked
 from foretune.ranking.rows import Ranking, Row, ordered
+from foretune.ranking.step_cost import step_cost
+from foretune.readers.folder import Splits
 from foretune.settings.commands import KernelSample, RankSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
-from foretune.tasks.load import Task, load_task
+from foretune.tasks.load import Task, task_of
+from foretune.tasks.sources import open_source, quiet
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -56,19 +59,21 @@ class Loaded:
     seconds: float
 
 
-def load_one(model: ModelConfig, data: DataConfig, settings: RankSettings) -> Loaded:
+def load_one(model: ModelConfig, data: DataConfig, settings: RankSettings, splits: Splits | None = None) -> Loaded:
     """Load one model and one data set.
 
     Args:
         model: Model.
         data: Data set.
         settings: Settings.
+        splits: Splits of the data set; None to find them.
 
     Returns:
         Both.
     """
     clock = time.perf_counter()
-    task = load_task(data)
+    with quiet():
+        task = task_of(open_source(data) if splits is None else splits, data)
     _check_rows(task, settings)
     classifier = load_model(model, task.objective, settings.seed)
     return Loaded(classifier, task, model.model, data.dataset, time.perf_counter() - clock)
@@ -311,7 +316,7 @@ def _rows(
             update_rate=run.update_rate or 0.0,
             condition_number=kappa,
             megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
-            compute=_compute(ready.of_model(entry.candidate), ready.model_sites),
+            compute=step_cost(ready.of_model(entry.candidate), ready.model_sites),
             run=run,
         )
         for entry, forecast, simulated, run, kappa in zip(
@@ -329,16 +334,6 @@ def _at_risk(row: Row, alone: RunForecast, constant: float | None, calibration: 
     free = [value for value in (constant, alone.order[0]) if value is not None and isfinite(value)]
     floor = max(free, key=lambda value: better * value, default=None)
     return replace(row, risk=calibration.risk.probability(row.update_rate, row.steps), floor=floor)
-
-
-def _compute(candidate: Candidate, sites: Sequence[Site]) -> float:
-    """A step's cost: the whole way forward, and back down to the lowest adapted layer; both ways through all = 1."""
-    layers = sorted({site.layer for site in sites if site.layer is not None})
-    used = [sites[position].layer for position in candidate.sites]
-    reached = [layer for layer in used if layer is not None]
-    if not layers or not reached:
-        return 0.5
-    return (1.0 + (len(layers) - layers.index(min(reached))) / len(layers)) / 2.0
 
 
 def _single(blocks: Blocks) -> NDArray[np.float64]:

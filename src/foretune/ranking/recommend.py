@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from foretune.forecasting.cautions import TOLD
 from foretune.ranking.rows import Ranking, Row, best_first
+from foretune.settings.groups import Recipe
 
 
 def marked(rows: Sequence[Row], *, equal_sizes: bool = False) -> tuple[Row, ...]:
@@ -75,10 +76,20 @@ def in_words(row: Row, n_recipes: int) -> str:
     Example:
         `query, value · all layers · r 8, 3 epochs at 0.001`
     """
-    if n_recipes == 1:
-        return row.quick.name
-    epochs = row.recipe.epochs
-    return f"{row.quick.name}, {epochs} epoch{'s' if epochs > 1 else ''} at {row.recipe.learning_rate:g}"
+    return row.quick.name if n_recipes == 1 else with_recipe(row.quick.name, row.recipe)
+
+
+def with_recipe(name: str, recipe: Recipe) -> str:
+    """Name an adapter with its recipe.
+
+    Args:
+        name: The adapter's.
+        recipe: Recipe.
+
+    Returns:
+        Both.
+    """
+    return f"{name}, {recipe.epochs} epoch{'s' if recipe.epochs > 1 else ''} at {recipe.learning_rate:g}"
 
 
 def chosen(rankings: Sequence[Ranking], choose: int | None) -> tuple[int, Ranking, Row] | None:

@@ -21,6 +21,7 @@ from foretune.report.provenance import versions
 from foretune.report.store import Writer, finite, plain_text, write_json, write_run
 from foretune.settings.commands import (
     ADAPTER_FILE,
+    CHOSEN,
     Configuration,
     ForecastSettings,
     KernelSample,
@@ -28,10 +29,9 @@ from foretune.settings.commands import (
     Search,
     fields_of,
 )
-from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Sample, Spending
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe, Recipes, Sample, Spending
 
 SCHEMA = 1
-CHOSEN = "chosen.yaml"  # the configuration of the chosen row, for foretune tune and forecast
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RankRun:
             "models": {"model": [one.model for one in self.models], **fields_of(self.models[0], Loading)},
             "data": {"dataset": [one.dataset for one in self.data], **fields_of(self.data[0], Columns)},
             "candidates": fields_of(self.settings, Search),
-            "sample": fields_of(self.settings, KernelSample),
+            "sample": {**fields_of(self.settings, KernelSample), "memory": self.settings.memory},
             "training": fields_of(self.settings, Recipes),
             "trials": fields_of(self.settings, Spending),
         }
@@ -198,18 +198,27 @@ def save_rankings(
     if wanted.own_calibration:
         given["calibration"] = CALIBRATION  # beside config.yaml, wherever that lies
         writers[CALIBRATION] = lambda path: write_json(path, calibration.to_dict())
-    writers["config.yaml"] = _flags("Replay: foretune rank --config config.yaml --output NEW_FOLDER", given)
+    writers["config.yaml"] = flags_file("Replay: foretune rank --config config.yaml --output NEW_FOLDER", given)
     found = chosen(rankings, wanted.choose)
     if found is not None:
         place, ranking, row = found
         adapter = adapter_of(ranking, row.quick)
         writers[ADAPTER_FILE] = lambda path: save_config(adapter, path)
         run_it = f"The run of row {place}: foretune tune --config {CHOSEN} --output NEW_FOLDER"
-        writers[CHOSEN] = _flags(run_it, configuration_of(ranking, row, run).to_dict())
+        writers[CHOSEN] = flags_file(run_it, configuration_of(ranking, row, run).to_dict())
     write_run(folder, writers)
 
 
-def _flags(comment: str, given: Mapping[str, Any]) -> Writer:
+def flags_file(comment: str, given: Mapping[str, Any]) -> Writer:
+    """Lay out settings as a file that `--config` reads.
+
+    Args:
+        comment: What it is for.
+        given: Settings by the flags' names.
+
+    Returns:
+        The file's writer.
+    """
     header = f"# foretune {versions()['foretune']}. {comment}\n"
     text = header + yaml.safe_dump(dict(given), sort_keys=False, allow_unicode=True)
     return lambda path: plain_text(path, text)
@@ -226,9 +235,22 @@ def configuration_of(ranking: Ranking, row: Row, run: RankRun) -> Configuration[
     Returns:
         Model, data, what is known of them and the row's recipe, with the adapter in a file beside them.
     """
-    settings = ForecastSettings(**fields_of(run.settings, Sample), **vars(row.recipe))
     model, data = replace(run.models[0], model=ranking.model), replace(run.data[0], dataset=ranking.dataset)
-    return Configuration(model, data, Path(ADAPTER_FILE), settings)
+    return configuration_with(row.recipe, replace(run, models=(model,), data=(data,)))
+
+
+def configuration_with(recipe: Recipe, run: RankRun) -> Configuration[ForecastSettings]:
+    """Say which run a recipe is, with the adapter in a file beside it.
+
+    Args:
+        recipe: Recipe.
+        run: All settings, with one model and one data set.
+
+    Returns:
+        Model, data, what is known of them and the recipe.
+    """
+    settings = ForecastSettings(**fields_of(run.settings, Sample), **vars(recipe), memory=run.settings.memory)
+    return Configuration(run.models[0], run.data[0], Path(ADAPTER_FILE), settings)
 
 
 def adapter_of(ranking: Ranking, entry: Quick) -> LoraConfig:

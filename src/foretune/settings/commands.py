@@ -29,6 +29,7 @@ NtkParams = Literal["adapter", "adapter+head"]
 EngineName = Literal["local", "ray"]
 
 ADAPTER_FILE = "adapter_config.json"  # peft's name
+CHOSEN = "chosen.yaml"  # the configuration of a ranking's chosen row, for foretune tune and forecast
 MOST_ROWS = 12  # numbers of rows in one forecast, each with a simulated run of its own
 
 
@@ -132,11 +133,11 @@ class Search(Placement):
             what is too narrow for the ranks (an expert's gate), is left out by itself.
         ranks: Ranks.
         budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
-            single modules are searched too.
+            single modules of a classifier are searched too.
         equal_size: Trainable parameters (500k, 1.2M) that every placement is brought to by its rank, within 15 %,
             instead of ranks and a budget; what no rank from 1 to 64 brings there is left out.
         finalists: Candidates whose run is simulated, with every recipe: a third the best of the quick score at every
-            size, a third whole module kinds, the others the best of all.
+            size, a third whole module kinds, the others the best of all. Of a language model two thirds whole kinds.
     """
 
     exclude_modules: tuple[str, ...] | None = None
@@ -172,7 +173,23 @@ class Search(Placement):
 
 @dataclass(frozen=True, kw_only=True)
 class RankSettings(Spending, Search, KernelSample, Recipes):
-    """Which adapters and recipes are ranked, from what is known, and what may be spent on it."""
+    """Which adapters and recipes are ranked, from what is known, and what may be spent on it.
+
+    Attributes:
+        memory: Memory that the gradients of a language model's sequences may take, such as 2GB: what they are kept in
+            depends on it. Of a classifier it does not count.
+    """
+
+    memory: str = "2GB"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ConfigError: Naming the setting, its value and what it may be.
+        """
+        super().__post_init__()
+        parse_bytes("memory", self.memory)
 
 
 @dataclass(frozen=True)

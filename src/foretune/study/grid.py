@@ -168,7 +168,7 @@ def _dataset(entry: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], st
     config, name, own = _entry(DataConfig, "dataset", entry, extra=("score", "train"))
     if config.task == "causal-lm":
         raise ConfigError(
-            "foretune study does not take causal language models yet: foretune forecast and foretune tune do"
+            "foretune study does not take causal language models yet: foretune forecast, rank and tune do"
         )
     return config, name, own, _word(entry, "family", "dataset") or name
 

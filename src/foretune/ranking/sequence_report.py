@@ -1,0 +1,147 @@
+"""Files of a ranking of a language model's adapters, laid out as a classifier's."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+
+from foretune.forecasting.sequence_simulation import DRAWS, KIND
+from foretune.models.adapter_file import save_adapter
+from foretune.ranking.adapter import candidate_config
+from foretune.ranking.finalists import Quick
+from foretune.ranking.report import SCHEMA, RankRun, configuration_with, flags_file
+from foretune.ranking.sequence_rows import SequenceRanking, SequenceRow
+from foretune.ranking.sequence_table import sequence_candidates, sequence_numbers, sequence_table
+from foretune.report.provenance import versions
+from foretune.report.store import Writer, finite, plain_text, write_json, write_run
+from foretune.sequence_plan import LOSS_UNIT
+from foretune.settings.commands import ADAPTER_FILE, CHOSEN
+from foretune.tasks.metrics import main_metric
+
+
+def sequence_content(ranking: SequenceRanking, run: RankRun, *, choose: int | None = None) -> dict[str, Any]:
+    """Lay a ranking out as in `result.json`: the keys of a classifier's where they mean the same.
+
+    Args:
+        ranking: Ranking.
+        run: All settings.
+        choose: Row of the table, from 1, that was chosen; None for the recommended one.
+
+    Returns:
+        JSON-ready values.
+    """
+    found = ranking.chosen(choose)
+    where = {"model": ranking.model, "dataset": ranking.dataset}
+    content: dict[str, Any] = finite(
+        {
+            "schema": SCHEMA,
+            "rankings": [_content(ranking)],
+            "chosen": None
+            if found is None
+            else {
+                "place": found[0],
+                **where,
+                "adapter": found[1].quick.name,
+                "recipe": vars(found[1].recipe),
+            },
+            "calibration": None,
+            "settings": run.to_dict(),
+            "versions": versions(),
+        }
+    )
+    return content
+
+
+def _content(ranking: SequenceRanking) -> dict[str, Any]:
+    return {
+        "model": ranking.model,
+        "dataset": ranking.dataset,
+        "samples": ranking.samples,
+        "train_rows": ranking.train_rows,
+        "eval_rows": ranking.eval_rows,
+        "objective": {"kind": KIND, "noun": "tokens", "loss_unit": LOSS_UNIT},
+        "steps": ranking.steps,
+        "base": {
+            "eval_loss": ranking.base.loss,
+            f"eval_{main_metric(KIND).name}": ranking.base.perplexity,
+            "eval_token_accuracy": ranking.base.accuracy,
+        },
+        "sketches": {"draws": DRAWS, "kept": ranking.kept[0], "kept_least": ranking.kept[1]},
+        "candidates": len(ranking.quick),
+        **({} if ranking.equal_size is None else {"equal_size": ranking.equal_size}),
+        "spend": 0.0,
+        "rows": [_row(ranking, row) for row in ranking.rows],
+        "notes": list(ranking.notes),
+        "seconds": dict(ranking.seconds),
+    }
+
+
+def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
+    members = [ranking.sites[position] for position in row.quick.candidate.sites]
+    return {
+        "adapter": row.quick.name,
+        "modules": [site.name for site in members],
+        "layers": sorted({site.layer for site in members if site.layer is not None}),
+        "rank": row.quick.candidate.rank,
+        "recipe": vars(row.recipe),
+        "steps": row.steps,
+        "forecast": None,
+        "simulated": {
+            **row.found.run.end.to_dict(main_metric(KIND)),
+            "eval_token_accuracy": row.found.token_accuracy[-1],
+            "linear_eval_loss": row.found.linear_loss,
+        },
+        "apart": row.apart,
+        "best_step": row.best_step,
+        "parameters": row.quick.parameters,
+        "megabytes": row.megabytes,
+        "step_cost": row.compute,
+        "quick_score": row.quick.score,
+        "tie": row.tie,
+        "recommended": row.recommended,
+        "trials": [],
+    }
+
+
+def save_sequence_ranking(ranking: SequenceRanking, run: RankRun, folder: Path, *, choose: int | None = None) -> None:
+    """Write a run folder, whole or not at all: tables, numbers and the chosen row's configuration.
+
+    Args:
+        ranking: Ranking.
+        run: All settings.
+        folder: New or empty folder.
+        choose: Row of the table, from 1, whose `adapter_config.json` and `chosen.yaml` are written; None for the
+            recommended one. Where the table has no such row, neither is written.
+    """
+    table, content = sequence_table(ranking), sequence_content(ranking, run, choose=choose)
+    writers: dict[str, Writer] = {
+        "ranking.csv": sequence_numbers(ranking).write_csv,
+        "ranking.md": lambda path: plain_text(path, table.markdown()),
+        "ranking.tex": lambda path: plain_text(path, table.latex()),
+        "candidates.csv": sequence_candidates(ranking).write_csv,
+        "result.json": lambda path: write_json(path, content),
+        "config.yaml": flags_file(
+            "Replay: foretune rank --config config.yaml --output NEW_FOLDER", {**run.flags(), "choose": choose}
+        ),
+    }
+    found = ranking.chosen(choose)
+    if found is not None:
+        place, row = found
+        adapter = sequence_adapter(ranking, row.quick)
+        writers[ADAPTER_FILE] = lambda path: save_adapter(adapter, path)
+        run_it = f"The run of row {place}: foretune tune --config {CHOSEN} --output NEW_FOLDER"
+        writers[CHOSEN] = flags_file(run_it, configuration_with(row.recipe, run).to_dict())
+    write_run(folder, writers)
+
+
+def sequence_adapter(ranking: SequenceRanking, entry: Quick) -> LoraConfig:
+    """Make peft's configuration of a candidate.
+
+    Args:
+        ranking: Its ranking.
+        entry: Candidate.
+
+    Returns:
+        The configuration, of task `CAUSAL_LM`.
+    """
+    return candidate_config(entry.candidate, ranking.sites, ranking.template, ranking.modules)

@@ -1,0 +1,228 @@
+"""Rank the adapters of a causal language model on one data set: one pass, and a simulated run for the finalists.
+
+No calibration knows language models: what puts the rows into order is the evaluation loss of the model with the
+simulated A and B plugged in (`foretune.forecasting.sequence_simulation`).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from peft import LoraConfig
+
+from foretune.errors import ConfigError
+from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.sequence_simulation import (
+    FIRST,
+    LinearisedSequences,
+    Measured,
+    linearise_sequences,
+    plug_steps,
+    simulate_sequences,
+)
+from foretune.language.rows import LanguageTask
+from foretune.models.language_model import LanguageModel
+from foretune.models.placement import lora_config, place, read_adapters
+from foretune.models.sites import Site
+from foretune.ranking.adapter import module_names
+from foretune.ranking.budget import fitting, n_parameters, parse_budget, parse_parameters
+from foretune.ranking.candidates import Candidate, label
+from foretune.ranking.equal_size import equal_sizes, missed
+from foretune.ranking.finalists import Quick
+from foretune.ranking.left_out import leave_out_modules, list_candidates
+from foretune.ranking.recipes import check_runs
+from foretune.ranking.sequence_finalists import choose_spread, gradient_scores
+from foretune.ranking.sequence_rows import SequenceRanking, SequenceRow, in_order, notes_of
+from foretune.ranking.step_cost import step_cost
+from foretune.sequence_plan import OnBatch, SequencePlan, prepare_sequences
+from foretune.settings.commands import RankSettings
+from foretune.settings.groups import AdapterConfig
+from foretune.settings.sizes import parse_bytes
+from foretune.settings.spend import parse_spend
+
+
+@dataclass(frozen=True)
+class SequenceCandidates:
+    """What is ranked.
+
+    Attributes:
+        plan: The model with adapters of the largest rank on every module that some candidate uses.
+        template: peft's configuration of all modules.
+        candidates: Placements, by the positions of their modules in the plan.
+        model_sites: Every module of the model that can be adapted, from which names and costs are.
+        positions: For each module of the plan its position among these.
+        equal_size: Parameters that all have, nearly; None where they differ.
+        notes: What was left out.
+        seconds: What making it took.
+    """
+
+    plan: SequencePlan
+    template: LoraConfig
+    candidates: tuple[Candidate, ...]
+    model_sites: tuple[Site, ...]
+    positions: tuple[int, ...]
+    equal_size: int | None
+    notes: tuple[str, ...]
+    seconds: float
+
+    def of_model(self, candidate: Candidate) -> Candidate:
+        """Say a candidate by the positions in the whole model.
+
+        Args:
+            candidate: Placement.
+
+        Returns:
+            The same one among `model_sites`.
+        """
+        return Candidate(tuple(self.positions[position] for position in candidate.sites), candidate.rank)
+
+    def n_finalists(self, settings: RankSettings) -> int:
+        """Count the candidates whose run is simulated.
+
+        Args:
+            settings: Settings.
+
+        Returns:
+            How many.
+        """
+        return min(settings.finalists, len(self.candidates))
+
+
+def prepare_ranking(
+    language: LanguageModel, task: LanguageTask, settings: RankSettings, *, inplace: bool = False
+) -> SequenceCandidates:
+    """Place adapters on all modules that may carry one, and list the candidates: all that can go wrong before the work.
+
+    Args:
+        language: Model and tokenizer, without an adapter.
+        task: Data.
+        settings: Settings.
+        inplace: Whether the adapters may go into the given model instead of a copy.
+
+    Returns:
+        What is ranked; of equal sizes or a budget only what fits.
+
+    Raises:
+        ConfigError: If something is to be spent on trials.
+        ForetuneError: If the settings do not fit the model or the data.
+    """
+    clock = time.perf_counter()
+    if parse_spend(settings.spend) > 0:
+        raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
+    size = None if settings.equal_size is None else parse_parameters("equal_size", settings.equal_size)
+    largest = max(settings.ranks) if size is None else _largest_rank(language, settings, size)
+    template = _template(language, settings, largest)
+    plan = prepare_sequences(language, task, template, settings, inplace=inplace)
+    adapted, notes = leave_out_modules(plan.adapted, plan.placed.get_base_model(), settings)
+    sites = adapted.sites
+    candidates = list_candidates(sites, settings)
+    if size is not None:
+        placements, candidates = candidates, equal_sizes(candidates, sites, size)
+        notes = (*notes, *missed(len(placements) - len(candidates), len(placements), size))
+    if settings.budget is not None:
+        candidates = fitting(candidates, sites, parse_budget(settings.budget))
+    check_runs(settings, len(candidates))
+    used = sorted({position for candidate in candidates for position in candidate.sites})
+    adapted = replace(adapted, adapters=tuple(adapted.adapters[position] for position in used))
+    place_of = {position: place for place, position in enumerate(used)}
+    renumbered = tuple(Candidate(tuple(place_of[at] for at in entry.sites), entry.rank) for entry in candidates)
+    ready = replace(plan, adapted=adapted)
+    spent = time.perf_counter() - clock
+    return SequenceCandidates(ready, template, renumbered, sites, tuple(used), size, notes, spent)
+
+
+def _template(language: LanguageModel, settings: RankSettings, rank: int) -> LoraConfig:
+    adapter = AdapterConfig(("all-linear",), r=rank, alpha=settings.alpha, rslora=settings.rslora, init=settings.init)
+    return lora_config(language.model, adapter)
+
+
+def _largest_rank(language: LanguageModel, settings: RankSettings, size: int) -> int:
+    """Rank of the pass of equal sizes, which is known once the modules are."""
+    placed = place(language.model, _template(language, settings, 1), seed=settings.seed)
+    adapted, _ = leave_out_modules(read_adapters(placed), placed.get_base_model(), settings)
+    return max(entry.rank for entry in equal_sizes(list_candidates(adapted.sites, settings), adapted.sites, size))
+
+
+def n_ranked(ready: SequenceCandidates, settings: RankSettings) -> int:
+    """Count the sequences that go through the model, for a progress bar.
+
+    Args:
+        ready: What is ranked.
+        settings: Settings.
+
+    Returns:
+        The first sequences, the known ones and those to predict; the latter again for each recipe, and each time that
+        an adapter is plugged in.
+    """
+    plan, finalists = ready.plan, ready.n_finalists(settings)
+    known, predicted = len(plan.known.features), len(plan.rows.evaluation.features)
+    looks = [
+        1 + finalists * len(plug_steps(schedule_of(recipe, plan.train_rows, seed=settings.seed)))
+        for recipe in settings.each()
+    ]
+    return min(FIRST, known) + known + predicted * (1 + sum(looks))
+
+
+def rank_sequences(
+    ready: SequenceCandidates, settings: RankSettings, on_batch: OnBatch | None = None
+) -> SequenceRanking:
+    """Rank the adapters of a language model, without training.
+
+    Args:
+        ready: From `prepare_ranking`.
+        settings: The same settings.
+        on_batch: Called with the number of sequences after each batch that goes through the model, `n_ranked` in all.
+
+    Returns:
+        The ranking.
+    """
+    plan, seconds = ready.plan, {"load": ready.seconds}
+    linearised = linearise_sequences(plan, parse_bytes("memory", settings.memory), on_batch=on_batch)
+    seconds["pass"] = linearised.seconds
+    clock = time.perf_counter()
+    quick = _screened(ready, linearised)
+    finalists = choose_spread(quick, linearised.sites, ready.n_finalists(settings))
+    seconds["quick"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    starts = [linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists]
+    made: list[SequenceRow] = []
+    for recipe in settings.each():
+        schedule = schedule_of(recipe, plan.train_rows, seed=settings.seed)
+        runs = simulate_sequences(plan, linearised, starts, schedule, on_batch=on_batch)
+        made += [
+            SequenceRow(
+                entry, recipe, schedule.steps, run, step_cost(ready.of_model(entry.candidate), ready.model_sites)
+            )
+            for entry, run in zip(finalists, runs, strict=True)
+        ]
+    seconds["simulate"] = time.perf_counter() - clock
+    rows = in_order(made, equal_sizes=ready.equal_size is not None)
+    known = linearised.train.sketches
+    base = Measured(rows[0].found.run.probe_loss, rows[0].found.token_accuracy[0])
+    return SequenceRanking(
+        model=plan.language.source,
+        dataset=plan.task.source,
+        modules=module_names(plan.placed),
+        template=ready.template,
+        sites=linearised.sites,
+        recipes=settings.each(),
+        rows=rows,
+        quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
+        base=base,
+        samples=known.n,
+        train_rows=plan.train_rows,
+        eval_rows=len(plan.rows.evaluation.features),
+        kept=(float(np.mean(known.kept)), float(np.min(known.kept))),
+        equal_size=ready.equal_size,
+        notes=(*plan.language.notes, *ready.notes, *notes_of(rows, base, known.n, plan.train_rows)),
+        seconds=seconds,
+    )
+
+
+def _screened(ready: SequenceCandidates, linearised: LinearisedSequences) -> list[Quick]:
+    scores: Sequence[float] = gradient_scores(linearised, ready.candidates).tolist()
+    return [
+        Quick(entry, label(ready.of_model(entry), ready.model_sites), n_parameters(entry, linearised.sites), score)
+        for entry, score in zip(ready.candidates, scores, strict=True)
+    ]
