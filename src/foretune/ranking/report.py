@@ -27,6 +27,7 @@ from foretune.settings.commands import (
     KernelSample,
     RankSettings,
     Search,
+    Sketching,
     fields_of,
 )
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe, Recipes, Sample, Spending
@@ -58,7 +59,7 @@ class RankRun:
             "models": {"model": [one.model for one in self.models], **fields_of(self.models[0], Loading)},
             "data": {"dataset": [one.dataset for one in self.data], **fields_of(self.data[0], Columns)},
             "candidates": fields_of(self.settings, Search),
-            "sample": {**fields_of(self.settings, KernelSample), "memory": self.settings.memory},
+            "sample": fields_of(self.settings, KernelSample) | fields_of(self.settings, Sketching),
             "training": fields_of(self.settings, Recipes),
             "trials": fields_of(self.settings, Spending),
         }
@@ -249,7 +250,7 @@ def configuration_with(recipe: Recipe, run: RankRun) -> Configuration[ForecastSe
     Returns:
         Model, data, what is known of them and the recipe.
     """
-    settings = ForecastSettings(**fields_of(run.settings, Sample), **vars(recipe), memory=run.settings.memory)
+    settings = ForecastSettings(**fields_of(run.settings, Sample), **fields_of(run.settings, Sketching), **vars(recipe))
     return Configuration(run.models[0], run.data[0], Path(ADAPTER_FILE), settings)
 
 

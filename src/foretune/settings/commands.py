@@ -95,18 +95,36 @@ class TuneSettings(Batching, Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForecastSettings(Spending, Sample, Recipe):
+class Sketching(Settings):
+    """What the pass over a language model's sequences may keep.
+
+    Attributes:
+        memory: Memory that the gradients of a language model's sequences may take, such as 2GB: what they are kept in
+            depends on it. Of a classifier it does not count.
+    """
+
+    memory: str = "2GB"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ConfigError: If it is no amount of memory.
+        """
+        super().__post_init__()
+        parse_bytes("memory", self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastSettings(Spending, Sketching, Sample, Recipe):
     """Which run is forecast, from what is known, and what may be spent on it.
 
     Attributes:
         rows: Numbers of training rows, rising, for which the run is forecast as well: the same recipe on fewer or more
             rows than there are.
-        memory: Memory that the gradients of a language model's sequences may take, such as 2GB: what they are kept in
-            depends on it. Of a classifier it does not count.
     """
 
     rows: tuple[Pair, ...] | None = None
-    memory: str = "2GB"
 
     def __post_init__(self) -> None:
         """Check types and ranges, and that the numbers of rows rise.
@@ -115,7 +133,6 @@ class ForecastSettings(Spending, Sample, Recipe):
             ConfigError: If there are none or too many of them, or they do not rise.
         """
         super().__post_init__()
-        parse_bytes("memory", self.memory)
         if self.rows is None:
             return
         if not 1 <= len(self.rows) <= MOST_ROWS:
@@ -172,24 +189,8 @@ class Search(Placement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Spending, Search, KernelSample, Recipes):
-    """Which adapters and recipes are ranked, from what is known, and what may be spent on it.
-
-    Attributes:
-        memory: Memory that the gradients of a language model's sequences may take, such as 2GB: what they are kept in
-            depends on it. Of a classifier it does not count.
-    """
-
-    memory: str = "2GB"
-
-    def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            ConfigError: Naming the setting, its value and what it may be.
-        """
-        super().__post_init__()
-        parse_bytes("memory", self.memory)
+class RankSettings(Spending, Sketching, Search, KernelSample, Recipes):
+    """Which adapters and recipes are ranked, from what is known, and what may be spent on it."""
 
 
 @dataclass(frozen=True)
