@@ -92,24 +92,12 @@ def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
         )
 
 
-def no_language(command: str) -> str:
-    """Say of a command that it does not take language models.
-
-    Args:
-        command: Its name.
-
-    Returns:
-        The message.
-    """
-    return f"foretune {command} does not take causal language models yet: foretune forecast, rank and tune do"
-
-
 @contextmanager
 def classifiers_only(refusal: str, model: ModelConfig, data: DataConfig) -> Iterator[None]:
     """Refuse language models, where that is why the data cannot be read.
 
     Args:
-        refusal: What to say, such as `no_language` says it of a command.
+        refusal: What to say.
         model: Which model.
         data: Which data set.
 
