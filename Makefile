@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up themselves: a virtual environment, pinned packages, foretune.
+# `make demo`, `make demo-lm` and `make test` do all the set-up themselves: a virtual environment, pinned packages, foretune.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,15 +9,17 @@ export TOKENIZERS_PARALLELISM = false
 
 STAMP := $(VENV)/.installed
 RUN := runs/demo
+RUN_LM := runs/demo-lm
 
-.PHONY: demo test check bench clean help
+.PHONY: demo demo-lm test check bench clean help
 
 help:
-	@echo "make demo   forecast a fine-tune of real weights (MiniLM) on real text (BBC news), then run it"
-	@echo "make test   run the test suite"
-	@echo "make check  lint and types"
-	@echo "make bench  cost of the kernel and of simulated runs in passes, and of pricing 10,000 candidates"
-	@echo "make clean  remove the virtual environment and the demo's run"
+	@echo "make demo     forecast a fine-tune of real weights (MiniLM) on real text (BBC news), then run it"
+	@echo "make demo-lm  the same of a language model (SmolLM2-135M-Instruct) on the texts alone"
+	@echo "make test     run the test suite"
+	@echo "make check    lint and types"
+	@echo "make bench    cost of the kernel and of simulated runs in passes, and of pricing 10,000 candidates"
+	@echo "make clean    remove the virtual environment and the demos' runs"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -34,6 +36,10 @@ demo: $(STAMP)
 	@rm -rf $(RUN) $(RUN)-data
 	$(BIN)/foretune demo --output $(RUN)
 
+demo-lm: $(STAMP)
+	@rm -rf $(RUN_LM) $(RUN_LM)-data
+	$(BIN)/foretune demo --task causal-lm --output $(RUN_LM)
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
@@ -48,4 +54,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/simulated_runs.py --quick
 
 clean:
-	rm -rf $(VENV) $(RUN) $(RUN)-data
+	rm -rf $(VENV) $(RUN) $(RUN)-data $(RUN_LM) $(RUN_LM)-data

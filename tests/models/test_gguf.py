@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from foretune.errors import ModelError, StoreError
 from foretune.models import gguf as converting
 from foretune.models.gguf import demo_language_model, save_gguf
 from foretune.models.language_model import load_language_model
+from foretune.report.folders import hold
 
 gguf = pytest.importorskip("gguf")
 WIDTH, INNER = 32, 64
@@ -169,6 +172,39 @@ def test_the_demos_model_is_converted_once(tmp_path, packaged):
     with pytest.raises(StoreError, match="is not empty"):
         demo_language_model(tmp_path / "models")
     assert (folder / "notes.txt").exists()
+
+
+def test_a_conversion_under_way_is_waited_for(tmp_path, packaged):
+    place, holds, may_go_on, said = tmp_path / "models" / "Tiny-1B", threading.Event(), threading.Event(), []
+
+    def convert():  # a lock is of a thread, so this is as good as another process
+        with hold(place):
+            holds.set()
+            assert may_go_on.wait(60)
+            save_gguf(packaged / "Tiny-1B.Q4_1.gguf", place)
+
+    def say(words):
+        said.append(words)
+        may_go_on.set()
+
+    other = threading.Thread(target=convert)
+    other.start()
+    assert holds.wait(60)
+    assert demo_language_model(tmp_path / "models", say=say) == place
+    other.join()
+    assert said == ["another process converts Tiny-1B: waiting for it"]
+    assert os.listdir(tmp_path / "models") == ["Tiny-1B"]
+    load_language_model(str(place), device="cpu")
+
+
+def test_a_model_that_is_there_is_read_from_a_folder_in_use(tmp_path, packaged):
+    said = []
+    folder = demo_language_model(tmp_path / "models", say=said.append)
+    (words,) = said
+    assert words.startswith(f"converting Tiny-1B to {str(folder)!r}, once")
+    with hold(folder):
+        assert demo_language_model(tmp_path / "models", say=said.append) == folder
+    assert len(said) == 1
 
 
 def test_a_package_without_its_file(tmp_path, packaged):
