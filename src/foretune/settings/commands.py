@@ -169,9 +169,9 @@ class Search(Placement):
         Raises:
             ConfigError: Naming the setting, its value and what it may be.
         """
+        super().__post_init__()
         if self.init not in ("default", "gaussian"):
             raise ConfigError(f"init = {shown(self.init)}: ranks are priced from one pass with default or gaussian")
-        super().__post_init__()
         if not self.ranks:
             raise ConfigError("ranks = []: name at least one, each at least 1")
         if self.equal_size is None:
