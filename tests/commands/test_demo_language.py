@@ -201,7 +201,7 @@ def test_the_real_model(tmp_path, monkeypatch, foretune_home, capsys):
     said = capsys.readouterr()
     assert "SmolLM2-135M-Instruct on BBC news: 16 texts train, 8 evaluate," in said.out
     tuned = json.loads((out / "tuned" / "result.json").read_text())
-    assert tuned["final"]["eval_loss"] < tuned["before_training"]["eval_loss"] < 5
+    assert tuned["final"]["eval_loss"] < tuned["before_training"]["eval_loss"] < 6
     forecast = json.loads((out / "forecast" / "result.json").read_text())
     change = tuned["final"]["eval_loss"] - tuned["before_training"]["eval_loss"]
     assert forecast["simulated_end"]["eval_loss"] == pytest.approx(tuned["final"]["eval_loss"], abs=0.5 * abs(change))
