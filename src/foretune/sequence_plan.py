@@ -222,7 +222,12 @@ def prepare_sequences(
 
 
 def sequence_batches(
-    plan: SequencePlan, tokens: TokenRows, *, rows: int | None = None, on_batch: OnBatch | None = None
+    plan: SequencePlan,
+    tokens: TokenRows,
+    *,
+    rows: int | None = None,
+    most: int | None = None,
+    on_batch: OnBatch | None = None,
 ) -> Iterator[SequenceBatch]:
     """Group sequences of like length, longest first, so many that their logits stay small.
 
@@ -230,16 +235,18 @@ def sequence_batches(
         plan: Tokenizer, batch size and device.
         tokens: Sequences.
         rows: How many of the first sequences; None takes all.
+        most: Sequences in a batch, at most; None for those of the settings.
         on_batch: Called with the number of sequences after each batch.
 
     Yields:
         Batches with the positions of their sequences.
     """
+    largest = plan.settings.batch_size if most is None else min(most, plan.settings.batch_size)
     lengths = np.array([len(feature["input_ids"]) for feature in tokens.features[:rows]])
     order, start = np.argsort(-lengths, kind="stable"), 0
     while start < len(order):
         fit = LOGITS // (int(lengths[order[start]]) * plan.n_vocabulary)
-        chosen = order[start : start + max(1, min(plan.settings.batch_size, fit))]
+        chosen = order[start : start + max(1, min(largest, fit))]
         start += len(chosen)
         batch = collate([tokens.features[row] for row in chosen], plan.language.tokenizer.pad_token_id)
         on_device = {name: tensor.to(plan.language.device) for name, tensor in batch.items()}

@@ -141,7 +141,7 @@ def test_a_model_with_other_outputs_is_refused():
 def test_kinds_are_those_of_the_settings():
     from typing import get_args
 
-    from foretune.settings.groups import TaskKind
+    from foretune.settings.groups import LabelKind
 
-    assert tuple(KINDS) == get_args(TaskKind)
+    assert tuple(KINDS) == get_args(LabelKind)
     assert objective_of("multi-label", ["a", "b"]) == MultiLabel(("a", "b"))

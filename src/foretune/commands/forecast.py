@@ -115,6 +115,9 @@ def make_forecast(
     Returns:
         What `result.json` holds.
     """
+    from foretune.settings.spend import parse_spend
+
+    parse_spend(config.settings.spend)  # before anything is read
     with free_folder(output):
         splits = open_data(config.data)
         if is_language(config.model, config.data, splits):

@@ -99,11 +99,14 @@ def linearise_sequences(plan: SequencePlan, memory: int, *, on_batch: OnBatch | 
     start = time.perf_counter()
     n, m, seed = len(plan.known.features), len(plan.rows.evaluation.features), plan.settings.seed
     q = sketch_width(plan.adapted.sites, n + m, DRAWS, memory)
+    # those of a batch are summed in single precision, beside the others: a quarter of the memory at most
+    of_sequence = 4 * (1 + DRAWS) * sum(min(q, site.d_in) * min(q, site.d_out) for site in plan.adapted.sites)
+    most = max(1, memory // (4 * of_sequence))
     bases = find_bases(plan.adapted, sequence_batches(plan, plan.known, rows=FIRST, on_batch=on_batch), q, seed=seed)
     train, evaluation = (
         sketch_sequences(
             plan.adapted,
-            sequence_batches(plan, tokens, on_batch=on_batch),
+            sequence_batches(plan, tokens, most=most, on_batch=on_batch),
             bases,
             n=len(tokens.features),
             draws=DRAWS,
