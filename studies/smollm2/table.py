@@ -49,18 +49,23 @@ def main(folder: Path) -> None:
         )
     print("\n| texts | cells | ρ of the forecast | linearised | of size | first epoch | lost, nats | by the largest |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in sorted({cell[0] for cell in cells}):
-        some = [cell for cell in cells if cell[0] == name]
-        said, real, linear, first, size = (np.array([cell[i] for cell in some]) for i in (4, 5, 6, 7, 8))
-        if len(some) < 3:
-            continue
-        rho = [spearmanr(values, real).statistic for values in (said, linear, -size, first)]
-        lost, by_size = real[said.argmin()] - real.min(), np.mean(real[size == size.max()]) - real.min()
-        print(
-            f"| {name} | {len(some)} | "
-            + " | ".join(f"{value:+.2f}" for value in rho)
-            + f" | {lost:.3f} | {by_size:.3f} |"
-        )
+    for name in dict.fromkeys(cell[0] for cell in cells):
+        for rate in (3e-4, None):  # the adapters at one rate; all
+            some = [cell for cell in cells if cell[0] == name and rate in (None, cell[2])]
+            if len(some) < 4:
+                continue
+            said, real, linear, first, size = (np.array([cell[i] for cell in some]) for i in (4, 5, 6, 7, 8))
+            rho = [spearmanr(values, real).statistic for values in (said, linear, -size, first)]
+            lost, largest = real[said.argmin()] - real.min(), real[size == size.max()].mean() - real.min()
+            which = name if rate is None else f"{name}, {rate:g}"
+            numbers = " | ".join(f"{value:+.2f}" for value in rho)
+            print(f"| {which} | {len(some)} | {numbers} | {lost:.3f} | {largest:.3f} |")
+    apart = [(abs(cell[6] - cell[4]), abs(cell[4] - cell[5])) for cell in cells]
+    for close in (True, False):
+        errors = [error for distance, error in apart if (distance <= 0.05) == close]
+        words = "within 0.05 nats" if close else "further"
+        mean, worst = np.mean(errors), max(errors)
+        print(f"\nLinearised and plugged in {words}: {len(errors)} runs, error {mean:.3f}, at most {worst:.3f}")
 
 
 if __name__ == "__main__":
