@@ -127,8 +127,8 @@ def _check_start(adapted: AdaptedModel) -> None:
 def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, *, seed: int = 0) -> tuple[Basis, ...]:
     """Find the principal directions of inputs and gradients of the loss, from one pass over some sequences.
 
-    Of h_t ‖g_t‖ and of g_t ‖h_t‖ the q left singular vectors with the largest singular values, without centring; a
-    module that is no wider than q keeps all.
+    Of h_t ‖g_t‖ and of g_t ‖h_t‖ the q directions with the largest singular values, without centring, by subspace
+    iteration; a module that is no wider than q keeps all.
 
     Args:
         adapted: Model in eval mode with its adapters, which must have B = 0.
