@@ -101,3 +101,19 @@ def test_what_does_not_fit_is_refused(model, tmp_path, capsys, more, said):
     assert run([*tokens, "--output", str(tmp_path / "out")]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["forecast", "tune"])
+def test_preferences_are_refused_by_that_name(model, tmp_path, capsys, command):
+    (tmp_path / "train.jsonl").write_text('{"chosen": "it is blue", "rejected": "it is thin"}\n' * 6)
+    assert run([command, "--model", model, "--dataset", str(tmp_path / "train.jsonl")]) == 2
+    assert "this is preference data (chosen, rejected in split 'train')" in capsys.readouterr().err
+
+
+def test_a_folder_of_gguf_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tiny.gguf").write_bytes(b"GGUF")
+    tokens = ["--model", str(tmp_path / "model"), "--dataset", write(tmp_path / "data", "messages")]
+    assert run(["forecast", *tokens]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds no config.json, but 'tiny.gguf': make safetensors of it once, with foretune.models.gguf" in said

@@ -271,7 +271,8 @@ KINDS = [
     ({"text": ["a"], "kind": [0]}, {"positive_from": 1}, False),
     ({"messages": [TALK]}, {"task": "classification"}, False),
     ({"messages": [TALK]}, {"train_split": "none"}, False),
-    ({"chosen": ["a"], "rejected": ["b"]}, {}, False),
+    ({"chosen": ["a"], "rejected": ["b"]}, {}, None),  # to be refused by that name
+    ({"chosen": ["a"], "rejected": ["b"], "text": ["c"], "label": [0]}, {}, False),
     ({"anything": ["a"]}, {}, False),
 ]
 

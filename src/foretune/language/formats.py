@@ -102,6 +102,18 @@ def _given(split: Split, columns: tuple[str, ...]) -> Format:
     return Format("messages" if named or lists else "text", columns)
 
 
+def holds_preferences(split: Split) -> bool:
+    """Tell whether a split holds pairs of a chosen and a rejected answer.
+
+    Args:
+        split: Split.
+
+    Returns:
+        Whether it has both columns.
+    """
+    return {name.lower() for name in split.table.names}.issuperset(_PREFERENCE)
+
+
 def _refuse_preferences(split: Split, lower: dict[str, str]) -> None:
     remedy = "give prompt and completion, or name the columns to learn with --text-column"
     if all(word in lower for word in _PREFERENCE):

@@ -7,7 +7,7 @@ from functools import partial
 import datasets
 
 from foretune.errors import ConfigError, DataError
-from foretune.language.formats import find_format, lacks, read_rows
+from foretune.language.formats import find_format, holds_preferences, lacks, read_rows
 from foretune.language.rows import LanguageSplit, LanguageTask, fingerprint
 from foretune.readers.folder import Splits
 from foretune.settings.groups import DataConfig, LossOn
@@ -95,16 +95,23 @@ def holds_language(splits: Splits, config: DataConfig, *, is_causal: Callable[[]
         return config.task == LANGUAGE_TASK
     if config.label_column is not None or config.positive_from is not None or config.train_split not in splits:
         return False
+    form = None
     try:
         train = open_split(splits, config.train_split)
-        form = find_format(train, config.text_column)
-    except DataError:  # as a classifier's data it may be right, or is refused in its words
+    except DataError:  # refused in a classifier's words
         return False
+    try:
+        form = find_format(train, config.text_column)
+    except DataError:  # as a classifier's data it may be right
+        if not holds_preferences(train):
+            return False
     table = train.table
     strings = (name for name in table.names if holds_text(table.values(name, LOOKED_AT)))
     with suppress(DataError):
         find_columns(table.names, strings, text=config.text_column)
         return False
+    if form is None:  # preferences: refused by that name
+        return is_causal()
     named = config.text_column is not None and form.name != "messages"
     return is_causal() if form.name == "text" or named else True
 

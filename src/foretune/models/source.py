@@ -88,7 +88,12 @@ def _check_folder(path: Path, source: str) -> None:
     if (path / ADAPTER).exists() or (path / CONFIG).exists():
         return
     inner = sorted(child for child in path.iterdir() if (child / ADAPTER).exists() or (child / CONFIG).exists())
+    packed = sorted(path.glob("*.gguf"))
     hint = f": give {shown_source(str(inner[0]))}" if inner else ": give the folder that save_pretrained wrote"
+    if packed and not inner:
+        hint = (
+            f", but {packed[0].name!r}: make safetensors of it once, with foretune.models.gguf.save_gguf(file, folder)"
+        )
     raise ModelError(f"cannot load model {shown_source(source)}: the folder holds no config.json{hint}")
 
 
