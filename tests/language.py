@@ -5,6 +5,8 @@ import transformers as tf
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from chats import CHATML, make_tokenizer
+
 import cases
 
 EOS = 2
@@ -65,4 +67,11 @@ def save(folder, name: str = "llama", *, pad: bool = False, **options: object) -
     """Save a checkpoint with its tokenizer, as the hub would hold it."""
     build(name, **options).save_pretrained(folder)
     tokenizer(pad=pad).save_pretrained(folder)
+    return str(folder)
+
+
+def save_chat(folder) -> str:
+    """Save a tiny Llama with the tokenizer of bytes and a chat template."""
+    build("llama", vocab_size=320, spread=3.0, max_position_embeddings=64).save_pretrained(folder)
+    make_tokenizer(CHATML).save_pretrained(folder)
     return str(folder)

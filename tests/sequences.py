@@ -1,10 +1,14 @@
 """Tiny causal language models and sequences with targets, and slow references for their gradients."""
 
+import datasets
 import peft
 import torch
 import transformers as tf
 
-from foretune.ntk.sequence_losses import NO_LABEL, SequenceBatch
+from chats import make_tokenizer
+from foretune.language.encode import NO_LOSS
+from foretune.models.language_model import own_language_model
+from foretune.ntk.sequence_losses import SequenceBatch
 
 VOCABULARY = 11
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
@@ -37,15 +41,30 @@ def sequences(n=5, longest=7, seed=0, vocabulary=VOCABULARY):
         length = longest if row == 0 else int(torch.randint(3, longest + 1, (), generator=generator))
         ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
         prompt = length // 2 if row % 2 else 0
-        made.append((ids, [NO_LABEL] * prompt + ids[prompt:]))
+        made.append((ids, [NO_LOSS] * prompt + ids[prompt:]))
     return made
+
+
+WORDS = ["the film was good", "the plot was thin", "what is the colour of the sky", "it is blue", "a user said so"]
+
+
+def texts(n, offset=0):
+    return datasets.Dataset.from_dict({"text": [f"{WORDS[(i + offset) % 5]} {WORDS[i * 3 % 5]}" for i in range(n)]})
+
+
+def reader():
+    """A tiny model with the tokenizer of bytes, for `texts`."""
+    tokenizer = make_tokenizer()
+    model = tiny_language_model(torch.float32, vocabulary=len(tokenizer))
+    model.config.eos_token_id = tokenizer.eos_token_id
+    return own_language_model(model, tokenizer, bare=True)
 
 
 def batch_of(made, rows=None):
     rows = list(range(len(made))) if rows is None else rows
     width = max(len(made[row][0]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
-    labels, mask = torch.full_like(ids, NO_LABEL), torch.zeros_like(ids)
+    labels, mask = torch.full_like(ids, NO_LOSS), torch.zeros_like(ids)
     for place, row in enumerate(rows):
         own, own_labels = made[row]
         ids[place, : len(own)], labels[place, : len(own)] = torch.tensor(own), torch.tensor(own_labels)
@@ -60,7 +79,7 @@ def loss_and_gradients(model, ids, labels, weights):
     logits = model(input_ids=torch.tensor([ids])).logits[0]
     total = logits.new_zeros(())
     for position in range(len(ids) - 1):
-        if labels[position + 1] != NO_LABEL:
+        if labels[position + 1] != NO_LOSS:
             total = total - torch.log_softmax(logits[position], dim=0)[labels[position + 1]]
     gradients = torch.autograd.grad(total, weights)
     for weight in weights:
@@ -74,7 +93,7 @@ def exact_fisher(model, ids, labels, weight):
     logits = model(input_ids=torch.tensor([ids])).logits[0]
     fisher = 0.0
     for position in range(len(ids) - 1):
-        if labels[position + 1] != NO_LABEL:
+        if labels[position + 1] != NO_LOSS:
             rows = [torch.autograd.grad(f, weight, retain_graph=True)[0].flatten() for f in logits[position]]
             jacobian, p = torch.stack(rows), torch.softmax(logits[position].detach(), dim=0)
             fisher = fisher + jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 
 from foretune.errors import DataError
-from foretune.language.encode import EncodedRows, collate, encode_rows
+from foretune.language.encode import NO_LOSS, EncodedRows, collate, encode_rows
 from foretune.language.rows import LanguageSplit, LanguageTask
 from foretune.models.adapted import AdaptedModel
 from foretune.models.alignment import table_size
@@ -42,7 +42,18 @@ class TokenRows:
     @property
     def n_targets(self) -> int:
         """How many tokens carry loss: the first one of a row has nothing before it."""
-        return sum(label != -100 for feature in self.features for label in feature["labels"][1:])
+        return sum(label != NO_LOSS for feature in self.features for label in feature["labels"][1:])
+
+    def take(self, positions: NDArray[np.int64]) -> "TokenRows":
+        """Keep some of the rows.
+
+        Args:
+            positions: Their places among these, in the order that they shall have.
+
+        Returns:
+            These rows.
+        """
+        return TokenRows(tuple(self.features[position] for position in positions), self.indices[positions])
 
     def records(self, *, by_length: bool = False) -> list[dict[str, list[int]]]:
         """List the rows as a Trainer's data set.
@@ -216,8 +227,7 @@ def prepare_sequences(
     n_train = len(rows.train.features)
     if n_train < 2:
         raise DataError("1 row that trains carries loss, and a forecast needs 2: give more rows, or raise --max-length")
-    drawn = draw_indices(n_train, min(settings.samples, n_train), seed=settings.seed)
-    known = TokenRows(tuple(rows.train.features[row] for row in drawn), rows.train.indices[drawn])
+    known = rows.train.take(draw_indices(n_train, min(settings.samples, n_train), seed=settings.seed))
     return SequencePlan(language, placed, adapted, task, rows, settings, known)
 
 
@@ -256,6 +266,35 @@ def sequence_batches(
             on_batch(len(chosen))
 
 
+def describe_rows(task: LanguageTask, rows: ChosenRows) -> dict[str, Any]:
+    """Say what was understood of the data.
+
+    Args:
+        task: Data.
+        rows: Rows of it that a run takes.
+
+    Returns:
+        Facts by name, JSON-ready.
+    """
+    n_rows = len(task.train.rows) + (0 if task.evaluation is None else len(task.evaluation.rows))
+    return {
+        "task": "causal-lm",
+        "format": task.format,
+        "text_columns": list(task.columns),
+        "loss_on": task.loss_on,
+        "train_split": task.train.name,
+        "eval_split": f"{task.train.name} (held out)" if task.evaluation is None else task.evaluation.name,
+        "train_rows": len(rows.train.features),
+        "train_targets": rows.train.n_targets,
+        "eval_targets": rows.evaluation.n_targets,
+        "fingerprint": task.fingerprint,
+        "max_length": rows.max_length,
+        "truncated_rows": rows.n_truncated,
+        "truncated_share": rows.n_truncated / n_rows,
+        "emptied_rows": rows.n_emptied,
+    }
+
+
 def describe_sequences(plan: SequencePlan) -> dict[str, Any]:
     """Say what was understood, before the work starts.
 
@@ -266,8 +305,6 @@ def describe_sequences(plan: SequencePlan) -> dict[str, Any]:
         Facts by name, JSON-ready.
     """
     task, sites, model, rows = plan.task, plan.adapted.sites, plan.placed, plan.rows
-    held_out = task.evaluation is None
-    n_rows = len(task.train.rows) + (0 if task.evaluation is None else len(task.evaluation.rows))
     return {
         "n": len(plan.known.features),
         "n_eval": len(rows.evaluation.features),
@@ -280,22 +317,9 @@ def describe_sequences(plan: SequencePlan) -> dict[str, Any]:
         "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch."),
         "notes": list(plan.language.notes),
         "data": {
-            "task": "causal-lm",
-            "format": task.format,
-            "text_columns": list(task.columns),
-            "loss_on": task.loss_on,
-            "train_split": task.train.name,
-            "eval_split": f"{task.train.name} (held out)" if task.evaluation is None else task.evaluation.name,
-            "held_out": held_out,
-            "train_rows": plan.train_rows,
+            **describe_rows(task, rows),
+            "held_out": task.evaluation is None,
             "known_targets": plan.known.n_targets,
-            "train_targets": rows.train.n_targets,
-            "eval_targets": rows.evaluation.n_targets,
-            "fingerprint": task.fingerprint,
-            "max_length": rows.max_length,
-            "truncated_rows": rows.n_truncated,
-            "truncated_share": rows.n_truncated / n_rows,
-            "emptied_rows": rows.n_emptied,
         },
         "adapter": {"sites": len(sites), "parameters": sum(site.n_parameters for site in sites), "left_out": []},
         "threads": torch.get_num_threads(),

@@ -6,7 +6,6 @@ import json
 import pytest
 
 import language
-from chats import CHATML, make_tokenizer
 from foretune.cli import run
 
 FLAGS = ["--epochs", "2", "--learning-rate", "1e-3", "--train-batch-size", "4", "--max-length", "48", "--lora-r", "4"]
@@ -32,10 +31,7 @@ def write(folder, kind, n_train=16, n_eval=5):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    language.build("llama", vocab_size=320, spread=3.0, max_position_embeddings=64).save_pretrained(folder)
-    make_tokenizer(CHATML).save_pretrained(folder)
-    return str(folder)
+    return language.save_chat(tmp_path_factory.mktemp("model"))
 
 
 def result_of(folder):

@@ -33,10 +33,7 @@ def write(folder):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    language.build("llama", vocab_size=320, spread=3.0, max_position_embeddings=64).save_pretrained(folder)
-    make_tokenizer(CHATML).save_pretrained(folder)
-    return str(folder)
+    return language.save_chat(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

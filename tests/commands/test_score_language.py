@@ -8,10 +8,9 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-import foretune.scoring.sequence_plan as sequence_plan
 import language
-from chats import CHATML, make_tokenizer
 from foretune.cli import run
+from foretune.forecasting import linearise
 
 FLAGS = ["--samples", "6", "--draws", "3", "--max-length", "48", "--batch-size", "4", "--lora-r", "4"]
 
@@ -36,10 +35,7 @@ def write(folder, kind, n_train=12):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    language.build("llama", vocab_size=320, spread=3.0, max_position_embeddings=64).save_pretrained(folder)
-    make_tokenizer(CHATML).save_pretrained(folder)
-    return str(folder)
+    return language.save_chat(tmp_path_factory.mktemp("model"))
 
 
 def result_of(folder):
@@ -137,7 +133,7 @@ def test_too_little_memory_is_refused_before_the_work(model, tmp_path, capsys, m
     class Memory:
         available = 10_000
 
-    monkeypatch.setattr(sequence_plan.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(linearise.psutil, "virtual_memory", Memory)
     tokens = ["score", "--model", model, "--dataset", write(tmp_path / "data", "text"), *FLAGS]
     assert run([*tokens, "--output", str(tmp_path / "out")]) == 2
     error = " ".join(capsys.readouterr().err.split())

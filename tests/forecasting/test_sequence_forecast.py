@@ -2,12 +2,10 @@ import dataclasses
 import json
 import math
 
-import datasets
 import pytest
 import torch
 
 import foretune as ft
-from chats import make_tokenizer
 from foretune.errors import DataError
 from foretune.forecasting.schedule import Schedule
 from foretune.forecasting.seal import is_unaltered
@@ -19,7 +17,6 @@ from foretune.forecasting.sequence_simulation import (
     plug_steps,
     simulate_sequences,
 )
-from foretune.models.language_model import own_language_model
 from foretune.models.placement import lora_config
 from foretune.models.plugged import plugged_in
 from foretune.sequence_plan import prepare_sequences, sequence_batches
@@ -31,24 +28,16 @@ import sequences as made
 SETTINGS = ForecastSettings(
     samples=12, eval_samples=6, epochs=2, learning_rate=1e-3, train_batch_size=4, max_length=16, batch_size=3
 )
-WORDS = ["the film was good", "the plot was thin", "what is the colour of the sky", "it is blue", "a user said so"]
-
-
-def rows(n, offset=0):
-    return datasets.Dataset.from_dict({"text": [f"{WORDS[(i + offset) % 5]} {WORDS[i * 3 % 5]}" for i in range(n)]})
 
 
 @pytest.fixture(scope="module")
 def language():
-    tokenizer = make_tokenizer()
-    model = made.tiny_language_model(torch.float32, vocabulary=len(tokenizer))
-    model.config.eos_token_id = tokenizer.eos_token_id
-    return own_language_model(model, tokenizer, bare=True)
+    return made.reader()
 
 
 @pytest.fixture(scope="module")
 def task():
-    return ft.language_task_from_datasets(rows(20), rows(8, offset=1))
+    return ft.language_task_from_datasets(made.texts(20), made.texts(8, offset=1))
 
 
 def plan_of(language, task, settings=SETTINGS, adapter=None):
@@ -169,6 +158,6 @@ def test_it_is_plugged_in_after_epochs_or_five_times(epochs, rows_, steps):
 
 
 def test_one_row_is_too_few(language):
-    task = ft.language_task_from_datasets(rows(1), rows(2))
+    task = ft.language_task_from_datasets(made.texts(1), made.texts(2))
     with pytest.raises(DataError, match="a forecast needs 2"):
         plan_of(language, task)

@@ -5,8 +5,8 @@ from foretune.forecasting.linear_model import Start
 from foretune.forecasting.schedule import Schedule
 from foretune.forecasting.sequence_runs import SequenceRuns, SequenceSample
 from foretune.forecasting.simulate import train_runs
+from foretune.language.encode import NO_LOSS
 from foretune.models.placement import read_adapters
-from foretune.ntk.sequence_losses import NO_LABEL
 from foretune.ntk.sketches import find_bases, sketch_sequences
 
 import sequences as made
@@ -138,7 +138,7 @@ def test_a_small_real_change_of_the_loss_is_told_to_second_order(known):
         told = float(runs.measure(SequenceSample(many, "quadratic"))[0][0])
         batch = made.batch_of(others)
         logits = model(**batch.inputs).logits[:, :-1].flatten(0, 1)
-        real = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:].flatten(), ignore_index=NO_LABEL)
+        real = torch.nn.functional.cross_entropy(logits, batch.labels[:, 1:].flatten(), ignore_index=NO_LOSS)
         for parameter in parts.values():
             parameter.zero_()
     before = float(many.losses.sum() / many.targets.sum())

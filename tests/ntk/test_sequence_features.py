@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.errors import ConfigError, KernelError
+from foretune.language.encode import NO_LOSS
 from foretune.models.placement import place, read_adapters
 from foretune.ntk.sequence_features import (
     check_kernel_name,
@@ -14,7 +15,6 @@ from foretune.ntk.sequence_features import (
     sequence_features,
     sequence_kernel,
 )
-from foretune.ntk.sequence_losses import NO_LABEL
 
 import sequences as made
 
@@ -51,7 +51,7 @@ def of_adapter(model, part):
 
 
 def counts(rows):
-    return np.array([sum(label != NO_LABEL for label in labels[1:]) for _, labels in rows])
+    return np.array([sum(label != NO_LOSS for label in labels[1:]) for _, labels in rows])
 
 
 def drawn_labels(model, rows, draws, seed):
@@ -65,7 +65,7 @@ def drawn_labels(model, rows, draws, seed):
         for draw in range(draws):
             drawn, number = list(labels), 0
             for position in range(1, len(ids)):
-                if labels[position] != NO_LABEL:
+                if labels[position] != NO_LOSS:
                     drawn[position] = int(np.searchsorted(np.cumsum(p[position - 1]), uniform[number, draw]))
                     number += 1
             of_row.append(drawn)
@@ -204,7 +204,7 @@ def test_faults_are_named(model, adapted, fault):
         with pytest.raises(KernelError, match="'loss' is made of the loss"):
             sequence_kernel(features_of(adapted, rows, draws=1, with_loss=False))
     elif fault == "no target":
-        rows[1] = (rows[1][0], [NO_LABEL] * len(rows[1][1]))
+        rows[1] = (rows[1][0], [NO_LOSS] * len(rows[1][1]))
         features = features_of(adapted, rows)
         assert np.isfinite(sequence_kernel(features, "loss-sum").matrices).all()
         with pytest.raises(KernelError, match="sequence 1 has no target"):

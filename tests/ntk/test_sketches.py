@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.errors import KernelError
+from foretune.language.encode import NO_LOSS
 from foretune.models.placement import read_adapters
-from foretune.ntk.sequence_losses import NO_LABEL, SequenceBatch, sequence_losses
+from foretune.ntk.sequence_losses import SequenceBatch, sequence_losses
 from foretune.ntk.sketches import find_bases, sketch_sequences, sketch_width
 
 import sequences as made
@@ -48,7 +49,7 @@ def test_losses_and_gradients_are_those_of_a_loop_over_sequences(model, adapted)
     for row, (ids, labels) in enumerate(rows):
         loss, gradients = made.loss_and_gradients(model, ids, labels, weights_of(adapted))
         assert sketches.losses[row] == pytest.approx(loss, abs=1e-10)
-        assert sketches.targets[row] == sum(label != NO_LABEL for label in labels[1:])
+        assert sketches.targets[row] == sum(label != NO_LOSS for label in labels[1:])
         for site, gradient in enumerate(gradients):
             torch.testing.assert_close(whole(sketches, site)[row, 0], gradient, rtol=1e-10, atol=1e-10)
     assert sketches.kept == pytest.approx([1.0] * len(adapted.sites), abs=1e-10)
@@ -60,12 +61,12 @@ def test_drawn_labels_give_the_gradient_of_their_loss(model, adapted):
     with torch.no_grad():
         logits = model(**made.batch_of(rows).inputs).logits
     for row, (ids, labels) in enumerate(rows):
-        count = sum(label != NO_LABEL for label in labels[1:])
+        count = sum(label != NO_LOSS for label in labels[1:])
         uniform = np.random.default_rng([4, row]).random((count, 3))
         for draw in range(3):
             drawn, number = list(labels), 0
             for position in range(1, len(ids)):
-                if labels[position] != NO_LABEL:
+                if labels[position] != NO_LOSS:
                     reached = np.cumsum(torch.softmax(logits[row, position - 1], 0).numpy())
                     drawn[position] = int(np.searchsorted(reached, uniform[number, draw]))
                     number += 1

@@ -159,7 +159,7 @@ def test_fewer_rows_than_samples_are_all_taken(common, tmp_path):
 
 
 def test_a_pass_that_does_not_fit_into_memory_is_refused(common, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(linearise, "_free_bytes", lambda _: 1000)
+    monkeypatch.setattr(linearise, "free_bytes", lambda _: 1000)
     out = tmp_path / "out"
     assert run([*common, "--output", str(out)]) == 2
     assert "GiB are free: lower --samples" in capsys.readouterr().err

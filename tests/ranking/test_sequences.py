@@ -4,16 +4,13 @@ import dataclasses
 import json
 import math
 
-import datasets
 import pytest
 import torch
 
 import foretune as ft
-from chats import make_tokenizer
 from foretune.errors import ConfigError, PlacementError
 from foretune.forecasting.sequence_forecast import forecast_sequences
 from foretune.forecasting.sequence_simulation import linearise_sequences
-from foretune.models.language_model import own_language_model
 from foretune.models.placement import adapted_names
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick, is_whole
@@ -31,24 +28,16 @@ import sequences as made
 
 SAMPLE = {"samples": 12, "eval_samples": 6, "max_length": 16, "batch_size": 3}
 SETTINGS = RankSettings(**SAMPLE, ranks=(2, 4), finalists=8, epochs=2, learning_rate=5e-3, train_batch_size=4, alpha=16)
-WORDS = ["the film was good", "the plot was thin", "what is the colour of the sky", "it is blue", "a user said so"]
-
-
-def rows(n, offset=0):
-    return datasets.Dataset.from_dict({"text": [f"{WORDS[(i + offset) % 5]} {WORDS[i * 3 % 5]}" for i in range(n)]})
 
 
 @pytest.fixture(scope="module")
 def language():
-    tokenizer = make_tokenizer()
-    model = made.tiny_language_model(torch.float32, vocabulary=len(tokenizer))
-    model.config.eos_token_id = tokenizer.eos_token_id
-    return own_language_model(model, tokenizer, bare=True)
+    return made.reader()
 
 
 @pytest.fixture(scope="module")
 def task():
-    return ft.language_task_from_datasets(rows(20), rows(8, offset=1))
+    return ft.language_task_from_datasets(made.texts(20), made.texts(8, offset=1))
 
 
 @pytest.fixture(scope="module")
@@ -223,10 +212,10 @@ def test_what_is_said_of_the_rows(ranking):
 
 def test_rows_that_leave_their_ground_are_marked(language, task):
     wild = ranked(language, task, learning_rate=0.2, finalists=2, ranks=(2,))
-    assert any(row.apart for row in wild.rows)
+    assert any(row.found.apart for row in wild.rows)
     table = sequence_table(wild)
     column = table.header.index("linear loss")
-    assert [row[column].endswith("!") for row in table.rows] == [row.apart for row in wild.rows]
+    assert [row[column].endswith("!") for row in table.rows] == [row.found.apart for row in wild.rows]
     assert "'!'" in table.caption
     assert any("leave the ground" in note for note in wild.notes)
 

@@ -180,7 +180,7 @@ def test_no_row_is_longer_than_the_model_allows():
     rows = [{"text": "it is blue " * 40}, {"text": "why"}]
     task = language_task_from_datasets(datasets.Dataset.from_list(rows), datasets.Dataset.from_list(rows))
     plan = plan_of(task, dataclasses.replace(SETTINGS, max_length=512))
-    assert plan.max_length == 64
+    assert plan.rows.max_length == 64
     assert max(len(feature["input_ids"]) for feature in plan.train.features) == 64
 
 

@@ -115,9 +115,6 @@ def make_forecast(
     Returns:
         What `result.json` holds.
     """
-    from foretune.settings.spend import parse_spend
-
-    parse_spend(config.settings.spend)  # before anything is read
     with free_folder(output):
         splits = open_data(config.data)
         if is_language(config.model, config.data, splits):
@@ -211,15 +208,8 @@ def _forecast_language(
     seconds_load = time.perf_counter() - start
     if not brief:
         print_sequence_plan(log, describe_sequences(plan), loaded.words)
-    done = 0
     with progress(log, "sequences through the model", n_passed(plan, settings)) as update:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            update(completed=done)
-
-        result = forecast_sequences(plan, settings, seconds_load=seconds_load, on_batch=advance)
+        result = forecast_sequences(plan, settings, seconds_load=seconds_load, on_batch=lambda n: update(advance=n))
     if output is not None:
         save_sequence_forecast(result, output, config.to_dict(), adapter=given)
     if not brief:

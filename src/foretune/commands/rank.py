@@ -218,15 +218,8 @@ def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
     seconds_load = time.perf_counter() - start
     words = f"{len(ready.candidates):,} candidates of ranks up to {ready.template.r}, all of them together"
     print_sequence_plan(log, describe_sequences(ready.plan), words)
-    done = 0
     with progress(log, "sequences through the model", n_ranked(ready, settings)) as update:
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            update(completed=done)
-
-        ranking = rank_sequences(ready, settings, advance)
+        ranking = rank_sequences(ready, settings, lambda n: update(advance=n))
     ranking = replace(ranking, seconds={**ranking.seconds, "load": seconds_load})
     log.print(", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items()))
     found = ranking.chosen(wanted.choose)

@@ -226,7 +226,7 @@ def factor_bytes(plan: Plan) -> int:
 
 
 def _check_memory(plan: Plan) -> None:
-    needed, free = factor_bytes(plan), _free_bytes(plan.classifier.device)
+    needed, free = factor_bytes(plan), free_bytes(plan.classifier.device)
     if needed > free:
         raise ConfigError(
             f"the pass keeps about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: "
@@ -234,7 +234,15 @@ def _check_memory(plan: Plan) -> None:
         )
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Say how much memory is free.
+
+    Args:
+        device: Where.
+
+    Returns:
+        Bytes of the GPU, or of the machine.
+    """
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 

@@ -43,29 +43,50 @@ def print_sequence_plan(console: Console, facts: Mapping[str, Any], placement: s
         placement: The adapter in words.
     """
     data, adapter = facts["data"], facts["adapter"]
-    given = data["loss_on"] or ("completion" if data["format"] in ("prompt-completion", "instruction") else "all")
-    emptied = f"; {data['emptied_rows']} left out, for no token of theirs carries loss" if data["emptied_rows"] else ""
     rows = [
         ("model", facts["model"]),
         ("", f"{facts['architecture']}, {facts['parameters'] / 1e6:.1f} M parameters, {facts['dtype']}"),
         ("device", f"{facts['device']}, {facts['threads']} threads"),
         ("data", facts["dataset"]),
         ("", f"{data['train_rows']} training rows ({data['train_split']}), evaluation on {data['eval_split']}"),
-        ("columns", f"{', '.join(data['text_columns'])} ({data['format']}); loss on: {given}"),
+        columns_of_tokens(data),
         (
             "samples",
             f"{facts['n']} known with {data['known_targets']:,} targets, {facts['n_eval']} to predict with "
             f"{data['eval_targets']:,}",
         ),
-        (
-            "length",
-            f"up to {data['max_length']} tokens, {data['truncated_rows']} rows truncated "
-            f"({data['truncated_share']:.1%}){emptied}",
-        ),
+        length_of_tokens(data),
         ("adapter", f"{placement}; {adapter['sites']} modules, {adapter['parameters']:,} parameters"),
         *(("", note) for note in facts["notes"]),
     ]
     print_facts(console, rows)
+
+
+def columns_of_tokens(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Say what a language model reads, and which tokens carry loss.
+
+    Args:
+        data: From `foretune.sequence_plan.describe_rows`.
+
+    Returns:
+        Name and value.
+    """
+    given = data["loss_on"] or ("completion" if data["format"] in ("prompt-completion", "instruction") else "all")
+    return "columns", f"{', '.join(data['text_columns'])} ({data['format']}); loss on: {given}"
+
+
+def length_of_tokens(data: Mapping[str, Any]) -> tuple[str, str]:
+    """Say how long a language model's rows are, and how many were cut or left out.
+
+    Args:
+        data: From `foretune.sequence_plan.describe_rows`.
+
+    Returns:
+        Name and value.
+    """
+    emptied = f"; {data['emptied_rows']} left out, for no token of theirs carries loss" if data["emptied_rows"] else ""
+    cut = f"{data['truncated_rows']} rows truncated ({data['truncated_share']:.1%})"
+    return "length", f"up to {data['max_length']} tokens, {cut}{emptied}"
 
 
 def model_and_data_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,14 +11,19 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-import numpy as np
-
 from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.curve import Curve, bend
 from foretune.forecasting.reach import Reach
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.seal import HASH, content_hash
-from foretune.forecasting.sequence_simulation import DRAWS, KIND, SequenceRun, linearise_sequences, simulate_sequences
+from foretune.forecasting.sequence_simulation import (
+    DRAWS,
+    KIND,
+    Measured,
+    SequenceRun,
+    linearise_sequences,
+    simulate_sequences,
+)
 from foretune.models.adapted import describe_placement
 from foretune.models.identity import fingerprint
 from foretune.report.provenance import now, versions
@@ -26,11 +31,9 @@ from foretune.report.store import finite
 from foretune.sequence_plan import OnBatch, SequencePlan, describe_sequences
 from foretune.settings.commands import ForecastSettings
 from foretune.settings.sizes import parse_bytes
-from foretune.tasks.metrics import main_metric
 
 SCHEMA = 1
 NO_CALIBRATION = "no calibration knows causal language models"
-APART = 0.05  # nats between the linearised loss and that of the model, plugged in, that are worth a note
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class SequenceForecast:
         settings: The run, and what is known of the data.
         curve: Its simulated course; no level and no interval.
         run: The simulated run.
+        base: The model without training.
         kept: Share of the gradients' energy that the sketches keep, of the modules on the whole and of the least.
         directions: Directions of inputs and gradients that they keep.
         seconds: Of `load`, `forecast` and `total`.
@@ -52,6 +56,7 @@ class SequenceForecast:
     settings: ForecastSettings
     curve: Curve
     run: SequenceRun
+    base: Measured
     kept: tuple[float, float]
     directions: int
     seconds: Mapping[str, float]
@@ -63,7 +68,7 @@ class SequenceForecast:
         Returns:
             JSON-ready values; `points` and `end` are None.
         """
-        plan, facts, metric, run = self.plan, describe_sequences(self.plan), main_metric(KIND), self.run.run
+        plan, facts = self.plan, describe_sequences(self.plan)
         sites = plan.adapted.sites
         content = {
             "schema": SCHEMA,
@@ -86,16 +91,8 @@ class SequenceForecast:
             "notes": self.notes(),
             "trials": [],
             "spend": 0.0,
-            "simulated_end": {
-                **run.end.to_dict(metric),
-                "eval_token_accuracy": self.run.token_accuracy[-1],
-                "linear_eval_loss": self.run.linear_loss,
-            },
-            "base": {
-                "eval_loss": run.probe_loss,
-                f"eval_{metric.name}": run.probe_metric,
-                "eval_token_accuracy": self.run.token_accuracy[0],
-            },
+            "simulated_end": self.run.end_to_dict(),
+            "base": self.base.to_dict(),
             "sketches": {
                 "directions": self.directions,
                 "draws": DRAWS,
@@ -119,8 +116,7 @@ class SequenceForecast:
         """
         known, rows = self.run.run.samples, self.run.run.train_rows
         found = [f"{NO_CALIBRATION.capitalize()} yet: this is the simulated run as it is, without an interval."]
-        apart = abs(self.run.linear_loss - self.run.run.end.eval_loss)
-        if not apart <= APART:
+        if self.run.apart:
             found.append(
                 f"The linearised model ends at {self.run.linear_loss:.3f} where the model with the same A and B has "
                 f"{self.run.run.end.eval_loss:.3f}: the run leaves the ground that it was linearised on. Take its "
@@ -167,7 +163,8 @@ def forecast_sequences(
         settings,
         bend(run, unseen),
         found,
-        (float(np.mean(sketches.kept)), float(np.min(sketches.kept))),
+        linearised.base,
+        sketches.shares,
         max(basis.h.shape[1] for basis in sketches.bases),
         {"load": seconds_load, "forecast": spent, "total": seconds_load + spent},
     )

@@ -32,7 +32,38 @@ KIND: TaskKind = "causal-lm"
 DRAWS = 2  # labels drawn for each target, for the curvature of the loss
 FIRST = 16  # sequences that the directions of the sketches are found on
 PLUGGED = 5  # times that a simulated adapter is plugged into the model, at most
+APART = 0.05  # nats between the linearised loss and that of the model, plugged in, that are worth a note
 LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model has on the sequences to predict.
+
+    Attributes:
+        loss: Σ loss / Σ targets, in nats.
+        accuracy: Share of the targets that are the likeliest token.
+    """
+
+    loss: float
+    accuracy: float
+
+    @property
+    def perplexity(self) -> float:
+        """e^loss; infinite where that overflows."""
+        return exp(self.loss) if self.loss < LARGEST_EXPONENT else inf
+
+    def to_dict(self) -> dict[str, float]:
+        """Lay out as in `result.json`.
+
+        Returns:
+            Loss, perplexity and token accuracy.
+        """
+        return {
+            "eval_loss": self.loss,
+            f"eval_{main_metric(KIND).name}": self.perplexity,
+            "eval_token_accuracy": self.accuracy,
+        }
 
 
 @dataclass(frozen=True)
@@ -56,6 +87,12 @@ class LinearisedSequences:
         """Adapted modules at the largest rank."""
         return self.train.sketches.sites
 
+    @property
+    def base(self) -> Measured:
+        """The model without training on the sequences to predict, as the pass has seen it."""
+        known = self.evaluation.sketches
+        return Measured(float(known.target_losses.double().mean()), float(known.right.double().mean()))
+
     def start(self, sites: Sequence[int], rank: int | None = None) -> Start:
         """Take one adapter out of the linearised model.
 
@@ -77,12 +114,12 @@ def n_passed(plan: SequencePlan, settings: Recipe) -> int:
         settings: The run.
 
     Returns:
-        The first sequences, the known ones and those to predict; the latter again before training and each time that
-        the adapter is plugged in.
+        The first sequences, the known ones and those to predict; the latter again each time that the adapter is
+        plugged in.
     """
     known, predicted = len(plan.known.features), len(plan.rows.evaluation.features)
     schedule = schedule_of(settings, plan.train_rows, seed=plan.settings.seed)
-    return min(FIRST, known) + known + predicted * (2 + len(plug_steps(schedule)))
+    return min(FIRST, known) + known + predicted * (1 + len(plug_steps(schedule)))
 
 
 def linearise_sequences(plan: SequencePlan, memory: int, *, on_batch: OnBatch | None = None) -> LinearisedSequences:
@@ -135,6 +172,23 @@ class SequenceRun:
     token_accuracy: tuple[float, ...]
     linear_loss: float
 
+    @property
+    def apart(self) -> bool:
+        """Whether the linearised model ends elsewhere, so that the run left the ground that it was linearised on."""
+        return not abs(self.linear_loss - self.run.end.eval_loss) <= APART
+
+    def end_to_dict(self) -> dict[str, float]:
+        """Lay the end out as in `result.json`.
+
+        Returns:
+            Losses, perplexity and token accuracy, and the linearised model's loss.
+        """
+        return {
+            **self.run.end.to_dict(self.run.metric),
+            "eval_token_accuracy": self.token_accuracy[-1],
+            "linear_eval_loss": self.linear_loss,
+        }
+
 
 def plug_steps(schedule: Schedule) -> tuple[int, ...]:
     """Say after which steps A and B are plugged into the model.
@@ -173,7 +227,7 @@ def simulate_sequences(
     """
     train, looks, metric = linearised.train, plug_steps(schedule), main_metric(KIND)
     names = [site.name for site in linearised.sites]
-    before = measure_sequences(plan, on_batch=on_batch)
+    before = linearised.base
     found: list[SequenceRun] = []
     for group in adapters_side_by_side(starts):
         runs = SequenceRuns(group, train.sketches, torch.float32, train_a=True)
@@ -212,24 +266,6 @@ def simulate_sequences(
             )
             found.append(SequenceRun(run, tuple(one.accuracy for one in measured), trajectory.eval_loss[-1]))
     return tuple(found)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a model has on the sequences to predict.
-
-    Attributes:
-        loss: Σ loss / Σ targets, in nats.
-        accuracy: Share of the targets that are the likeliest token.
-    """
-
-    loss: float
-    accuracy: float
-
-    @property
-    def perplexity(self) -> float:
-        """e^loss; infinite where that overflows."""
-        return exp(self.loss) if self.loss < LARGEST_EXPONENT else inf
 
 
 @torch.no_grad()

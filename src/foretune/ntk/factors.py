@@ -19,7 +19,7 @@ from foretune.models.adapted import AdaptedModel, Batch
 from foretune.models.sites import Site
 from foretune.ntk.capture import Receive, Uses, capture_in_turn
 from foretune.ntk.features import TangentFeatures
-from foretune.ntk.premises import sample_order
+from foretune.ntk.premises import check_new_adapters, sample_order
 from foretune.tasks.outputs import OutputReduction
 
 
@@ -258,9 +258,7 @@ def token_factors(
             a gradient is not finite, the head has no linear output layer, or the positions are not
             0 … n-1.
     """
-    trained = next((adapter.site.name for adapter in adapted.adapters if adapter.b is not None), None)
-    if trained is not None:
-        raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")
+    check_new_adapters(adapted)
     if not adapted.head:
         raise KernelError("no linear head trains, and a forecast needs one: use task_type='SEQ_CLS'")
     parts = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foretune.errors import KernelError
+from foretune.models.adapted import AdaptedModel
 
 
 @contextmanager
@@ -47,6 +48,20 @@ def check_eval_mode(model: nn.Module) -> None:
             )
     if training:  # attention may drop without a module for it, and batch norm mixes examples
         raise KernelError(f"module {next(iter(training))!r} is in training mode: call model.eval() first")
+
+
+def check_new_adapters(adapted: AdaptedModel) -> None:
+    """Refuse adapters that have trained: forecasts start where B is 0.
+
+    Args:
+        adapted: Model with its adapters.
+
+    Raises:
+        KernelError: Naming the first module whose adapter has B ≠ 0.
+    """
+    trained = next((adapter.site.name for adapter in adapted.adapters if adapter.b is not None), None)
+    if trained is not None:
+        raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")
 
 
 def check_logits(logits: Tensor, n: int, n_outputs: int) -> None:

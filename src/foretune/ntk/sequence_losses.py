@@ -18,8 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
-
-NO_LABEL = -100  # transformers' mark of a position without loss
+from foretune.language.encode import NO_LOSS
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def sequence_losses(logits: Float[Tensor, "n ..."], batch: SequenceBatch, draws:
             "× vocabulary: only causal language models are supported"
         )
     labels = batch.labels[:, 1:]
-    counted = labels != NO_LABEL
+    counted = labels != NO_LOSS
     place, targets = counted.nonzero()[:, 0], labels[counted]
     n_tokens = logits.shape[-1]
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < n_tokens:

@@ -19,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
+from foretune.language.encode import NO_LOSS
 from foretune.models.adapted import AdaptedModel
 from foretune.models.sites import Site
 from foretune.ntk.capture import Receive
-from foretune.ntk.premises import check_eval_mode, check_finite, sample_order
+from foretune.ntk.premises import check_eval_mode, check_finite, check_new_adapters, sample_order
 from foretune.ntk.sequence_losses import SequenceBatch
 from foretune.ntk.sequence_pass import pass_sequences
 
@@ -76,6 +77,11 @@ class SequenceSketches:
         return int(self.sketches[0].shape[1]) - 1
 
     @property
+    def shares(self) -> tuple[float, float]:
+        """`kept`: its mean over the sites, and the least."""
+        return sum(self.kept) / len(self.kept), min(self.kept)
+
+    @property
     def targets(self) -> Float[Tensor, " n"]:
         """Targets of each sequence."""
         return torch.bincount(self.place, minlength=self.n).to(self.target_losses.dtype)
@@ -117,13 +123,6 @@ def sketch_width(sites: Sequence[Site], n: int, draws: int, memory: int) -> int:
     return min(q, widest)
 
 
-def _check_start(adapted: AdaptedModel) -> None:
-    check_eval_mode(adapted.model)
-    trained = next((adapter.site.name for adapter in adapted.adapters if adapter.b is not None), None)
-    if trained is not None:
-        raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")
-
-
 def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, *, seed: int = 0) -> tuple[Basis, ...]:
     """Find the principal directions of inputs and gradients of the loss, from one pass over some sequences.
 
@@ -139,7 +138,8 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
     Returns:
         One for each site.
     """
-    _check_start(adapted)
+    check_eval_mode(adapted.model)
+    check_new_adapters(adapted)
     kept_h: dict[str, list[Tensor]] = {site.name: [] for site in adapted.sites}
     kept_g: dict[str, list[Tensor]] = {site.name: [] for site in adapted.sites}
     batches = list(batches)
@@ -171,7 +171,7 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
 
 def _reaching(batch: SequenceBatch) -> Tensor:
     """Positions at or before the last target: a loss depends on no other."""
-    has_target = torch.cat([batch.labels[:, 1:] != -100, torch.zeros_like(batch.labels[:, :1], dtype=torch.bool)], 1)
+    has_target = torch.cat([batch.labels[:, 1:] != NO_LOSS, torch.zeros_like(batch.labels[:, :1], dtype=torch.bool)], 1)
     reaching: Tensor = has_target.flip(1).cumsum(1).flip(1) > 0
     return reaching
 
@@ -226,7 +226,8 @@ def sketch_sequences(
         KernelError: If the model is not in eval mode, an adapter has B ≠ 0, a module does not see sequences or is not
             reached by the loss, something is not finite, or the rows are not 0 … n−1.
     """
-    _check_start(adapted)
+    check_eval_mode(adapted.model)
+    check_new_adapters(adapted)
     by_name = dict(zip((site.name for site in adapted.sites), bases, strict=True))
     parts: dict[str, list[Tensor]] = {name: [] for name in by_name}
     held, whole = (torch.zeros(len(by_name), dtype=torch.float64) for _ in range(2))

@@ -16,7 +16,6 @@ from foretune.report.provenance import versions
 from foretune.report.store import Writer, finite, plain_text, write_json, write_run
 from foretune.sequence_plan import LOSS_UNIT
 from foretune.settings.commands import ADAPTER_FILE, CHOSEN
-from foretune.tasks.metrics import main_metric
 
 
 def sequence_content(ranking: SequenceRanking, run: RankRun, *, choose: int | None = None) -> dict[str, Any]:
@@ -61,11 +60,7 @@ def _content(ranking: SequenceRanking) -> dict[str, Any]:
         "eval_rows": ranking.eval_rows,
         "objective": {"kind": KIND, "noun": "tokens", "loss_unit": LOSS_UNIT},
         "steps": ranking.steps,
-        "base": {
-            "eval_loss": ranking.base.loss,
-            f"eval_{main_metric(KIND).name}": ranking.base.perplexity,
-            "eval_token_accuracy": ranking.base.accuracy,
-        },
+        "base": ranking.base.to_dict(),
         "sketches": {"draws": DRAWS, "kept": ranking.kept[0], "kept_least": ranking.kept[1]},
         "candidates": len(ranking.quick),
         **({} if ranking.equal_size is None else {"equal_size": ranking.equal_size}),
@@ -86,12 +81,8 @@ def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
         "recipe": vars(row.recipe),
         "steps": row.steps,
         "forecast": None,
-        "simulated": {
-            **row.found.run.end.to_dict(main_metric(KIND)),
-            "eval_token_accuracy": row.found.token_accuracy[-1],
-            "linear_eval_loss": row.found.linear_loss,
-        },
-        "apart": row.apart,
+        "simulated": row.found.end_to_dict(),
+        "apart": row.found.apart,
         "best_step": row.best_step,
         "parameters": row.quick.parameters,
         "megabytes": row.megabytes,

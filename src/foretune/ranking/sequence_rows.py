@@ -6,8 +6,8 @@ from math import isfinite
 
 from peft import LoraConfig
 
-from foretune.forecasting.sequence_forecast import APART, NO_CALIBRATION
-from foretune.forecasting.sequence_simulation import Measured, SequenceRun
+from foretune.forecasting.sequence_forecast import NO_CALIBRATION
+from foretune.forecasting.sequence_simulation import APART, Measured, SequenceRun
 from foretune.models.sites import Site
 from foretune.ranking.budget import BYTES_PER_PARAMETER
 from foretune.ranking.finalists import Quick
@@ -43,11 +43,6 @@ class SequenceRow:
     def loss(self) -> float:
         """Evaluation loss, in nats a token, of the model with the simulated A and B plugged in, at the run's end."""
         return self.found.run.end.eval_loss
-
-    @property
-    def apart(self) -> bool:
-        """Whether the loss of the linearised model is another, so that the run left its ground."""
-        return not abs(self.found.linear_loss - self.loss) <= APART
 
     @property
     def best_step(self) -> int:
@@ -183,7 +178,7 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
             f"No row ends more than {TIE:g} nats below the {base.loss:.3f} that the model has without training: name "
             "other learning rates or numbers of epochs."
         )
-    apart = sum(row.apart for row in rows)
+    apart = sum(row.found.apart for row in rows)
     if apart:
         notes.append(
             f"{apart} of {len(rows)} rows, marked '!', end more than {APART:g} nats away from their linearised loss: "

@@ -1,6 +1,6 @@
 """Tables of a ranking of a language model's adapters, for people and for programs."""
 
-from foretune.forecasting.sequence_forecast import APART
+from foretune.forecasting.sequence_simulation import APART
 from foretune.ranking.equal_size import NEAR
 from foretune.ranking.sequence_rows import TIE, SequenceRanking, SequenceRow
 from foretune.report.tables import Table
@@ -36,7 +36,7 @@ def sequence_table(ranking: SequenceRanking) -> Table:
                 f"{end.eval_loss:.3f}",
                 f"{end.eval_metric:.2f}",
                 f"{100 * row.found.token_accuracy[-1]:.1f}",
-                f"{row.found.linear_loss:.3f}{f' {MARK}' if row.apart else ''}",
+                f"{row.found.linear_loss:.3f}{f' {MARK}' if row.found.apart else ''}",
                 *((_best(row),) if late else ()),
                 f"{row.quick.parameters:,}",
                 f"{row.megabytes:.2f}",
@@ -56,7 +56,7 @@ def _caption(ranking: SequenceRanking, *, late: bool) -> str:
         f"the simulated A and B plugged in. '=': within {TIE:g} nats of the first; '*': recommended, the cheapest of "
         "these."
     ]
-    if any(row.apart for row in ranking.rows):
+    if any(row.found.apart for row in ranking.rows):
         words.append(f"'{MARK}': the linearised model ends more than {APART:g} nats away.")
     if late:
         words.append("best step: that of the least loss, where it is not the last.")
@@ -91,7 +91,7 @@ def sequence_numbers(ranking: SequenceRanking) -> Table:
                 *(f"{value:.6g}" for value in losses),
                 *(str(row.best_step), str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"),
                 f"{row.quick.score:.6g}",
-                *("yes" if yes else "no" for yes in (row.apart, row.tie, row.recommended)),
+                *("yes" if yes else "no" for yes in (row.found.apart, row.tie, row.recommended)),
             )
         )
     return Table("Finalists.", header, tuple(rows), right_from=4)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from peft import LoraConfig
 
 from foretune.errors import ConfigError
@@ -16,7 +15,6 @@ from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.sequence_simulation import (
     FIRST,
     LinearisedSequences,
-    Measured,
     linearise_sequences,
     plug_steps,
     simulate_sequences,
@@ -152,13 +150,13 @@ def n_ranked(ready: SequenceCandidates, settings: RankSettings) -> int:
         settings: Settings.
 
     Returns:
-        The first sequences, the known ones and those to predict; the latter again for each recipe, and each time that
-        an adapter is plugged in.
+        The first sequences, the known ones and those to predict; the latter again each time that an adapter is plugged
+        in.
     """
     plan, finalists = ready.plan, ready.n_finalists(settings)
     known, predicted = len(plan.known.features), len(plan.rows.evaluation.features)
     looks = [
-        1 + finalists * len(plug_steps(schedule_of(recipe, plan.train_rows, seed=settings.seed)))
+        finalists * len(plug_steps(schedule_of(recipe, plan.train_rows, seed=settings.seed)))
         for recipe in settings.each()
     ]
     return min(FIRST, known) + known + predicted * (1 + sum(looks))
@@ -199,7 +197,7 @@ def rank_sequences(
     seconds["simulate"] = time.perf_counter() - clock
     rows = in_order(made, equal_sizes=ready.equal_size is not None)
     known = linearised.train.sketches
-    base = Measured(rows[0].found.run.probe_loss, rows[0].found.token_accuracy[0])
+    base = linearised.base
     return SequenceRanking(
         model=plan.language.source,
         dataset=plan.task.source,
@@ -213,7 +211,7 @@ def rank_sequences(
         samples=known.n,
         train_rows=plan.train_rows,
         eval_rows=len(plan.rows.evaluation.features),
-        kept=(float(np.mean(known.kept)), float(np.min(known.kept))),
+        kept=known.shares,
         equal_size=ready.equal_size,
         notes=(*plan.language.notes, *ready.notes, *notes_of(rows, base, known.n, plan.train_rows)),
         seconds=seconds,

@@ -6,11 +6,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foretune.forecasting.linearise import GIB
 from foretune.forecasting.report import model_and_data_rows, print_layout_notes
 from foretune.report.terminal import print_facts
 from foretune.tasks.metrics import Metric, main_metric
-
-_GIB = 2.0**30
 
 
 def print_plan(console: Console, facts: dict[str, Any], placement: str) -> None:
@@ -50,10 +49,10 @@ def memory_row(memory: dict[str, int]) -> tuple[str, str]:
         Name and value.
     """
     counted = ", ".join(
-        f"{name} {memory[name] / _GIB:.2f}" for name in ("weights", "features", "kernels") if name in memory
+        f"{name} {memory[name] / GIB:.2f}" for name in ("weights", "features", "kernels") if name in memory
     )
-    activations = f"activations up to {memory['activations'] / _GIB:.2f}"
-    return "memory", f"about {memory['total'] / _GIB:.2f} GiB: {counted}, {activations}"
+    activations = f"activations up to {memory['activations'] / GIB:.2f}"
+    return "memory", f"about {memory['total'] / GIB:.2f} GiB: {counted}, {activations}"
 
 
 def print_duplicates(console: Console, data: dict[str, Any]) -> None:

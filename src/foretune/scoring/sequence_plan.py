@@ -4,13 +4,10 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import psutil
-import torch
-from numpy.typing import NDArray
 from peft import LoraConfig
 
 from foretune.errors import ConfigError, DataError, shown
+from foretune.forecasting.linearise import GIB, free_bytes
 from foretune.language.rows import LanguageTask
 from foretune.models.language_model import LanguageModel
 from foretune.models.placement import read_adapters
@@ -27,7 +24,6 @@ from foretune.settings.commands import ScoreSettings
 from foretune.tasks.sampling import draw_indices
 
 LABEL_DRAWS = 4  # labels drawn for each target, of the Fisher kernel
-GIB = 2.0**30
 _OF_CLASSIFIERS = {
     "head": "no head trains in a causal language model",
     "heads": "no head trains in a causal language model",
@@ -73,8 +69,7 @@ class SequenceScorePlan:
 
 
 def _draw(every: TokenRows, n: int, seed: int, repeat: int) -> TokenRows:
-    drawn: NDArray[np.int64] = draw_indices(len(every.features), n, seed=seed, repeat=repeat)
-    return TokenRows(tuple(every.features[row] for row in drawn), every.indices[drawn])
+    return every.take(draw_indices(len(every.features), n, seed=seed, repeat=repeat))
 
 
 def check_language_settings(settings: ScoreSettings) -> SequenceKernelName:
@@ -177,8 +172,7 @@ def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
 def _check_memory(plan: SequenceScorePlan) -> None:
     found, device = expected_sequence_bytes(plan), plan.placed.language.device
     needed = found["total"] - found["weights"]  # those are loaded
-    on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else int(psutil.virtual_memory().available)
+    free = free_bytes(device)
     if needed > free:
         raise ConfigError(
             f"the score of {plan.n} sequences needs about {needed / GIB:.2g} GiB, {found['features'] / GIB:.2g} of "

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from foretune.forecasting.report import columns_of_tokens, length_of_tokens
 from foretune.report.terminal import print_facts
 from foretune.scoring.report import (
     kernel_rows,
@@ -33,8 +34,6 @@ def print_sequence_score_plan(console: Console, facts: dict[str, Any], placement
         kernel: Name of the kernel.
     """
     data, adapter = facts["data"], facts["adapter"]
-    given = data["loss_on"] or ("completion" if data["format"] in ("prompt-completion", "instruction") else "all")
-    emptied = f"; {data['emptied_rows']} left out, for no token of theirs carries loss" if data["emptied_rows"] else ""
     of_labels = f", {facts['label_draws']} draws of labels" if facts["label_draws"] else ""
     rows = [
         ("model", facts["model"]),
@@ -42,13 +41,9 @@ def print_sequence_score_plan(console: Console, facts: dict[str, Any], placement
         ("device", f"{facts['device']}, {facts['threads']} threads"),
         ("data", facts["dataset"]),
         ("", f"{data['train_rows']} training rows ({data['train_split']})"),
-        ("columns", f"{', '.join(data['text_columns'])} ({data['format']}); loss on: {given}"),
+        columns_of_tokens(data),
         ("samples", f"{facts['n']} sequences with {data['known_targets']:,} targets, {facts['repeats']} draw(s)"),
-        (
-            "length",
-            f"up to {data['max_length']} tokens, {data['truncated_rows']} rows truncated "
-            f"({data['truncated_share']:.1%}){emptied}",
-        ),
+        length_of_tokens(data),
         ("adapter", f"{placement}; {adapter['sites']} modules, {adapter['parameters']:,} parameters"),
         ("draws of A", str(adapter["draws_of_a"])),
         ("kernel", f"{kernel}: {WORDS[kernel]}{of_labels}"),

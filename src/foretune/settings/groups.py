@@ -22,6 +22,7 @@ from foretune.settings.ranges import (
     Settings,
     Share,
 )
+from foretune.settings.spend import parse_spend
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
@@ -286,7 +287,7 @@ class Spending(Settings):
         """Check types and ranges; a number may stand for itself.
 
         Raises:
-            ConfigError: If it is a number that is no share.
+            ConfigError: If it is no share.
         """
         given: object = self.spend
         if isinstance(given, int | float) and not isinstance(given, bool):
@@ -294,3 +295,4 @@ class Spending(Settings):
                 raise ConfigError(f"spend = {shown(given)}: give a share from 0 to 1, or a text such as 2%")
             object.__setattr__(self, "spend", f"{given:.15g}")
         super().__post_init__()
+        parse_spend(self.spend)

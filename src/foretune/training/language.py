@@ -15,7 +15,7 @@ from foretune.models.identity import fingerprint
 from foretune.models.language_model import LanguageModel
 from foretune.models.placement import is_base, read_adapters
 from foretune.models.sites import Site
-from foretune.sequence_plan import LOSS_UNIT, TokenRows, choose_rows, place_adapters
+from foretune.sequence_plan import LOSS_UNIT, ChosenRows, TokenRows, choose_rows, describe_rows, place_adapters
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.metrics import LANGUAGE_METRICS, Metric
 from foretune.tasks.sampling import draw_indices
@@ -33,12 +33,8 @@ class LanguagePlan:
         sites: Adapted modules.
         task: Data.
         settings: Settings.
-        train: Training rows.
+        rows: Rows that train, and those to evaluate on.
         train_eval: Training rows that the loss is taken on in eval mode; None for none.
-        evaluation: Evaluation rows.
-        max_length: Most tokens of a row.
-        n_truncated: Rows of the splits in use that were longer.
-        n_emptied: Rows of these splits of which no token carries loss, so that they are left out.
         course: When it is evaluated, and whether it can be resumed.
     """
 
@@ -47,13 +43,19 @@ class LanguagePlan:
     sites: tuple[Site, ...]
     task: LanguageTask
     settings: TuneSettings
-    train: TokenRows
+    rows: ChosenRows
     train_eval: TokenRows | None
-    evaluation: TokenRows
-    max_length: int
-    n_truncated: int
-    n_emptied: int
     course: Course = "whole"
+
+    @property
+    def train(self) -> TokenRows:
+        """Training rows."""
+        return self.rows.train
+
+    @property
+    def evaluation(self) -> TokenRows:
+        """Evaluation rows."""
+        return self.rows.evaluation
 
     @property
     def device(self) -> torch.device:
@@ -145,31 +147,17 @@ def prepare_language(
     placed = place_adapters(language, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
     chosen = choose_rows(language, task, settings.max_length, eval_samples=settings.eval_samples, seed=settings.seed)
-    train, evaluation = chosen.train, chosen.evaluation
     train_eval = None
     if settings.train_eval_samples:
-        n_rows = len(train.features)
-        some = np.sort(draw_indices(n_rows, min(settings.train_eval_samples, n_rows), seed=0))
-        train_eval = TokenRows(tuple(train.features[row] for row in some), train.indices[some])
-    return LanguagePlan(
-        language=language,
-        placed=placed,
-        sites=sites,
-        task=task,
-        settings=settings,
-        train=train,
-        train_eval=train_eval,
-        evaluation=evaluation,
-        max_length=chosen.max_length,
-        n_truncated=chosen.n_truncated,
-        n_emptied=chosen.n_emptied,
-    )
+        n_rows = len(chosen.train.features)
+        some = draw_indices(n_rows, min(settings.train_eval_samples, n_rows), seed=0)
+        train_eval = chosen.train.take(np.sort(some))
+    return LanguagePlan(language, placed, sites, task, settings, chosen, train_eval)
 
 
 def _describe(plan: LanguagePlan) -> dict[str, Any]:
     task, settings = plan.task, plan.settings
     counts = trainable(plan.placed)
-    n_rows = len(task.train.rows) + (0 if task.evaluation is None else len(task.evaluation.rows))
     return {
         "model": plan.language.source,
         "weights": fingerprint(plan.placed),
@@ -184,22 +172,9 @@ def _describe(plan: LanguagePlan) -> dict[str, Any]:
             "head_parameters": counts["head"],
         },
         "data": {
-            "task": "causal-lm",
-            "format": task.format,
-            "text_columns": list(task.columns),
-            "loss_on": task.loss_on,
-            "train_split": task.train.name,
-            "eval_split": f"{task.train.name} (held out)" if task.evaluation is None else task.evaluation.name,
-            "train_rows": len(plan.train.features),
+            **describe_rows(task, plan.rows),
             "train_eval_rows": 0 if plan.train_eval is None else len(plan.train_eval.features),
             "eval_rows": len(plan.evaluation.features),
-            "train_targets": plan.train.n_targets,
-            "eval_targets": plan.evaluation.n_targets,
-            "fingerprint": task.fingerprint,
-            "max_length": plan.max_length,
-            "truncated_rows": plan.n_truncated,
-            "truncated_share": plan.n_truncated / n_rows,
-            "emptied_rows": plan.n_emptied,
         },
         "steps": settings.epochs * plan.steps_per_epoch(),
     }

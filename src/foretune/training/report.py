@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from foretune.forecasting.report import columns_of_tokens, length_of_tokens
 from foretune.report.terminal import print_facts
 from foretune.tasks.metrics import metrics_of
 
@@ -52,18 +53,8 @@ def _texts(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _tokens(data: dict[str, Any]) -> list[tuple[str, str]]:
-    given = data["loss_on"] or ("completion" if data["format"] in ("prompt-completion", "instruction") else "all")
-    emptied = data["emptied_rows"]
-    left_out = f"; {emptied} left out, for no token of theirs carries loss" if emptied else ""
-    return [
-        ("columns", f"{', '.join(data['text_columns'])} ({data['format']}); loss on: {given}"),
-        ("tokens", f"{data['train_targets']:,} carry loss in training, {data['eval_targets']:,} in the evaluation"),
-        (
-            "length",
-            f"up to {data['max_length']} tokens, {data['truncated_rows']} rows truncated "
-            f"({data['truncated_share']:.1%}){left_out}",
-        ),
-    ]
+    carry = f"{data['train_targets']:,} carry loss in training, {data['eval_targets']:,} in the evaluation"
+    return [columns_of_tokens(data), ("tokens", carry), length_of_tokens(data)]
 
 
 def print_tune(console: Console, result: dict[str, Any]) -> None:
