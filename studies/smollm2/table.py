@@ -1,72 +1,234 @@
-"""Tables of the study: `python studies/smollm2/table.py FOLDER`, FOLDER with what run.py wrote; prints Markdown."""
+"""Fit the calibration of language models and judge it: `python studies/smollm2/table.py RESULTS [CALIBRATION]`.
+
+RESULTS is what collect.py wrote. Prints Markdown; every data set by a fit on the others, those of one source of texts left
+out together. With CALIBRATION the fit on all is written there.
+"""
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import ceil, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import binomtest, spearmanr
+
+from foretune.forecasting.reach import Run
+from foretune.forecasting.schedule import Schedule
+from foretune.forecasting.sequence_calibration import SequenceCase, apply_sequence_calibration
+from foretune.forecasting.sequence_fit import FinishedSequence, fit_sequences
+from foretune.report.store import write_json
+
+MODEL = "4be92a9aa8e36"  # fingerprint of SmolLM2-135M-Instruct, read from its GGUF file
+RANKS = {"all-r4": 4, "all-r32": 32}
+ANSWERS = ("trec-kind", "sst2-mood")
 
 
-def pairs(folder: Path) -> dict[str, dict[str, dict]]:
-    """Forecast and run of each cell, by data set."""
-    found: dict[str, dict[str, dict]] = {}
-    for path in sorted(folder.glob("*-forecasts.json")):
-        name = path.name.removesuffix("-forecasts.json")
-        runs = folder / f"{name}-runs.json"
-        real = json.loads(runs.read_text()) if runs.exists() else {}
-        said = json.loads(path.read_text())
-        found[name] = {key: {**said[key], "real": real[key]} for key in said if key in real}
+def key(one: dict[str, Any], rows: int | None = None) -> tuple[str, int, str, float]:
+    """Name a cell."""
+    return one["set"], one["rows"] if rows is None else rows, one["adapter"], one["rate"]
+
+
+def read(results: Path, name: str) -> dict[tuple[str, int, str, float], dict[str, Any]]:
+    """Forecasts or runs by cell."""
+    lines = (results / name).read_text().splitlines()
+    return {key(one): one for one in map(json.loads, lines)}
+
+
+def run_of(cell: tuple[str, int, str, float], known: int) -> Run:
+    """What kind of run a cell is."""
+    name, rows, adapter, rate = cell
+    mean = float(Schedule(rows, 3, 8, rate).rates().mean())
+    return Run(
+        model=MODEL,
+        hidden_head=False,
+        classes=1,
+        known_rows=min(known, rows),
+        train_rows=rows,
+        eval_rows=32,
+        longest=64 if name in ANSWERS else 32,
+        epochs=3,
+        steps=3 * ceil(rows / 8),
+        batch_size=8,
+        learning_rate=mean,
+        update_rate=mean * 2 * RANKS.get(adapter, 8),
+        kind="causal-lm",
+    )
+
+
+def finished(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> list[tuple[FinishedSequence, tuple[Any, ...]]]:
+    """Every run that was forecast, without and with each trial of it, beside its cell."""
+    found = []
+    for cell, one in runs.items():
+        name, rows, adapter, rate = cell
+        said = next((forecasts[at] for at in ((name, 64, adapter, rate),) if at in forecasts), None)
+        if said is None or rows < 64:
+            continue
+        losses, loss = said["eval_loss"], one["epochs"][-1]["eval_loss"]
+        case = SequenceCase(losses[0], losses[-1], min(losses), said["linear"], 64, rows)
+        run = run_of(cell, 64)
+        found.append((FinishedSequence(case, run, loss, name), cell))
+        for small in (12, 64):
+            trial = runs.get((name, small, adapter, rate))
+            if small < rows and trial is not None:
+                tried = replace(case, trial=(small, trial["epochs"][-1]["eval_loss"]))
+                found.append((FinishedSequence(tried, run, loss, name), cell))
     return found
 
 
-def main(folder: Path) -> None:
-    """Print each cell, the errors and the order."""
-    print("| texts | adapter | rate | before | forecast | run | error | linearised | run's first epoch |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    cells = []
-    for name, of_set in pairs(folder).items():
-        for key, one in of_set.items():
-            place, rate = key.rsplit("-", 1) if not key.endswith(("e-05",)) else key.rsplit("-", 2)[:2]
-            real, first = one["real"]["final"]["eval_loss"], one["real"]["epochs"][1]
-            cells.append(
-                (name, place, float(rate), one["base"], one["forecast"], real, one["linear"], first, one["parameters"])
-            )
-            print(
-                f"| {name} | {place} | {float(rate):g} | {one['base']:.3f} | {one['forecast']:.3f} | {real:.3f} | "
-                f"{one['forecast'] - real:+.3f} | {one['linear']:.3f} | {first:.3f} |"
-            )
-    print("\n| rate | runs | error, nats | error, relative | of the change | linearised | no change at all |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for rate in sorted({cell[2] for cell in cells}):
-        some = [cell for cell in cells if cell[2] == rate]
-        base, said, real, linear = (np.array([cell[i] for cell in some]) for i in (3, 4, 5, 6))
-        print(
-            f"| {rate:g} | {len(some)} | {np.abs(said - real).mean():.3f} | "
-            f"{100 * np.abs(said / real - 1).mean():.1f}% | "
-            f"{100 * (np.abs(said - real) / np.abs(base - real)).mean():.0f}% | {np.abs(linear - real).mean():.3f} | "
-            f"{np.abs(base - real).mean():.3f} |"
-        )
-    print("\n| texts | cells | ρ of the forecast | linearised | of size | first epoch | lost, nats | by the largest |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for name in dict.fromkeys(cell[0] for cell in cells):
-        for rate in (3e-4, None):  # the adapters at one rate; all
-            some = [cell for cell in cells if cell[0] == name and rate in (None, cell[2])]
-            if len(some) < 4:
+def share(held: Sequence[bool]) -> str:
+    """A share with its 95 % interval."""
+    ends = binomtest(sum(held), len(held)).proportion_ci(method="wilson")
+    return f"{100 * np.mean(held):.0f}% [{100 * ends.low:.0f}, {100 * ends.high:.0f}]"
+
+
+def levels(entries: Sequence[tuple[FinishedSequence, Any]]) -> list[str]:
+    """Errors and intervals by what was known, each data set by a fit on the others."""
+    told = []
+    for group in sorted({one.group for one, _ in entries}):
+        fit = fit_sequences([one for one, _ in entries if one.group != group], "others")
+        for one, cell in entries:
+            if one.group != group:
                 continue
-            said, real, linear, first, size = (np.array([cell[i] for cell in some]) for i in (4, 5, 6, 7, 8))
-            rho = [spearmanr(values, real).statistic for values in (said, linear, -size, first)]
-            lost, largest = real[said.argmin()] - real.min(), real[size == size.max()].mean() - real.min()
+            said = apply_sequence_calibration(fit, one.case, one.run).levels
+            level = None if said is None else said["eval_loss"]
+            told.append((one, cell, level))
+    lines = [
+        "| known before | runs | sets | error, nats | relative | bias | as simulated | in interval | width | of the change |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for words, wanted in (
+        ("texts, N = n, 1e-4 and 3e-4", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 64 and c[3] < 1e-3),
+        ("texts, N = n, 1e-3", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 64 and c[3] == 1e-3),
+        ("texts, N = n, 3e-3", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 64 and c[3] > 1e-3),
+        ("texts, N = 4 n", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 256),
+        ("texts, N = 4 n, a trial on 5 %", lambda o, c: c[0] not in ANSWERS and c[1] == 256 and o.case.trial is not None and o.case.trial[0] == 12),
+        ("texts, N = 4 n, a trial on 25 %", lambda o, c: c[0] not in ANSWERS and c[1] == 256 and o.case.trial is not None and o.case.trial[0] == 64),
+        ("answers, N = n", lambda o, c: c[0] in ANSWERS and o.case.trial is None and c[1] == 64),
+        ("answers, N = n, a trial on 19 %", lambda o, c: c[0] in ANSWERS and o.case.trial is not None and c[1] == 64),
+        ("answers, N = 4 n", lambda o, c: c[0] in ANSWERS and o.case.trial is None and c[1] == 256),
+        ("answers, N = 4 n, a trial on 25 %", lambda o, c: c[0] in ANSWERS and c[1] == 256 and o.case.trial is not None and o.case.trial[0] == 64),
+    ):  # fmt: skip
+        some = [(one, level) for one, cell, level in told if wanted(one, cell)]
+        if not some:
+            continue
+        given = [(one, level) for one, level in some if level is not None]
+        errors = np.array([level.value - one.loss for one, level in given])
+        real = np.array([one.loss for one, _ in given])
+        raw = np.array([one.case.end - one.loss for one, _ in given])
+        change = np.array([abs(one.case.base - one.loss) for one, _ in given])
+        held = [level.low <= one.loss <= level.high for one, level in given]
+        lines.append(
+            f"| {words} | {len(given)} | {len({one.group for one, _ in given})} | {np.abs(errors).mean():.3f} | "
+            f"{100 * np.abs(errors / real).mean():.1f}% | {errors.mean():+.3f} | {np.abs(raw).mean():.3f} | {share(held)} | "
+            f"{np.mean([level.high - level.low for _, level in given]):.2f} | {100 * np.abs(errors).mean() / change.mean():.0f}% |"
+        )
+    return lines
+
+
+def orders(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> list[str]:
+    """Order within a data set: of all cells on 64 rows, and of the adapters at one rate."""
+    lines = [
+        "| set, rate | cells | forecast | linearised | size | gradient norm | PLoP | first epoch | lost, nats | by size | by first epoch |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in dict.fromkeys(cell[0] for cell in forecasts):
+        for rate in (3e-4, 1e-3, None):
+            cells = [at for at in forecasts if at[0] == name and at[1] == 64 and rate in (None, at[3]) and at in runs]
+            if len(cells) < 5:
+                continue
+            real = np.array([runs[at]["epochs"][-1]["eval_loss"] for at in cells])
+            by = {
+                "forecast": [forecasts[at]["eval_loss"][-1] for at in cells],
+                "linearised": [forecasts[at]["linear"] for at in cells],
+                "size": [-forecasts[at]["parameters"] for at in cells],
+                "gradient": [-forecasts[at]["gradient_norm"] for at in cells],
+                "plop": [forecasts[at]["plop"] for at in cells],
+                "first": [runs[at]["epochs"][1]["eval_loss"] for at in cells],
+            }
+            rho = [spearmanr(value, real).statistic if len(set(value)) > 1 else nan for value in by.values()]
+            lost = [
+                real[np.flatnonzero(value == np.min(value))].mean() - real.min()
+                for value in map(np.array, (by["forecast"], by["size"], by["first"]))
+            ]
             which = name if rate is None else f"{name}, {rate:g}"
-            numbers = " | ".join(f"{value:+.2f}" for value in rho)
-            print(f"| {which} | {len(some)} | {numbers} | {lost:.3f} | {largest:.3f} |")
-    apart = [(abs(cell[6] - cell[4]), abs(cell[4] - cell[5])) for cell in cells]
-    for close in (True, False):
-        errors = [error for distance, error in apart if (distance <= 0.05) == close]
-        words = "within 0.05 nats" if close else "further"
-        mean, worst = np.mean(errors), max(errors)
-        print(f"\nLinearised and plugged in {words}: {len(errors)} runs, error {mean:.3f}, at most {worst:.3f}")
+            lines.append(
+                f"| {which} | {len(cells)} | "
+                + " | ".join(f"{value:+.2f}" for value in rho)
+                + " | "
+                + " | ".join(f"{value:.3f}" for value in lost)
+                + " |"
+            )
+    return lines
+
+
+def practice(runs: dict[Any, Any]) -> list[str]:
+    """What the runs say of the practice of the day, as differences of losses on 64 rows."""
+
+    def loss(name: str, adapter: str, rate: float, rows: int = 64) -> float:
+        one = runs.get((name, rows, adapter, rate))
+        return nan if one is None else one["epochs"][-1]["eval_loss"]
+
+    names = list(dict.fromkeys(cell[0] for cell in runs))
+    lines = [
+        "| set | "
+        + " | ".join(
+            (
+                "attention − all, 3e-4",
+                "feed-forward − all, 3e-4",
+                "low − high, 3e-4",
+                "r 4 − r 32, 3e-4",
+                "r 4 − r 32, 1e-3",
+                "3e-4 − 1e-3, all",
+                "3e-3 − 1e-3, all",
+            )
+        )
+        + " |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    for name in names:
+        values = [
+            loss(name, "attention", 3e-4) - loss(name, "all", 3e-4),
+            loss(name, "feed-forward", 3e-4) - loss(name, "all", 3e-4),
+            loss(name, "low", 3e-4) - loss(name, "high", 3e-4),
+            loss(name, "all-r4", 3e-4) - loss(name, "all-r32", 3e-4),
+            loss(name, "all-r4", 1e-3) - loss(name, "all-r32", 1e-3),
+            loss(name, "all", 3e-4) - loss(name, "all", 1e-3),
+            loss(name, "all", 3e-3) - loss(name, "all", 1e-3),
+        ]
+        lines.append(f"| {name} | " + " | ".join("–" if value != value else f"{value:+.3f}" for value in values) + " |")
+    return lines
+
+
+def every(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> Iterable[str]:
+    """Every run."""
+    yield "| set | rows | adapter | rate | before | simulated | least | linearised | run | error | first epoch |"
+    yield "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for cell, one in runs.items():
+        said, ends = forecasts.get((cell[0], 64, *cell[2:])), [epoch["eval_loss"] for epoch in one["epochs"]]
+        if said is None:
+            continue
+        losses = said["eval_loss"]
+        error = f"{losses[-1] - ends[-1]:+.3f}" if cell[1] == 64 else ""
+        yield (
+            f"| {cell[0]} | {cell[1]} | {cell[2]} | {cell[3]:g} | {ends[0]:.3f} | {losses[-1]:.3f} | {min(losses):.3f} | "
+            f"{said['linear']:.3f} | {ends[-1]:.3f} | {error} | {ends[1]:.3f} |"
+        )
+
+
+def main(results: Path, to: Path | None) -> None:
+    """Print the tables."""
+    forecasts, runs = read(results, "forecasts.jsonl"), read(results, "runs.jsonl")
+    entries = finished(forecasts, runs)
+    calibration = fit_sequences([one for one, _ in entries], "smollm2")
+    print(calibration.plain, calibration.tried, calibration.domain, calibration.trial_domain, sep="\n\n")
+    if to is not None:
+        write_json(to, calibration.to_dict())
+    for table in (levels(entries), orders(forecasts, runs), practice(runs), every(forecasts, runs)):
+        print("", *table, sep="\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

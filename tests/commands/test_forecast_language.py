@@ -45,7 +45,7 @@ def test_rows_of_every_format_are_forecast(model, tmp_path, capsys, kind):
     assert run([*tokens, "--samples", "8", "--eval-samples", "4", "--output", str(out)]) == 0
     said, written = capsys.readouterr(), result_of(out)
     assert "Simulated run, not calibrated: no forecast" in said.out
-    assert "No calibration knows causal language models yet" in " ".join(said.out.split())
+    assert "no run of this model" in " ".join(said.out.split())
     assert f"({kind}); loss on: {'completion' if kind == 'prompt-completion' else 'all'}" in said.err
     assert written["details"]["data"]["format"] == kind
     assert (written["samples"], written["train_rows"], written["eval_rows"], written["steps"]) == (8, 16, 4, 8)
@@ -86,8 +86,10 @@ def test_the_run_draws_the_forecast_and_both_come_into_the_ledger(model, tmp_pat
     ("more", "said"),
     [
         (["--spend", "2%"], "spend = '2%': no trials of causal language models are made yet"),
-        (["--rows", "100", "200"], "causal language models are forecast for the rows that there are"),
-        (["--calibration", "there"], "--calibration 'there': none knows causal language models yet"),
+        (
+            ["--calibration", "there"],
+            "--calibration 'there': language models are forecast by the one that comes with foretune",
+        ),
         (["--memory", "much"], "memory = 'much': give an amount of memory, such as 2GB or 500MB"),
         (["--memory", "1kB"], "raise the memory, or lower the samples"),
     ],

@@ -119,8 +119,9 @@ def test_the_result_says_that_it_is_not_calibrated(forecast):
     assert said["points"] is None
     assert said["simulated"][0]["eval_loss"] == pytest.approx(said["base"]["eval_loss"])
     assert said["simulated"][-1]["eval_loss"] == pytest.approx(said["simulated_end"]["eval_loss"])
-    assert "No calibration knows" in said["notes"][0]
-    assert any("again and again" in note for note in said["notes"])  # 12 known rows of 20
+    assert "the calibration has seen no run of this model" in said["notes"][0]
+    assert any("12 known rows is simulated, of 20" in note for note in said["notes"])
+    assert said["cautions"] == []
     assert 0.9 < said["sketches"]["kept"] <= 1.0 + 1e-6
     assert said["details"]["objective"]["kind"] == "causal-lm"
     assert is_unaltered(json.loads(json.dumps(said)))

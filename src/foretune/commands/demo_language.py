@@ -68,9 +68,10 @@ def _run(model: ModelConfig, data: DataConfig, folder: Path) -> dict[str, Any]:
 
 
 def _side_by_side(model: str, forecast: Mapping[str, Any], tune: Mapping[str, Any]) -> "Table":
-    """What was simulated beside what the fine-tune gave."""
+    """What was forecast beside what the fine-tune gave; as simulated what has no interval."""
     from rich.table import Table
 
+    from foretune.forecasting.outcomes import LOSSES
     from foretune.tasks.metrics import metrics_of
 
     count = forecast["placement"]["trainable_parameters"]
@@ -80,13 +81,20 @@ def _side_by_side(model: str, forecast: Mapping[str, Any], tune: Mapping[str, An
     )
     table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("after the last epoch")
-    for name in ("simulated (not calibrated)", "fine-tune", "before training"):
+    levels = forecast["end"] or {}
+    for name in ("forecast, 90% interval" if levels else "simulated (not calibrated)", "fine-tune", "before training"):
         table.add_column(name, justify="right")
     measures: list[tuple[str, str, Callable[[float | None], str]]] = [("evaluation loss", "eval_loss", _loss)]
     measures += [(metric.label, f"eval_{metric.name}", metric.written) for metric in metrics_of("causal-lm")]
     columns = (forecast["simulated_end"], tune["final"], tune["before_training"])
     for label, name, written in (*measures, ("training loss", "train_loss", _loss)):
-        table.add_row(label, *(written(column[name]) for column in columns))
+        said, *others = (written(column[name]) for column in columns)
+        level = levels.get(name if name in LOSSES else name.removeprefix("eval_"))
+        if level is not None:
+            said = f"{written(level['value'])} [{written(level['low'])}, {written(level['high'])}]"
+        elif levels:
+            said = f"{said} (simulated)"
+        table.add_row(label, said, *others)
     spent = (forecast["seconds"]["forecast"], tune["seconds"]["train"] + tune["seconds"]["evaluate"])
     table.add_row("seconds", *(f"{seconds:.1f}" for seconds in spent), "")
     return table

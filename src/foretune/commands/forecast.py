@@ -46,7 +46,8 @@ def forecast(
 ) -> None:
     """Forecast the run of `foretune tune` with the same flags: its end with 90% intervals, and the course there.
 
-    Of a causal language model (--task causal-lm): the simulated run, plugged into the model, without an interval.
+    Of a causal language model (--task causal-lm): the simulated run, plugged into the model, with an interval where
+    the calibration has seen runs of the model.
 
     Example: foretune forecast --model ./MiniLM --dataset ./sst2 --target-modules query value --epochs 5 --output run
 
@@ -182,17 +183,18 @@ def _forecast_language(
     *,
     brief: bool,
 ) -> dict[str, Any]:
-    """The same of a causal language model, which no calibration knows and for which no trials are made."""
+    """The same of a causal language model."""
     from foretune.report.terminal import console, progress
     from foretune.settings.spend import parse_spend
 
     settings = config.settings
     if calibration is not None:
-        raise ConfigError(f"--calibration {str(calibration)!r}: none knows causal language models yet, leave it out")
+        raise ConfigError(
+            f"--calibration {str(calibration)!r}: language models are forecast by the one that comes with foretune, "
+            "leave it out"
+        )
     if parse_spend(settings.spend) > 0:
         raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
-    if settings.rows is not None:
-        raise ConfigError("rows: causal language models are forecast for the rows that there are, leave it out")
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):

@@ -24,7 +24,7 @@ from foretune.forecasting.shown import Shown
 from foretune.forecasting.terms import TERMS, terms, within_limits
 from foretune.forecasting.with_trials import TRIAL_TERMS, Trials, reach_of_trials, together, trial_terms
 from foretune.settings.groups import TaskKind
-from foretune.tasks.metrics import Kind, Metric, main_metric
+from foretune.tasks.metrics import Metric, main_metric
 
 LEAST_GROUPS = 3
 SCHEMA = 3
@@ -95,8 +95,8 @@ class Calibration:
         return _nearer([reach(domain, run) for domain in (self.domain, self.further) if domain is not None])
 
     @property
-    def kind(self) -> Kind:
-        """Kind of task that it was fitted on."""
+    def kind(self) -> TaskKind:
+        """TaskKind of task that it was fitted on."""
         return "classification" if self.domain is None else self.domain.kind
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class RunForecast:
         order: Main metric and evaluation loss, to put adapters of one model and data set into order by; no levels,
             where those are withheld. Calibrated; of a kind of task that the calibration has not seen as simulated.
         reach: Whether the run lies within what the calibration has seen.
-        kind: Kind of task.
+        kind: TaskKind of task.
         calibrated: Whether a calibration of this kind of task was applied.
         note: Why trials of the run change nothing; empty where they do, or there are none.
         breadth: How much larger its spread is than that of a run on two classes with all rows known.
@@ -320,7 +320,7 @@ class _Spread:
 
 
 def _leveled(
-    lines: Mapping[Outcome, Line], middle: Mapping[Outcome, float], spread: _Spread, kind: Kind
+    lines: Mapping[Outcome, Line], middle: Mapping[Outcome, float], spread: _Spread, kind: TaskKind
 ) -> RunForecast:
     """Put intervals around forecasts on the scale."""
     metric, reached = main_metric(kind), spread.reached

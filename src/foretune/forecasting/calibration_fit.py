@@ -18,7 +18,7 @@ from foretune.forecasting.reach import Domain, Run, domain_of
 from foretune.forecasting.shown import Shown
 from foretune.forecasting.terms import terms, within_limits
 from foretune.forecasting.with_trials import BOUNDS, together, trial_terms
-from foretune.tasks.metrics import Kind
+from foretune.settings.groups import TaskKind
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 GROWTHS = np.array([0.0, *np.geomspace(0.01, 10.0, 61)])  # b / a, and c / a
@@ -78,7 +78,7 @@ def fit_calibration(
         raise ConfigError(f"a calibration needs runs of {LEAST_GROUPS} data sets or more, got {len(groups)}")
     runs = [case.run for case in cases if case.run is not None]
     known = len(runs) == len(cases)
-    kind: Kind = runs[0].kind if known else "classification"
+    kind: TaskKind = runs[0].kind if known else "classification"
     mine = [position < own for position in range(len(cases))]
     fits = {name: _fit(_laid_out(name, cases, kind, mine), name) for name in outcomes_of(kind)}
     calibration = Calibration(
@@ -148,14 +148,18 @@ class _Fit:
         return np.asarray(np.abs(self.errors) <= self.half_widths)
 
 
-def _laid_out(outcome: Outcome, cases: Sequence[Case], kind: Kind, own: Sequence[bool]) -> _Rows:
+def _laid_out(outcome: Outcome, cases: Sequence[Case], kind: TaskKind, own: Sequence[bool]) -> _Rows:
     laid = [terms(outcome, case.simulated, kind) for case in cases]
     rows = _rows(laid, [case.simulated["doublings"] for case in cases], outcome, cases, kind)
     return replace(rows, own=np.array(own))
 
 
 def _rows(
-    laid: Sequence[tuple[float, Array]], doublings: Sequence[float], outcome: Outcome, cases: Sequence[Case], kind: Kind
+    laid: Sequence[tuple[float, Array]],
+    doublings: Sequence[float],
+    outcome: Outcome,
+    cases: Sequence[Case],
+    kind: TaskKind,
 ) -> _Rows:
     groups = sorted({case.group for case in cases})
     values = [case.outcomes[outcome] for case in cases]
@@ -188,7 +192,7 @@ def _domain(fits: Sequence[_Fit], runs: Sequence[Run], which: Flags) -> Domain |
 
 
 def _with_trials(
-    cases: Sequence[Case], fits: Mapping[Outcome, _Fit], kind: Kind, own: int
+    cases: Sequence[Case], fits: Mapping[Outcome, _Fit], kind: TaskKind, own: int
 ) -> tuple[dict[Outcome, Line], tuple[Domain | None, Domain | None]]:
     """Lines and domains of the runs with trials; nothing where these are of too few data sets."""
     each = [

@@ -11,6 +11,8 @@ the first off `foretune.forecasting.risk`.
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from scipy.stats import t as student
+
 from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.risk import MARGIN, Risk
 from foretune.forecasting.verdicts import probability_above
@@ -115,3 +117,35 @@ def collapse_caution(risk: Risk, rate: float, steps: float) -> Caution:
             f"{risk.slowest:.2g} and more."
         )
     return Caution("collapse", chance, sentence)
+
+
+def cautions_of_loss(forecast: RunForecast, degrees: float, *, base: float, margin: float) -> tuple[Caution, ...]:
+    """Say what may go wrong with a run of a language model, against the model without training.
+
+    With L the evaluation loss at its end, Student's t around its forecast, l that before training and μ the margin:
+    P(hardly moves) = P(|L − l| < μ), P(worse) = P(L ≥ l + μ).
+
+    Args:
+        forecast: Its forecast.
+        degrees: Degrees of freedom of its intervals.
+        base: l, in nats a token.
+        margin: μ, in nats a token.
+
+    Returns:
+        One for each trouble; none of a forecast that is withheld.
+    """
+    if forecast.levels is None:
+        return ()
+    level = forecast.levels["eval_loss"]
+    deviation = (level.high - level.value) / float(student.ppf(0.95, degrees))
+    below, above = (
+        float(student.cdf((base + by - level.value) / deviation, degrees))
+        if deviation
+        else float(level.value < base + by)
+        for by in (-margin, margin)
+    )
+    without = f"the {base:.3f} nats a token that it has without training"
+    return (
+        _told("no effect", above - below, f"end within {margin:g} of {without}"),
+        _told("worse", 1.0 - above, f"end {margin:g} or more above {without}"),
+    )

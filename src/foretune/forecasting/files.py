@@ -11,6 +11,7 @@ from peft import LoraConfig
 from foretune.forecasting.calibration import CALIBRATION, Calibration
 from foretune.forecasting.curve import write_curve
 from foretune.forecasting.forecast import ForecastResult
+from foretune.forecasting.rows import RowsCurve
 from foretune.forecasting.rows_files import ROWS, rows_figure, write_rows
 from foretune.forecasting.sequence_forecast import SequenceForecast
 from foretune.models.adapter_file import save_adapter
@@ -46,10 +47,7 @@ def save_forecast(
         writers[CURVE] = lambda path: write_curve(curve, path)
         writers["curve.png"] = lambda path: curve_figure(curve.points, caption, path)
     if rows is not None:
-        writers[ROWS] = lambda path: write_rows(rows, path)
-        if any(point.forecast.levels for point in rows.points):
-            of_rows = _caption(result)
-            writers["rows.png"] = lambda path: rows_figure(rows, result.plan.train_rows, of_rows, path)
+        writers |= _of_rows(rows, result.plan.train_rows, _caption(result))
     if flags is not None:
         given = {**flags, **({} if calibration is None else {"calibration": CALIBRATION})}  # beside config.yaml
         writers |= _replay(given, adapter)
@@ -70,7 +68,7 @@ def save_sequence_forecast(
 ) -> None:
     """Write the run folder of a language model's forecast, whole or not at all.
 
-    Its `curve.csv` holds the simulated course, since none is calibrated.
+    Its `curve.csv` holds the simulated course where no level is given.
 
     Args:
         result: The forecast.
@@ -78,15 +76,27 @@ def save_sequence_forecast(
         flags: Settings that replay it; None leaves `config.yaml` out.
         adapter: The adapter that was read from a file; None if the settings describe it.
     """
-    content, curve = result.to_dict(), replace(result.curve, points=result.curve.simulated)
-    caption = Caption(f"simulated run on {result.plan.task.source}", LOSS_UNIT, curve.forecast.metric.label)
+    content, rows = result.to_dict(), result.rows
+    curve = replace(result.curve, points=result.curve.points or result.curve.simulated)
+    what = "forecast for" if result.curve.points else "simulated run on"
+    caption = Caption(f"{what} {result.plan.task.source}", LOSS_UNIT, curve.forecast.metric.label)
     writers: dict[str, Callable[[Path], None]] = {
         "result.json": lambda path: write_json(path, content),
         CURVE: lambda path: write_curve(curve, path),
         "curve.png": lambda path: curve_figure(curve.points, caption, path),
         **({} if flags is None else _replay(flags, adapter)),
     }
+    if rows is not None:
+        writers |= _of_rows(rows, result.plan.train_rows, caption)
     write_run(folder, writers)
+
+
+def _of_rows(rows: RowsCurve, own: int, caption: Caption) -> dict[str, Callable[[Path], None]]:
+    """The forecast over rows as CSV and, where there is a level, drawn."""
+    writers: dict[str, Callable[[Path], None]] = {ROWS: lambda path: write_rows(rows, path)}
+    if any(point.forecast.levels for point in rows.points):
+        writers["rows.png"] = lambda path: rows_figure(rows, own, caption, path)
+    return writers
 
 
 def _replay(flags: Mapping[str, Any], adapter: LoraConfig | None) -> dict[str, Callable[[Path], None]]:

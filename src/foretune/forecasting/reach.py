@@ -16,7 +16,7 @@ from math import exp2, inf, log2
 from typing import get_args
 
 from foretune.errors import ConfigError
-from foretune.tasks.metrics import Kind
+from foretune.settings.groups import TaskKind
 
 FARTHEST = 1.0  # doublings in all
 ROUNDING = 0.05  # doublings that do not count: a last batch that is not full makes a step more
@@ -55,7 +55,7 @@ class Run:
     batch_size: int
     learning_rate: float
     update_rate: float | None
-    kind: Kind = "classification"
+    kind: TaskKind = "classification"
 
     @property
     def rows_ratio(self) -> float:
@@ -65,8 +65,13 @@ class Run:
 
 NUMBERS = tuple(field.name for field in fields(Run) if field.name != "kind")
 RUN = tuple(f"run_{name}" for name in NUMBERS)  # their names among the numbers of a study's cell
-KINDS: tuple[Kind, ...] = get_args(Kind)
-NOUNS = {"classification": "classes", "regression": "outputs", "multi-label": "labels"}
+KINDS: tuple[TaskKind, ...] = get_args(TaskKind)
+NOUNS: dict[TaskKind, str] = {
+    "classification": "classes",
+    "regression": "outputs",
+    "multi-label": "labels",
+    "causal-lm": "losses",
+}
 Span = tuple[float, float]
 
 
@@ -147,7 +152,7 @@ class Domain:
     batch_size: Span
     learning_rate: Span
     update_rate: Span
-    kind: Kind = "classification"
+    kind: TaskKind = "classification"
 
     def check(self) -> None:
         """Refuse spans that are none.

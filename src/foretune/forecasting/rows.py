@@ -26,6 +26,7 @@ from foretune.tasks.metrics import Metric
 
 POINT = 0.01  # of the metric: what a doubling must gain to be worth it
 ROUNDING = 1e-9
+EVAL_LOSS = Metric("eval_loss", "evaluation loss", "log", percent=False, better=-1)
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,9 @@ def forecast_rows(
 def rows_curve(points: Sequence[RowsPoint]) -> RowsCurve:
     """Say from where on more rows gain less than a point.
 
-    The main metric is taken as rising with N (isotonic regression, so that noise is no gain and no loss) and as linear
-    in log N in between. `enough` is the least listed N that has a doubling within the list, and from which on every
-    doubling within it gains less than 0.01.
+    The main metric, or of a language model the evaluation loss, is taken as improving with N (isotonic regression, so
+    that noise is no gain and no loss) and as linear in log N in between. `enough` is the least listed N that has a
+    doubling within the list, and from which on every doubling within it gains less than 0.01.
 
     Args:
         points: Forecasts, one or more, by rising rows.
@@ -176,7 +177,8 @@ def rows_curve(points: Sequence[RowsPoint]) -> RowsCurve:
     Returns:
         The curve.
     """
-    metric = points[0].forecast.metric
+    forecast = points[0].forecast
+    metric = EVAL_LOSS if forecast.kind == "causal-lm" else forecast.metric
     known = [(point, levels[metric.name]) for point in points if (levels := point.forecast.levels) is not None]
     known = [(point, interval) for point, interval in known if isfinite(interval.value)]
     if not known:

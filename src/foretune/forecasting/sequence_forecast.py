@@ -1,31 +1,34 @@
 """The forecast of a language model's run, before it is made.
 
-No calibration knows language models yet: what comes is the simulated run (`foretune.forecasting.sequence_simulation`),
-with no interval.
+The run is simulated and plugged into the model (`foretune.forecasting.sequence_simulation`); a calibration makes a
+level with an interval of it, of the kind of runs that it has seen (`foretune.forecasting.sequence_calibration`). Of
+others what comes is the simulated run as it is, without an interval.
 """
 
 import dataclasses
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import inf
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from foretune.forecasting.calibration import RunForecast
+from foretune.forecasting.cautions import cautions_of_loss
 from foretune.forecasting.curve import Curve, bend
-from foretune.forecasting.reach import Reach
+from foretune.forecasting.rows import RowsCurve
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.seal import HASH, content_hash
+from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
+from foretune.forecasting.sequence_levels import forecast_sequence_rows, levels_of, speed_of, stretched
 from foretune.forecasting.sequence_simulation import (
     DRAWS,
-    KIND,
     Measured,
     SequenceRun,
     linearise_sequences,
     simulate_sequences,
 )
+from foretune.forecasting.shown import Shown
 from foretune.models.adapted import describe_placement
 from foretune.models.identity import fingerprint
+from foretune.report.curves import CurvePoint
 from foretune.report.provenance import now, versions
 from foretune.report.store import finite
 from foretune.sequence_plan import OnBatch, SequencePlan, describe_sequences
@@ -33,7 +36,7 @@ from foretune.settings.commands import ForecastSettings
 from foretune.settings.sizes import parse_bytes
 
 SCHEMA = 1
-NO_CALIBRATION = "no calibration knows causal language models"
+EFFECT = 0.02  # nats a token: less is no effect
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,14 @@ class SequenceForecast:
     Attributes:
         plan: The placed model and the rows.
         settings: The run, and what is known of the data.
-        curve: Its simulated course; no level and no interval.
-        run: The simulated run.
+        curve: Its course and its end with intervals; where no level is given, as simulated.
+        run: The simulated run, on no more rows than are known.
         base: The model without training.
         kept: Share of the gradients' energy that the sketches keep, of the modules on the whole and of the least.
         directions: Directions of inputs and gradients that they keep.
         seconds: Of `load`, `forecast` and `total`.
+        rows: The forecast over the listed numbers of training rows; None where none are listed.
+        calibration: Study that the calibration comes from.
         made: When it was made, in UTC.
     """
 
@@ -60,13 +65,15 @@ class SequenceForecast:
     kept: tuple[float, float]
     directions: int
     seconds: Mapping[str, float]
+    rows: RowsCurve | None = None
+    calibration: str | None = None
     made: str = field(default_factory=now)
 
     def to_dict(self) -> dict[str, Any]:
         """Lay the forecast out as in `result.json` (docs/result.md): the same keys as of a classifier.
 
         Returns:
-            JSON-ready values; `points` and `end` are None.
+            JSON-ready values; `points` and `end` are None where no level is given.
         """
         plan, facts = self.plan, describe_sequences(self.plan)
         sites = plan.adapted.sites
@@ -87,7 +94,7 @@ class SequenceForecast:
             "eval_rows": facts["n_eval"],
             "steps": schedule_of(self.settings, plan.train_rows, seed=self.settings.seed).steps,
             **self.curve.to_dict(),
-            "rows": None,
+            "rows": None if self.rows is None else self.rows.to_dict(),
             "notes": self.notes(),
             "trials": [],
             "spend": 0.0,
@@ -99,7 +106,7 @@ class SequenceForecast:
                 "kept": self.kept[0],
                 "kept_least": self.kept[1],
             },
-            "calibration": None,
+            "calibration": self.calibration,
             "details": facts,
             "seconds": dict(self.seconds),
             "versions": versions(),
@@ -114,19 +121,27 @@ class SequenceForecast:
         Returns:
             Sentences.
         """
-        known, rows = self.run.run.samples, self.run.run.train_rows
-        found = [f"{NO_CALIBRATION.capitalize()} yet: this is the simulated run as it is, without an interval."]
+        forecast, found = self.curve.forecast, []
+        if forecast.levels is None:
+            found.append(f"{forecast.reach.verdict} This is the simulated run as it is, without an interval.")
+        elif forecast.reach.verdict:
+            found.append(forecast.reach.verdict)
+        if forecast.note:
+            found.append(forecast.note)
         if self.run.apart:
+            so = ". Take its order among adapters, not its level." if forecast.levels is None else "; it is less sure."
             found.append(
                 f"The linearised model ends at {self.run.linear_loss:.3f} where the model with the same A and B has "
-                f"{self.run.run.end.eval_loss:.3f}: the run leaves the ground that it was linearised on. Take its "
-                "order among adapters, not its level."
+                f"{self.run.run.end.eval_loss:.3f}: the run leaves the ground that it was linearised on{so}"
             )
+        known, rows = self.run.run.samples, self.plan.train_rows
         if rows > known:
-            found.append(
-                f"It sees the {known} known rows again and again where the run has {rows:,}: its loss on other rows "
-                "will rise where the real one still falls."
+            more = (
+                "what more rows bring is not in it"
+                if forecast.levels is None
+                else "the rest is what more rows brought others"
             )
+            found.append(f"The run on the {known:,} known rows is simulated, of {rows:,}; {more}.")
         return found
 
 
@@ -134,6 +149,8 @@ def forecast_sequences(
     plan: SequencePlan,
     settings: ForecastSettings,
     *,
+    calibration: SequenceCalibration | None = None,
+    shown: Sequence[Shown] = (),
     seconds_load: float = 0.0,
     on_batch: OnBatch | None = None,
 ) -> SequenceForecast:
@@ -142,6 +159,8 @@ def forecast_sequences(
     Args:
         plan: From `foretune.sequence_plan.prepare_sequences`.
         settings: How the run trains, and what it is known from.
+        calibration: Calibration; None takes the one that comes with foretune.
+        shown: What trials of this adapter showed.
         seconds_load: Time that loading took, for the record.
         on_batch: Called with the number of sequences after each batch that goes through the model, `n_passed` in all.
 
@@ -149,22 +168,46 @@ def forecast_sequences(
         The forecast.
     """
     start = time.perf_counter()
-    schedule = schedule_of(settings, plan.train_rows, seed=settings.seed)
+    known = calibration or shipped_language_calibration()
+    levels = levels_of(plan, known)
     linearised = linearise_sequences(plan, parse_bytes("memory", settings.memory), on_batch=on_batch)
     adapter = linearised.start(range(len(linearised.sites)))
-    (found,) = simulate_sequences(plan, linearised, [adapter], schedule, on_batch=on_batch)
-    run = found.run
-    order = (run.end.eval_metric, run.end.eval_loss)
-    unseen = RunForecast(None, order, Reach(inf, (NO_CALIBRATION,)), KIND, calibrated=False)
+    simulated: dict[int, SequenceRun] = {}
+
+    def simulate(rows: int) -> SequenceRun:
+        if rows not in simulated:
+            schedule = schedule_of(settings, rows, seed=settings.seed)
+            (simulated[rows],) = simulate_sequences(plan, linearised, [adapter], schedule, on_batch=on_batch)
+        return simulated[rows]
+
+    found, speed = simulate(levels.seen(plan.train_rows)), speed_of(adapter)
+    run = levels.run(settings, plan.train_rows, speed)
+    forecast = levels.forecast(found, run, shown)
+    told = cautions_of_loss(forecast, known.plain.degrees, base=linearised.base.loss, margin=EFFECT)
+    curve = replace(_stretch(bend(found.run, forecast), run.steps), cautions=told)
+    rows = None
+    if settings.rows is not None:
+        rows = forecast_sequence_rows(levels, settings, settings.rows, simulate, speed=speed, shown=shown)
     sketches = linearised.train.sketches
     spent = time.perf_counter() - start
     return SequenceForecast(
         plan,
         settings,
-        bend(run, unseen),
+        curve,
         found,
         linearised.base,
         sketches.shares,
         max(basis.h.shape[1] for basis in sketches.bases),
         {"load": seconds_load, "forecast": spent, "total": seconds_load + spent},
+        rows,
+        known.source,
     )
+
+
+def _stretch(curve: Curve, steps: int) -> Curve:
+    """Lay the course of a run on fewer rows over the steps of the one that is forecast."""
+
+    def over(points: Sequence[CurvePoint]) -> tuple[CurvePoint, ...]:
+        return tuple(replace(point, step=stretched(point.step, points[-1].step, steps)) for point in points)
+
+    return replace(curve, points=over(curve.points), simulated=over(curve.simulated))

@@ -9,7 +9,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, inf
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch import Tensor
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import start_of
 from foretune.forecasting.schedule import Schedule, schedule_of
+from foretune.forecasting.sequence_calibration import KIND, perplexity_of
 from foretune.forecasting.sequence_runs import SequenceRuns, SequenceSample
 from foretune.forecasting.simulate import train_runs
 from foretune.forecasting.simulated_runs import SimulatedRun, adapters_side_by_side, best_of, ending
@@ -25,15 +25,13 @@ from foretune.models.sites import Site
 from foretune.ntk.sequence_losses import sequence_losses
 from foretune.ntk.sketches import find_bases, sketch_sequences, sketch_width
 from foretune.sequence_plan import OnBatch, SequencePlan, sequence_batches
-from foretune.settings.groups import Recipe, TaskKind
+from foretune.settings.commands import ForecastSettings
 from foretune.tasks.metrics import main_metric
 
-KIND: TaskKind = "causal-lm"
 DRAWS = 2  # labels drawn for each target, for the curvature of the loss
 FIRST = 16  # sequences that the directions of the sketches are found on
 PLUGGED = 5  # times that a simulated adapter is plugged into the model, at most
 APART = 0.05  # nats between the linearised loss and that of the model, plugged in, that are worth a note
-LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Measured:
     @property
     def perplexity(self) -> float:
         """e^loss; infinite where that overflows."""
-        return exp(self.loss) if self.loss < LARGEST_EXPONENT else inf
+        return perplexity_of(self.loss)
 
     def to_dict(self) -> dict[str, float]:
         """Lay out as in `result.json`.
@@ -106,7 +104,7 @@ class LinearisedSequences:
         return start_of(self.sites, self.rows, sites, rank)
 
 
-def n_passed(plan: SequencePlan, settings: Recipe) -> int:
+def n_passed(plan: SequencePlan, settings: ForecastSettings) -> int:
     """Count the sequences that go through the model, for a progress bar.
 
     Args:
@@ -115,11 +113,12 @@ def n_passed(plan: SequencePlan, settings: Recipe) -> int:
 
     Returns:
         The first sequences, the known ones and those to predict; the latter again each time that the adapter is
-        plugged in.
+        plugged in, for every number of known rows that a run is simulated on.
     """
     known, predicted = len(plan.known.features), len(plan.rows.evaluation.features)
-    schedule = schedule_of(settings, plan.train_rows, seed=plan.settings.seed)
-    return min(FIRST, known) + known + predicted * (1 + len(plug_steps(schedule)))
+    sizes = {min(rows, known) for rows in (plan.train_rows, *(settings.rows or ()))}
+    looks = [len(plug_steps(schedule_of(settings, rows, seed=plan.settings.seed))) for rows in sizes]
+    return min(FIRST, known) + known + predicted * (1 + sum(looks))
 
 
 def linearise_sequences(plan: SequencePlan, memory: int, *, on_batch: OnBatch | None = None) -> LinearisedSequences:
@@ -213,7 +212,8 @@ def simulate_sequences(
 ) -> tuple[SequenceRun, ...]:
     """Simulate the schedule for each adapter.
 
-    What a probe is for classifiers is here the model without training.
+    What a probe is for classifiers is here the model without training. A schedule of fewer rows than are known sees the
+    first so many of them.
 
     Args:
         plan: Whose model the simulated adapters are plugged into.
@@ -244,7 +244,7 @@ def simulate_sequences(
             train,
             linearised.evaluation,
             schedule,
-            n=train.sketches.n,
+            n=min(train.sketches.n, schedule.train_rows),
             looks=looks,
             on_look=look,
         )

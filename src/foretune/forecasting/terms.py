@@ -20,18 +20,18 @@ import numpy as np
 
 from foretune.arrays import Array
 from foretune.forecasting.outcomes import LOSSES, Outcome, scale
-from foretune.tasks.metrics import Kind
+from foretune.settings.groups import TaskKind
 
 TERMS = ("probe", "more_rows")
 
 
-def terms(outcome: Outcome, values: Mapping[str, float], kind: Kind = "classification") -> tuple[float, Array]:
+def terms(outcome: Outcome, values: Mapping[str, float], kind: TaskKind = "classification") -> tuple[float, Array]:
     """Lay out one case for the fit.
 
     Args:
         outcome: Which outcome.
         values: From `case_values`.
-        kind: Kind of task.
+        kind: TaskKind of task.
 
     Returns:
         s, and x in the order of `TERMS`.

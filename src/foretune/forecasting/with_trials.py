@@ -22,7 +22,8 @@ from foretune.arrays import Array
 from foretune.forecasting.outcomes import LOSSES, Outcome, scale
 from foretune.forecasting.reach import Domain, Reach, Run, reach
 from foretune.forecasting.shown import Shown
-from foretune.tasks.metrics import Kind, main_metric
+from foretune.settings.groups import TaskKind
+from foretune.tasks.metrics import main_metric
 
 TRIAL_TERMS = ("better", "slope")
 BOUNDS = ((0.0, 0.0), (1.0, 2.0))  # of γ, the least and the most
@@ -46,12 +47,12 @@ class Trials:
     below: Mapping[Outcome, float]
 
 
-def together(shown: Sequence[Shown], kind: Kind) -> Trials | None:
+def together(shown: Sequence[Shown], kind: TaskKind) -> Trials | None:
     """Put the trials of one adapter together.
 
     Args:
         shown: Trials.
-        kind: Kind of task.
+        kind: TaskKind of task.
 
     Returns:
         The largest and a smaller one; None where there is none, or the largest diverged, which is no level to go by.
@@ -67,14 +68,14 @@ def together(shown: Sequence[Shown], kind: Kind) -> Trials | None:
     return Trials(rows, at, None if below is None else smaller, below or {})
 
 
-def _mean(shown: Sequence[Shown], kind: Kind) -> Mapping[Outcome, float] | None:
+def _mean(shown: Sequence[Shown], kind: TaskKind) -> Mapping[Outcome, float] | None:
     values = [{name: scale(name, value, kind) for name, value in one.outcomes.items()} for one in shown]
     if any(one.diverged for one in shown) or not all(isfinite(value) for one in values for value in one.values()):
         return None
     return {name: float(np.mean([one[name] for one in values])) for name in values[0]}
 
 
-def trial_terms(outcome: Outcome, trials: Trials, plain: float, train_rows: int, kind: Kind) -> tuple[float, Array]:
+def trial_terms(outcome: Outcome, trials: Trials, plain: float, train_rows: int, kind: TaskKind) -> tuple[float, Array]:
     """Lay out one run for the fit.
 
     Args:
@@ -82,7 +83,7 @@ def trial_terms(outcome: Outcome, trials: Trials, plain: float, train_rows: int,
         trials: What its trials showed.
         plain: Forecast without trials p, on the scale.
         train_rows: Rows N of the run.
-        kind: Kind of task.
+        kind: TaskKind of task.
 
     Returns:
         p, and x in the order of `TRIAL_TERMS`.

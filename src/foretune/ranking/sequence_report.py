@@ -5,7 +5,8 @@ from typing import Any
 
 from peft import LoraConfig
 
-from foretune.forecasting.sequence_simulation import DRAWS, KIND
+from foretune.forecasting.sequence_calibration import KIND
+from foretune.forecasting.sequence_simulation import DRAWS
 from foretune.models.adapter_file import save_adapter
 from foretune.ranking.adapter import candidate_config
 from foretune.ranking.finalists import Quick

@@ -6,7 +6,6 @@ from math import isfinite
 
 from peft import LoraConfig
 
-from foretune.forecasting.sequence_forecast import NO_CALIBRATION
 from foretune.forecasting.sequence_simulation import APART, Measured, SequenceRun
 from foretune.models.sites import Site
 from foretune.ranking.budget import BYTES_PER_PARAMETER
@@ -168,7 +167,7 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
         Sentences.
     """
     notes = [
-        f"{NO_CALIBRATION.capitalize()} yet: the order is that of the simulated runs, no level is forecast. "
+        "The order is that of the simulated runs, no level is forecast. "
         f"Losses that are nearer than {TIE:g} nats a token are ties."
     ]
     if len(rows) > 1 and all(row.tie for row in rows[1:]):

@@ -1,0 +1,295 @@
+"""Calibration of a language model's forecasts: from what simulation and trials say to what runs gave.
+
+All in nats a token. Of a run on N rows, n of them known, the run on min(N, n) of them is simulated. Plugged into the
+model, its A and B give the loss l before training, s at the end, and s* where it is least; the linearised model ends at
+q. With D = max(0, l − s*) and δ = max(0, log2(N / n)) the forecast without trials is
+
+    p = s − back · (s − s*) − bend · a − growth · δ · D,    error² ~ spread² + apart² a² + beyond² δ² D²,
+
+with a = min(|q − s|, D): a run seldom rises again where the simulated one does, more rows than are known lower the loss
+further, and where the linearised model ends elsewhere the run leaves the ground that it was linearised on: it then goes
+on to find gradients that the model did not have before training, and ends lower. A trial on m rows that ended at t
+is the level, to which the simulation adds the difference; with s_m the end of the simulated run on m rows and
+δ = max(0, log2(N / m)),
+
+    y = p + trust · (t − growth · δ · max(0, l − t) − p),    error² ~ the same with δ of the trial.
+
+All coefficients are ≥ 0 and fitted on finished runs of other data sets (`foretune.forecasting.sequence_fit`); back,
+bend and trust are ≤ 1.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from math import exp, inf, isfinite, log2, sqrt
+from typing import Any
+
+from scipy.stats import t as student
+
+from foretune.errors import ConfigError
+from foretune.forecasting.calibration import Interval, RunForecast
+from foretune.forecasting.reach import Domain, Reach, Run, reach
+from foretune.forecasting.shown import Shown
+from foretune.settings.groups import TaskKind
+
+KIND: TaskKind = "causal-lm"
+SCHEMA = 1
+LANGUAGE_CALIBRATION = "language_calibration.json"  # beside this file
+LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True)
+class SequenceCase:
+    """What is known of a run before it is made, losses in nats a token on the rows to predict.
+
+    Attributes:
+        base: Loss l before training.
+        end: Loss s at the end of the simulated run on min(N, n) rows, plugged into the model.
+        least: Least loss s* over its course, `end` and `base` among them.
+        linear: Loss q of the linearised model at the end.
+        known_rows: Known rows n.
+        train_rows: Rows N of the run.
+        trial: Rows m of the largest trial and the loss t that it ended at; None without one.
+    """
+
+    base: float
+    end: float
+    least: float
+    linear: float
+    known_rows: int
+    train_rows: int
+    trial: tuple[int, float] | None = None
+
+    @property
+    def gain(self) -> float:
+        """D = max(0, l − s*)."""
+        return max(0.0, self.base - self.least)
+
+    @property
+    def apart(self) -> float:
+        """How far the linearised model is from the one that it is of: a = min(|q − s|, D)."""
+        far = abs(self.linear - self.end)
+        return far if far < self.gain else self.gain  # where the linearised model diverges too
+
+    @property
+    def doublings(self) -> float:
+        """δ = max(0, log2(N / n))."""
+        return max(0.0, log2(self.train_rows / self.known_rows))
+
+
+@dataclass(frozen=True)
+class SequenceLine:
+    """Coefficients of the forecast, and how wide its intervals are.
+
+    Attributes:
+        back: Share of the simulated rise from its least that is taken back.
+        bend: By what share of `SequenceCase.apart` the run ends lower.
+        growth: Further gain with a doubling of the rows, as a share of the gain.
+        trust: Share of the way from the forecast without trials to the trial; 0 without trials.
+        spread: Standard deviation of the error, in nats.
+        apart: By how much it grows with `SequenceCase.apart`, in quadrature.
+        beyond: By how much it grows with δ D, in quadrature.
+        groups: Data sets that it was fitted on.
+        runs: Runs.
+    """
+
+    back: float
+    bend: float
+    growth: float
+    trust: float
+    spread: float
+    apart: float
+    beyond: float
+    groups: int
+    runs: int
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of its intervals: data sets less one, 2 or more."""
+        return max(2.0, self.groups - 1.0)
+
+    def value(self, case: SequenceCase) -> float:
+        """Forecast without trials.
+
+        Args:
+            case: Run.
+
+        Returns:
+            p, in nats a token, never below 0.
+        """
+        known = case.end - self.back * (case.end - case.least) - self.bend * case.apart
+        return max(0.0, known - self.growth * case.doublings * case.gain)
+
+    def deviation(self, case: SequenceCase, doublings: float, gain: float) -> float:
+        """Standard deviation of the error.
+
+        Args:
+            case: Run.
+            doublings: δ, from the rows that were seen to those of the run.
+            gain: D of what was seen.
+
+        Returns:
+            √(spread² + apart² a² + beyond² δ² D²).
+        """
+        return sqrt(self.spread**2 + (self.apart * case.apart) ** 2 + (self.beyond * doublings * gain) ** 2)
+
+
+@dataclass(frozen=True)
+class SequenceCalibration:
+    """Calibration of language models.
+
+    Attributes:
+        plain: Of runs without trials.
+        tried: Of runs with one; None where the fit had none.
+        groups: Data sets that it was fitted on.
+        source: Study that it comes from.
+        domain: What its runs have shown.
+        trial_domain: What those with trials have shown, `known_rows` the rows of the trials.
+    """
+
+    plain: SequenceLine
+    tried: SequenceLine | None
+    groups: tuple[str, ...]
+    source: str
+    domain: Domain
+    trial_domain: Domain | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lay out as JSON.
+
+        Returns:
+            JSON-ready values.
+        """
+        return {"schema": SCHEMA, **asdict(self)}
+
+
+def trial_value(line: SequenceLine, case: SequenceCase, plain: float) -> tuple[float, float, float]:
+    """Forecast with a trial.
+
+    Args:
+        line: Of runs with trials.
+        case: Run with its trial.
+        plain: Forecast p without it.
+
+    Returns:
+        y in nats a token, δ from the trial's rows to those of the run, and the trial's gain max(0, l − t).
+
+    Raises:
+        ConfigError: If the run has no trial.
+    """
+    if case.trial is None:
+        raise ConfigError("this run has no trial: forecast it without")
+    rows, ended = case.trial
+    doublings, gain = max(0.0, log2(case.train_rows / rows)), max(0.0, case.base - ended)
+    weight = line.trust * min(1.0, 2.0 * sqrt(min(1.0, rows / case.train_rows)))
+    level = max(0.0, ended - line.growth * doublings * gain)
+    return plain + weight * (level - plain), doublings, gain
+
+
+def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceCase, run: Run) -> RunForecast:
+    """Forecast the end of a run.
+
+    Its interval is value ± 2^d · t · deviation with the 95 % quantile t of Student's distribution with data sets less
+    one degrees of freedom and d from `reach`; there is none for d > 1. A trial farther from what was checked than the
+    run itself changes nothing, which `note` says.
+
+    Args:
+        calibration: Calibration.
+        case: What is known of the run.
+        run: What kind of run it is.
+
+    Returns:
+        The forecast of `eval_loss` and `perplexity`; where it is withheld as simulated, and not calibrated.
+    """
+    reached, line, note = _reach(calibration.domain, run), calibration.plain, ""
+    value = line.value(case)
+    doublings, gain = case.doublings, case.gain
+    if case.trial is not None and calibration.tried is not None and calibration.trial_domain is not None:
+        of_trial = _reach(calibration.trial_domain, replace(run, known_rows=case.trial[0]), trial=True)
+        if of_trial.doublings > reached.doublings:
+            note = f"The trial on {case.trial[0]:,} rows changes no forecast: {'; '.join(of_trial.reasons)}."
+        else:
+            reached, line = of_trial, calibration.tried
+            value, doublings, gain = trial_value(line, case, value)
+    if reached.withheld or not all(map(isfinite, (case.base, case.end, case.least))):
+        simulated = (perplexity_of(case.end), case.end)
+        far = reached if reached.withheld else Reach(inf, ("the simulated run diverges",))
+        return RunForecast(None, simulated, far, KIND, calibrated=False, note=note)
+    half = reached.widening * float(student.ppf(0.95, line.degrees)) * line.deviation(case, doublings, gain)
+    low, high = max(0.0, value - half), value + half
+    levels = {
+        "eval_loss": Interval(value, low, high),
+        "perplexity": Interval(perplexity_of(value), perplexity_of(low), perplexity_of(high)),
+    }
+    return RunForecast(levels, (levels["perplexity"].value, value), reached, KIND, note=note)
+
+
+def _reach(domain: Domain, run: Run, *, trial: bool = False) -> Reach:
+    """Of a model that was not seen that alone is said: the rest is no reason then."""
+    if run.model not in domain.models:
+        return Reach(inf, ("the calibration has seen no run of this model",))
+    return reach(domain, run, trial=trial)
+
+
+def perplexity_of(loss: float) -> float:
+    """Compute e^loss.
+
+    Args:
+        loss: Nats a token.
+
+    Returns:
+        Perplexity; infinite where that overflows.
+    """
+    return exp(loss) if loss < LARGEST_EXPONENT else inf
+
+
+def largest_trial(shown: Sequence[Shown]) -> tuple[int, float] | None:
+    """Take the trial that counts.
+
+    Args:
+        shown: Trials of one adapter and recipe.
+
+    Returns:
+        Rows and mean loss of those on the most rows; None without any, or where one of these diverged.
+    """
+    rows = max((one.rows for one in shown), default=0)
+    losses = [one.outcomes["eval_loss"] for one in shown if one.rows == rows]
+    if not losses or any(one.diverged for one in shown if one.rows == rows) or not all(map(isfinite, losses)):
+        return None
+    return rows, sum(losses) / len(losses)
+
+
+def shipped_language_calibration() -> SequenceCalibration:
+    """Read the calibration of language models that comes with foretune.
+
+    Returns:
+        The calibration.
+    """
+    text = (files("foretune.forecasting") / LANGUAGE_CALIBRATION).read_text(encoding="utf-8")
+    return language_calibration_from(json.loads(text))
+
+
+def language_calibration_from(content: Any) -> SequenceCalibration:
+    """Read a calibration of language models.
+
+    Args:
+        content: As `SequenceCalibration.to_dict` gives it.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        ConfigError: If it is none, or one of another version.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
+        raise ConfigError(f"this is no calibration of language models of schema {SCHEMA}: fit it again")
+    fields = {name: value for name, value in content.items() if name != "schema"}
+    try:
+        found = TypeAdapter(SequenceCalibration).validate_json(json.dumps(fields), strict=True)
+    except (ValidationError, ValueError) as error:
+        raise ConfigError(f"this is no calibration of language models: {error}") from error
+    found.domain.check()
+    return found

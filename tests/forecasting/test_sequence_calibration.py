@@ -1,0 +1,209 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import t as student
+
+from foretune.errors import ConfigError
+from foretune.forecasting.reach import Run
+from foretune.forecasting.sequence_calibration import (
+    SequenceCase,
+    SequenceLine,
+    apply_sequence_calibration,
+    language_calibration_from,
+    largest_trial,
+    shipped_language_calibration,
+    trial_value,
+)
+from foretune.forecasting.sequence_fit import FinishedSequence, fit_sequences
+from foretune.forecasting.shown import Shown
+
+RUN = Run(
+    model="4be92a9aa8e36",
+    hidden_head=False,
+    classes=1,
+    known_rows=64,
+    train_rows=64,
+    eval_rows=32,
+    longest=32,
+    epochs=3,
+    steps=24,
+    batch_size=8,
+    learning_rate=1.5e-4,
+    update_rate=2.4e-3,
+    kind="causal-lm",
+)
+LINE = SequenceLine(back=0.5, bend=0.2, growth=0.1, trust=0.8, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
+nats = st.floats(0.01, 12.0)
+rows = st.sampled_from([8, 16, 64, 100, 256, 4096])
+
+
+@st.composite
+def cases(draw, trial=False):
+    base, end = draw(nats), draw(nats)
+    least = min(base, end, draw(nats))
+    told = (draw(rows), draw(nats)) if trial else None
+    return SequenceCase(base, end, least, draw(st.floats(-20.0, 12.0)), draw(rows), draw(rows), told)
+
+
+def made(seed, groups=6, each=40, *, line=LINE, trial=False):
+    """Runs that are as the line says, drawn."""
+    random, finished = np.random.default_rng(seed), []
+    for group in range(groups):
+        for _ in range(each):
+            base = float(random.uniform(3.0, 9.0))
+            least = base - float(random.uniform(0.1, 1.5))
+            end = least + float(random.choice([0.0, 0.2]) * random.random())
+            case = SequenceCase(
+                base, end, least, end + float(random.choice([0.01, 0.5])), 64, int(random.choice([64, 256, 1024]))
+            )
+            run = dataclasses.replace(RUN, train_rows=case.train_rows)
+            value, doublings, gain = line.value(case), case.doublings, case.gain
+            if trial:
+                m = int(random.choice([64, 128]))
+                case = dataclasses.replace(case, trial=(m, value + float(random.normal(0.0, 0.3))))
+                value, doublings, gain = trial_value(line, case, value)
+            loss = value + float(random.normal(0.0, line.deviation(case, doublings, gain)))
+            finished.append(FinishedSequence(case, run, loss, f"set {group}"))
+    return finished
+
+
+@given(cases())
+def test_without_trials_the_forecast_lies_between_the_least_and_the_end_or_below(case):
+    value = LINE.value(case)
+    assert 0.0 <= value <= case.end
+    alike = dataclasses.replace(case, train_rows=case.known_rows)
+    gain = max(0.0, case.base - case.least)
+    expected = case.end - 0.5 * (case.end - case.least) - 0.2 * min(abs(case.linear - case.end), gain)
+    assert LINE.value(alike) == pytest.approx(max(0.0, expected))
+    if case.train_rows > case.known_rows:
+        steps = math.log2(case.train_rows / case.known_rows)
+        assert value == pytest.approx(max(0.0, expected - 0.1 * steps * gain))
+
+
+@given(cases(trial=True))
+def test_a_trial_draws_the_forecast_towards_what_it_showed(case):
+    plain = LINE.value(case)
+    value, doublings, gain = trial_value(LINE, case, plain)
+    m, ended = case.trial
+    level = max(0.0, ended - 0.1 * doublings * gain)
+    assert min(plain, level) - 1e-9 <= value <= max(plain, level) + 1e-9
+    share = min(1.0, 2.0 * math.sqrt(min(1.0, m / case.train_rows)))
+    assert value == pytest.approx(plain + 0.8 * share * (level - plain))
+    assert doublings == max(0.0, math.log2(case.train_rows / m))
+
+
+@given(cases(), st.floats(0.0, 6.0), st.floats(0.0, 6.0))
+def test_the_error_grows_with_the_distance_and_with_what_was_left(case, one, other):
+    near, far = sorted((one, other))
+    assert LINE.spread <= LINE.deviation(case, near, case.gain) <= LINE.deviation(case, far, case.gain) + 1e-12
+
+
+def test_a_fit_finds_the_coefficients_again():
+    calibration = fit_sequences(made(0) + made(1, trial=True), "made")
+    plain, tried = calibration.plain, calibration.tried
+    assert plain.back == pytest.approx(0.5, abs=0.1)
+    assert plain.bend == pytest.approx(0.2, abs=0.1)
+    assert plain.growth == pytest.approx(0.1, abs=0.02)
+    assert plain.spread == pytest.approx(0.01, rel=0.5)
+    assert plain.apart == pytest.approx(0.3, rel=0.3)
+    assert plain.beyond == pytest.approx(0.05, rel=0.4)
+    assert tried.trust == pytest.approx(0.8, abs=0.1)
+    assert (plain.groups, plain.runs, tried.runs) == (6, 240, 240)
+    assert calibration.domain.rows_ratio == (1.0, 16.0)
+    assert calibration.trial_domain.known_rows == (64.0, 128.0)
+
+
+def test_intervals_hold_what_they_promise_on_other_data_sets():
+    calibration = fit_sequences(made(0), "made")
+    held = []
+    for one in made(7):
+        level = apply_sequence_calibration(calibration, one.case, one.run).levels["eval_loss"]
+        held.append(level.low <= one.loss <= level.high)
+    assert 0.88 <= np.mean(held) <= 0.98  # Student's with 5 degrees of freedom is wider than needed here
+
+
+def test_an_interval_is_that_of_the_formula_and_perplexity_its_exponential():
+    calibration = fit_sequences(made(0), "made")
+    case = SequenceCase(5.0, 4.2, 4.1, 4.3, 64, 256)
+    forecast = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, train_rows=256))
+    level, line = forecast.levels["eval_loss"], calibration.plain
+    half = student.ppf(0.95, 5) * line.deviation(case, 2.0, 0.9)
+    assert level.value == pytest.approx(line.value(case))
+    assert (level.low, level.high) == (pytest.approx(level.value - half), pytest.approx(level.value + half))
+    said = forecast.levels["perplexity"]
+    assert (said.value, said.low, said.high) == pytest.approx(tuple(map(math.exp, dataclasses.astuple(level))))
+    assert forecast.order == (said.value, level.value)
+    assert forecast.kind == "causal-lm"
+    assert forecast.calibrated
+
+
+def test_outside_of_what_was_seen_intervals_widen_and_then_there_are_none():
+    calibration = fit_sequences(made(0), "made")
+    case = SequenceCase(5.0, 4.2, 4.2, 4.2, 64, 64)
+
+    def width(**changes):
+        levels = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, **changes)).levels
+        return None if levels is None else levels["eval_loss"].high - levels["eval_loss"].low
+
+    assert width(longest=48) == pytest.approx(width() * 48 / 32)
+    assert width(longest=65) is None
+    assert width(learning_rate=1e-3, update_rate=1.6e-2) is None
+    other = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, model="0" * 13))
+    assert other.levels is None
+    assert not other.calibrated
+    assert other.order == (pytest.approx(math.exp(4.2)), 4.2)
+    assert "no run of this model" in other.reach.verdict
+
+
+def test_a_trial_that_lies_farther_away_changes_nothing():
+    calibration = fit_sequences(made(0) + made(1, trial=True), "made")
+    case = SequenceCase(5.0, 4.2, 4.2, 4.2, 64, 64, trial=(4, 2.0))
+    without = dataclasses.replace(case, trial=None)
+    said = apply_sequence_calibration(calibration, case, RUN)
+    assert said.levels == apply_sequence_calibration(calibration, without, RUN).levels
+    assert "The trial on 4 rows changes no forecast" in said.note
+
+
+def shown(rows, loss, *, diverged=False):
+    return Shown(rows, 0, 32, {"eval_loss": loss, "perplexity": math.exp(loss)}, math.exp(loss), 3, diverged)
+
+
+def test_the_largest_trial_counts_and_none_that_diverged():
+    assert largest_trial([]) is None
+    assert largest_trial([shown(8, 4.0), shown(32, 3.0), shown(32, 3.5)]) == (32, 3.25)
+    assert largest_trial([shown(8, 4.0), shown(32, math.nan)]) is None
+    assert largest_trial([shown(8, 4.0), shown(32, 3.0, diverged=True)]) is None
+
+
+def test_a_simulated_run_that_diverges_has_no_level():
+    calibration = fit_sequences(made(0), "made")
+    case = SequenceCase(5.0, math.nan, 4.2, 4.2, 64, 64)
+    assert apply_sequence_calibration(calibration, case, RUN).levels is None
+
+
+def test_too_few_data_sets_make_no_calibration():
+    with pytest.raises(ConfigError, match="3 data sets"):
+        fit_sequences(made(0, groups=2), "made")
+
+
+def test_it_is_written_and_read_again():
+    calibration = fit_sequences(made(0, each=10) + made(1, each=10, trial=True), "made")
+    assert language_calibration_from(json.loads(json.dumps(calibration.to_dict()))) == calibration
+
+
+@pytest.mark.parametrize("broken", [None, {}, {"schema": 9}, {"schema": 1}, {"schema": 1, "plain": 3}])
+def test_what_is_none_is_refused(broken):
+    with pytest.raises(ConfigError, match="no calibration of language models"):
+        language_calibration_from(broken)
+
+
+def test_the_one_that_ships_knows_smollm2():
+    calibration = shipped_language_calibration()
+    assert calibration.domain.kind == "causal-lm"
+    assert calibration.domain.models == (RUN.model,)
+    assert calibration.plain.groups >= 3
