@@ -17,8 +17,9 @@ from foretune.ranking.report import RankRun, ranking_content
 from foretune.ranking.table import ranking_table
 from foretune.report.home import home
 from foretune.report.store import finite, to_json
-from foretune.trials import ranking as trying
-from foretune.trials.ranking import Telling, check_spend, largest_within, try_finalists
+from foretune.trials import stages as staging
+from foretune.trials.ranking import check_spend, largest_within, try_finalists
+from foretune.trials.stages import Telling
 
 import cases
 import domains
@@ -153,7 +154,7 @@ def test_the_largest_trial_is_for_the_row_that_is_the_best_then(screened, monkey
             for number in range(len(candidates))
         )
 
-    monkeypatch.setattr(trying, "run_trials", made)
+    monkeypatch.setattr(staging, "run_trials", made)
     found = try_finalists(ranking, classifier, task, settings, calibration)
     first, last = stages
     assert {trial.candidate for trial in first.trials} >= {0, 1}
@@ -196,7 +197,7 @@ def test_what_collapses_stands_last_and_is_not_recommended(screened, monkeypatch
             for number in range(len(candidates))
         )
 
-    monkeypatch.setattr(trying, "run_trials", made)
+    monkeypatch.setattr(staging, "run_trials", made)
     found = try_finalists(ranking, classifier, task, settings, calibration)
     *others, last = found.rows
     assert last.quick == ranking.rows[0].quick

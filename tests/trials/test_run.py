@@ -14,9 +14,10 @@ from foretune.report.curves import Epoch, History, Step
 from foretune.settings.groups import AdapterConfig, Batching, DataConfig, Recipe
 from foretune.tasks.load import load_task
 from foretune.tasks.metrics import main_metric
+from foretune.trials.bench import Candidate, bench_of
 from foretune.trials.plan import Trial, plan_trials
 from foretune.trials.rows import restrict
-from foretune.trials.run import Candidate, bench_of, run_trial, what_it_showed
+from foretune.trials.run import run_trial, what_it_showed
 
 import cases
 
@@ -95,11 +96,11 @@ def test_the_best_epoch_is_that_of_the_metric():
     )
     history = History(steps, epochs, 0.0, 0.0, ("accuracy",))
     metric = main_metric("classification")
-    shown = what_it_showed(history, Trial(0, 4, 0, 1.0, 3), 20, 2, metric)
+    shown = what_it_showed(history, Trial(0, 4, 0, 1.0, 3), 20, 2, [metric])
     assert (shown.best, shown.best_epoch) == (0.9, 2)
     assert shown.outcomes["accuracy"] == 0.7
     assert shown.outcomes["train_loss"] == pytest.approx((1 / 5 + 1 / 6) / 2)
-    less = what_it_showed(history, Trial(0, 4, 0, 1.0, 3), 20, 2, dataclasses.replace(metric, better=-1))
+    less = what_it_showed(history, Trial(0, 4, 0, 1.0, 3), 20, 2, [dataclasses.replace(metric, better=-1)])
     assert (less.best, less.best_epoch) == (0.5, 1)
 
 

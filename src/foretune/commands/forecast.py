@@ -22,7 +22,6 @@ from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pai
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from foretune.problem import Plan
     from foretune.readers.folder import Splits
     from foretune.trials.forecast import Bought
     from foretune.trials.run import Tried
@@ -155,7 +154,7 @@ def _forecast(
     seconds_load = time.perf_counter() - start
     if not brief:
         print_forecast_plan(log, describe(plan), loaded.words)
-    tried = _try(bought, plan, log)
+    tried = _try(bought, log)
     title = "steps of the simulated runs" if config.settings.rows else "steps of the simulated run"
     with progress(log, title, None) as update:
         result = run_forecast(
@@ -219,7 +218,7 @@ def _forecast_language(
     return result.to_dict()
 
 
-def _try(bought: "Bought | None", plan: "Plan", log: "Console") -> "tuple[Tried, ...]":
+def _try(bought: "Bought | None", log: "Console") -> "tuple[Tried, ...]":
     """Show what the spend buys, and make it."""
     from foretune.report.terminal import progress
     from foretune.trials.carry import describe_plan, seconds_per_pass
@@ -227,7 +226,7 @@ def _try(bought: "Bought | None", plan: "Plan", log: "Console") -> "tuple[Tried,
 
     if bought is None:
         return ()
-    expected = seconds_per_pass(bought.bench.classifier, plan.train)
+    expected = seconds_per_pass(bought.bench)
     describe_plan(bought.bench, [bought.candidate], bought.plan, bought.store, seconds_per_pass=expected).show(log)
     with progress(log, "sample passes of the trials", None) as update:
         return make_trials(

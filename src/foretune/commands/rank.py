@@ -244,7 +244,8 @@ def _try(ranking: "Ranking", loaded: "Loaded", run: "RankRun", calibration: "Cal
     """Show what the spend buys, and make it."""
     from foretune.report.terminal import progress
     from foretune.settings.spend import parse_spend
-    from foretune.trials.ranking import Telling, try_finalists
+    from foretune.trials.ranking import try_finalists
+    from foretune.trials.stages import Telling
 
     if not parse_spend(run.settings.spend):
         return ranking

@@ -6,16 +6,16 @@ from math import fsum
 
 import torch
 
-from foretune.models.classifier import Classifier, Encoded, batches
 from foretune.report.tables import Table
+from foretune.trials.bench import Bench, Candidate
 from foretune.trials.plan import Trial, TrialPlan
-from foretune.trials.run import Bench, Candidate, Tried, run_trial
+from foretune.trials.run import Tried, run_trial
 from foretune.trials.spend import EVALUATED, percent, whole_run
 from foretune.trials.store import Store, find, keep, trial_key, turn
 
 OnProgress = Callable[[float, float], None]
 OnStep = Callable[[int, int], None]
-_TIMED = 8  # texts
+_TIMED = 8  # rows
 
 
 def run_trials(
@@ -44,7 +44,7 @@ def run_trials(
         StoreError: If the disk refuses; finished trials are kept.
         KeyboardInterrupt: With what became of the work.
     """
-    kind = bench.task.objective.kind
+    kind = bench.kind
     keys = {trial: trial_key(store, bench, candidates[trial.candidate], trial) for trial in plan.trials}
     found = {trial: find(store, key, kind, on_note=on_note) for trial, key in keys.items()}
     total = fsum(trial.passes for trial, tried in found.items() if tried is None)
@@ -79,11 +79,10 @@ def _steps(report: Callable[[float], None], before: float, trial: Trial) -> OnSt
 
 def _make(bench: Bench, candidate: Candidate, trial: Trial, store: Store, key: str, on_step: OnStep) -> Tried:
     with turn(store, key):
-        tried = find(store, key, bench.task.objective.kind)  # another process may have made it meanwhile
+        tried = find(store, key, bench.kind)  # another process may have made it meanwhile
         if tried is None:
             tried = run_trial(bench, candidate, trial, on_step=on_step)
-            source = {"model": bench.classifier.source, "dataset": bench.task.source}
-            keep(store, key, tried, {**source, "candidate": candidate.name})
+            keep(store, key, tried, {**bench.source, "candidate": candidate.name})
     return tried
 
 
@@ -107,8 +106,8 @@ def describe_plan(
     Returns:
         A row for each trial.
     """
-    whole = whole_run([candidate.recipe for candidate in candidates], len(bench.held.training))
-    kind, rows, expected = bench.task.objective.kind, [], 0.0
+    whole = whole_run([candidate.recipe for candidate in candidates], bench.extent().run_rows)
+    kind, rows, expected = bench.kind, [], 0.0
     for trial in plan.trials:
         candidate = candidates[trial.candidate]
         tried = find(store, trial_key(store, bench, candidate, trial), kind)
@@ -126,24 +125,22 @@ def describe_plan(
     return Table(caption, header, tuple(rows))
 
 
-def seconds_per_pass(classifier: Classifier, encoded: Encoded) -> float:
-    """Measure what a sample pass takes here: three times the forward pass of a few texts.
+def seconds_per_pass(bench: Bench) -> float:
+    """Measure what a sample pass takes here: three times the forward pass of a few rows.
 
     Args:
-        classifier: Model and tokenizer.
-        encoded: Token ids, of which the first few are taken.
+        bench: Model, data and rows, of which the first few are taken.
 
     Returns:
-        Seconds of forward and backward of one text, roughly: small batches take longer, optimisers something more.
+        Seconds of forward and backward of one row, roughly: small batches take longer, optimisers something more.
     """
-    rows = range(min(_TIMED, len(encoded.features)))
-    batch = next(batches(encoded, classifier, batch_size=_TIMED, rows=rows))
+    inputs, n_rows = bench.few(_TIMED)
     seconds = 0.0
     with torch.no_grad():
         for _ in range(2):  # the first one warms up
             start = time.perf_counter()
-            classifier.model(**batch.inputs)
-            if classifier.device.type == "cuda":
+            bench.model(**inputs)
+            if any(tensor.device.type == "cuda" for tensor in inputs.values()):
                 torch.cuda.synchronize()
             seconds = time.perf_counter() - start
-    return EVALUATED * seconds / len(batch.rows)
+    return EVALUATED * seconds / n_rows

@@ -14,9 +14,10 @@ from foretune.models.classifier import Classifier, own_classifier
 from foretune.settings.commands import ForecastSettings
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
+from foretune.trials.bench import Bench, Candidate, bench_of
 from foretune.trials.carry import OnProgress, run_trials
 from foretune.trials.plan import TrialPlan, plan_trials
-from foretune.trials.run import Bench, Candidate, Tried, bench_of
+from foretune.trials.run import Tried
 from foretune.trials.store import Store, open_store
 
 

@@ -1,6 +1,6 @@
 """A ranking whose finalists are tried: small trials for several, the largest for the one that is the best then."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
@@ -10,66 +10,33 @@ import numpy as np
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
 from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.simulated_runs import case_values
-from foretune.models.classifier import Classifier, encode, own_classifier
+from foretune.models.classifier import Classifier, own_classifier
 from foretune.ranking.rank import OnProgress, rank_adapters
 from foretune.ranking.recipes import notes_of
 from foretune.ranking.recommend import in_words, marked
 from foretune.ranking.report import adapter_of
 from foretune.ranking.rows import Ranking, Row, Spent, ordered, sort_key
-from foretune.report.tables import Table
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import Recipe
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
-from foretune.trials.carry import describe_plan, run_trials, seconds_per_pass
+from foretune.trials.bench import Candidate, ClassifierBench, bench_of
 from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
 from foretune.trials.forecast import record
-from foretune.trials.plan import Extent, Trial, TrialPlan, affordable, plan_trials
-from foretune.trials.run import Bench, Candidate, Tried, bench_of
+from foretune.trials.plan import Extent, TrialPlan, affordable
+from foretune.trials.run import Tried
 from foretune.trials.spend import whole_run
-from foretune.trials.store import Store, find, open_store, trial_key
-
-_TIMED = 8  # texts that the time of a sample pass is measured on
-
-
-@dataclass(frozen=True)
-class Telling:
-    """Who is told how the trials go.
-
-    Attributes:
-        on_plan: Called with what is planned, before it is made: all trials, then what became of the largest.
-        on_progress: Called with the sample passes done and those in all, of the trials that are made now.
-        on_note: Called with a sentence on a kept trial that is damaged.
-    """
-
-    on_plan: Callable[[Table], None] | None = None
-    on_progress: Callable[[float, float], None] | None = None
-    on_note: Callable[[str], None] | None = None
+from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages
+from foretune.trials.store import open_store
 
 
 @dataclass(frozen=True)
-class _Finalists:
-    """The rows of a ranking as candidates for trials, in its order."""
+class _Forecasts:
+    """The forecasts of a ranking's rows, and what trials are held against."""
 
     ranking: Ranking
     calibration: Calibration
-    bench: Bench
-    candidates: tuple[Candidate, ...]
-    store: Store
-    share: float
-
-    @property
-    def recipes(self) -> list[Recipe]:
-        return [candidate.recipe for candidate in self.candidates]
-
-    def plan(self, order: Sequence[int], done: Sequence[Trial] = ()) -> TrialPlan:
-        seed = self.bench.batching.seed
-        return plan_trials(self.recipes, self.bench.extent(), self.share, order=order, done=done, seed=seed)
-
-    def all_kept(self, trials: Sequence[Trial]) -> bool:
-        kind = self.bench.task.objective.kind
-        keys = [trial_key(self.store, self.bench, self.candidates[trial.candidate], trial) for trial in trials]
-        return all(find(self.store, key, kind) is not None for key in keys)
+    bench: ClassifierBench
 
 
 def check_spend(classifier: Classifier, task: Task, settings: RankSettings) -> None:
@@ -161,88 +128,20 @@ def try_finalists(
         Candidate(in_words(row, len(ranking.recipes)), adapter_of(ranking, row.quick), row.recipe)
         for row in ranking.rows
     )
-    finalists = _Finalists(ranking, calibration, bench, candidates, open_store(bench), share)
-    expected = _seconds_per_pass(bench)
+    forecasts = _Forecasts(ranking, calibration, bench)
+    finalists = Finalists(bench, candidates, open_store(bench), share)
 
-    def show(plan: TrialPlan, more: str = "") -> None:
-        if told.on_plan is not None:
-            table = describe_plan(bench, candidates, plan, finalists.store, seconds_per_pass=expected)
-            told.on_plan(replace(table, caption=f"{table.caption}{more}"))
+    def places(tried: TriedEach) -> list[Any]:
+        return [sort_key(row) for row in _conclude(forecasts, tried)]
 
-    recipes = finalists.recipes
-    paid = set(affordable(recipes, bench.extent(), share))
-    order = [number for number, recipe in enumerate(recipes) if recipe in paid]
-    plan = finalists.plan(order)
-    *small, largest = plan.trials
-    known = finalists.all_kept(small)
-    if not known:
-        show(plan, " The largest is for the one that is the best after the others.")
-    made = 0.0
-    if small:
-        first = replace(plan, trials=tuple(small), passes=fsum(trial.passes for trial in small))
-        tried, made = _carry_out(finalists, first, told, 0.0, largest.passes)
-        rows = _conclude(finalists, tried)
-        order.sort(key=lambda number: sort_key(rows[number]))
-        shown, plan = plan, next(_with_more(finalists, order, small), first)
-        known = known or plan != shown
-    if known:
-        show(plan)
-    tried, made = _carry_out(finalists, plan, told, made, 0.0)
-    if made and told.on_progress is not None:
-        told.on_progress(made, made)  # where the largest is kept, less is made than the first stage took for granted
-    return _ranked(finalists, _conclude(finalists, tried), plan, tried)
+    plan, tried = in_stages(finalists, told, places)
+    return _ranked(forecasts, _conclude(forecasts, tried), finalists.recipes, plan, tried)
 
 
-def _seconds_per_pass(bench: Bench) -> float:
-    """Measured on a few texts of the run."""
-    rows, split = bench.held.training[:_TIMED], bench.task.train
-    pairs = None if split.pairs is None else [split.pairs[row] for row in rows]
-    texts = [split.texts[row] for row in rows]
-    encoded = encode(texts, pairs, bench.classifier, max_length=bench.batching.max_length)
-    return seconds_per_pass(bench.classifier, encoded)
-
-
-def _with_more(finalists: _Finalists, order: Sequence[int], done: Sequence[Trial]) -> Iterator[TrialPlan]:
-    """Plans whose largest trial is for the best, for the second best if what is left buys none of that, and so on."""
-    for start in range(len(order)):
-        plan = finalists.plan([*order[start:], *order[:start]], done)
-        if len(plan.trials) > len(done):
-            yield plan
-
-
-def _carry_out(
-    finalists: _Finalists, plan: TrialPlan, told: Telling, before: float, after: float
-) -> tuple[tuple[tuple[Tried, ...], ...], float]:
-    """Make the trials of one stage.
-
-    Args:
-        finalists: Candidates.
-        plan: The stage.
-        told: Who is told.
-        before: Sample passes that were made in stages before.
-        after: Sample passes that are to come after it.
-
-    Returns:
-        The trials of each candidate, and the sample passes made until now.
-    """
-    made = before
-
-    def report(done: float, total: float) -> None:
-        nonlocal made
-        made = before + done
-        if told.on_progress is not None:
-            told.on_progress(made, before + total + after)
-
-    tried = run_trials(
-        finalists.bench, finalists.candidates, plan, finalists.store, on_progress=report, on_note=told.on_note
-    )
-    return tried, made
-
-
-def _conclude(finalists: _Finalists, tried: Sequence[Sequence[Tried]]) -> tuple[Row, ...]:
+def _conclude(forecasts: _Forecasts, tried: Sequence[Sequence[Tried]]) -> tuple[Row, ...]:
     """What is said of each row now, in the order of the candidates."""
-    ranking = finalists.ranking
-    rows = [_with_trials(finalists, row, of_row) for row, of_row in zip(ranking.rows, tried, strict=True)]
+    ranking = forecasts.ranking
+    rows = [_with_trials(forecasts, row, of_row) for row, of_row in zip(ranking.rows, tried, strict=True)]
     pairs = [
         (before.said, after.said)
         for before, after in zip(ranking.rows, rows, strict=True)
@@ -252,18 +151,18 @@ def _conclude(finalists: _Finalists, tried: Sequence[Sequence[Tried]]) -> tuple[
     return tuple(row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows)
 
 
-def _with_trials(finalists: _Finalists, row: Row, tried: Sequence[Tried]) -> Row:
+def _with_trials(forecasts: _Forecasts, row: Row, tried: Sequence[Tried]) -> Row:
     if not tried:
         return row
-    ranking, task = finalists.ranking, finalists.bench.task
+    ranking, task = forecasts.ranking, forecasts.bench.task
     objective, shown = task.objective, [one.shown for one in tried]
     output = objective.simulated().name
     said: RunForecast = apply_calibration(
-        finalists.calibration, case_values(row.simulated), output, run=row.run, shown=shown
+        forecasts.calibration, case_values(row.simulated), output, run=row.run, shown=shown
     )
     head = ranking.head_runs[ranking.recipes.index(row.recipe)]
     floors = [ranking.constant, largest_within(head, max(one.rows for one in shown))]
-    targets = task.train.labels[finalists.bench.held.training]
+    targets = task.train.labels[forecasts.bench.held.training]
     answer = np.broadcast_to(objective.constant(targets), (len(targets), objective.n_outputs))
     collapsed = collapsed_at(shown, objective.metric, floors, objective.mean_loss(answer, targets))
     return replace(row, said=said, trials=tuple(map(record, tried)), collapsed=collapsed)
@@ -282,14 +181,20 @@ def largest_within(head: Sequence[tuple[int, float]], rows: int) -> float | None
     return next((metric for size, metric in reversed(head) if size <= rows), None)
 
 
-def _ranked(finalists: _Finalists, rows: Sequence[Row], plan: TrialPlan, tried: Sequence[Sequence[Tried]]) -> Ranking:
+def _ranked(
+    forecasts: _Forecasts,
+    rows: Sequence[Row],
+    each: Sequence[Recipe],
+    plan: TrialPlan,
+    tried: Sequence[Sequence[Tried]],
+) -> Ranking:
     """Order and mark the rows again, and say what was spent."""
-    ranking, calibration = finalists.ranking, finalists.calibration
+    ranking, calibration = forecasts.ranking, forecasts.calibration
     risk, recipes = calibration.risk, ranking.recipes
     again = marked(ordered(rows, calibration), equal_sizes=ranking.equal_size is not None)
     of_before = set(notes_of(ranking.rows, recipes, risk))
     kept = [note for note in ranking.notes if note not in of_before]
-    whole = whole_run(finalists.recipes, len(finalists.bench.held.training))
+    whole = whole_run(each, forecasts.bench.extent().run_rows)
     seconds = fsum(one.seconds for of_row in tried for one in of_row)
     return replace(
         ranking,

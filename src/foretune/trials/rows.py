@@ -11,7 +11,7 @@ from foretune.tasks.load import Task, fingerprint, take
 from foretune.tasks.sampling import Split
 from foretune.trials.plan import fewest_rows
 
-_STREAM = 2  # of random numbers: the draws of known and of held-out rows have others
+STREAM = 2  # of random numbers: the draws of known and of held-out rows have others
 
 
 def trial_order(task: Task, training: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
@@ -30,7 +30,7 @@ def trial_order(task: Task, training: NDArray[np.int64], *, seed: int) -> NDArra
     Returns:
         The same rows in that order.
     """
-    random = np.random.default_rng([seed, _STREAM])
+    random = np.random.default_rng([seed, STREAM])
     order = training[random.permutation(len(training))]
     if not isinstance(task.objective, Classification):
         return order

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import nn
 
 from foretune.errors import ForetuneError, StoreError
-from foretune.forecasting.outcomes import outcomes_of
+from foretune.forecasting.outcomes import LOSSES
 from foretune.forecasting.shown import Shown
 from foretune.models.adapter_file import plain
 from foretune.report.folders import disk
@@ -23,11 +23,10 @@ from foretune.report.home import home
 from foretune.report.provenance import versions
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.settings.commands import fields_of
-from foretune.settings.groups import Recipe
-from foretune.tasks.metrics import Kind
+from foretune.settings.groups import Recipe, TaskKind
+from foretune.trials.bench import Bench, Candidate, measures
 from foretune.trials.plan import Trial
-from foretune.trials.rows import restrict
-from foretune.trials.run import Bench, Candidate, Tried
+from foretune.trials.run import Tried
 
 SCHEMA = 1  # counted up where the same settings would train or evaluate otherwise
 _PLACES = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")  # of peft's
@@ -56,9 +55,8 @@ def open_store(bench: Bench, folder: Path | None = None) -> Store:
     Returns:
         The store; nothing is made yet.
     """
-    classifier = bench.classifier
-    digest = hashlib.sha256(hash_weights(classifier.model).encode())
-    digest.update(_tokenizer(classifier.tokenizer).encode())
+    digest = hashlib.sha256(hash_weights(bench.model).encode())
+    digest.update(_tokenizer(bench.tokenizer).encode())
     return Store(home() / "trials" if folder is None else folder, digest.hexdigest())
 
 
@@ -116,7 +114,7 @@ def trial_key(store: Store, bench: Bench, candidate: Candidate, trial: Trial) ->
     content = {
         "schema": SCHEMA,
         "model": store.model,
-        "data": restrict(bench.task, trial.rows, bench.held, seed=trial.seed).fingerprint,
+        **bench.content(trial),
         "adapter": adapter,
         "recipe": fields_of(candidate.recipe, Recipe),
         "rows": trial.rows,
@@ -142,7 +140,7 @@ def _one_spelling(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def find(store: Store, key: str, kind: Kind, *, on_note: Callable[[str], None] | None = None) -> Tried | None:
+def find(store: Store, key: str, kind: TaskKind, *, on_note: Callable[[str], None] | None = None) -> Tried | None:
     """Look for a trial.
 
     Args:
@@ -179,12 +177,12 @@ def place_of_trial(store: Store, key: str) -> Path:
     return store.folder / f"{key}.json"
 
 
-def _read(path: Path, key: str, kind: Kind) -> Tried:
+def _read(path: Path, key: str, kind: TaskKind) -> Tried:
     content = read_json(path)
     if content["schema"] != SCHEMA or content["key"] != key:
         raise StoreError(f"it is of schema {content['schema']!r} and key {content['key']!r}")
     held = content["shown"]
-    outcomes = {name: _float(held["outcomes"][name]) for name in outcomes_of(kind)}
+    outcomes = {name: _float(held["outcomes"][name]) for name in (*LOSSES, *(one.name for one in measures(kind)))}
     for name in ("rows", "seed", "eval_rows", "best_epoch"):
         if type(held[name]) is not int or held[name] < 0:
             raise StoreError(f"its {name} is {held[name]!r}")
