@@ -7,6 +7,7 @@ import pytest
 
 import language
 from foretune.cli import run
+from foretune.report.home import home
 
 FLAGS = ["--epochs", "2", "--learning-rate", "1e-3", "--train-batch-size", "4", "--max-length", "48", "--lora-r", "4"]
 
@@ -85,7 +86,11 @@ def test_the_run_draws_the_forecast_and_both_come_into_the_ledger(model, tmp_pat
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--spend", "2%"], "spend = '2%': no trials of causal language models are made yet"),
+        (
+            ["--spend", "2%"],
+            "spend = 2%: the smallest trial takes 32 rows, and a run of 16 rows has trials of 8 at most",
+        ),
+        (["--spend", "much"], "spend = 'much': give a share of one full run"),
         (
             ["--calibration", "there"],
             "--calibration 'there': language models are forecast by the one that comes with foretune",
@@ -99,6 +104,37 @@ def test_what_does_not_fit_is_refused(model, tmp_path, capsys, more, said):
     assert run([*tokens, "--output", str(tmp_path / "out")]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_spend_buys_trials_and_they_are_kept(model, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    data = write(tmp_path / "data", "messages", n_train=80)
+    tokens = ["forecast", "--model", model, "--dataset", data, *FLAGS, "--samples", "8", "--eval-samples", "4"]
+    assert run([*tokens, "--spend", "10%"]) == 2
+    refused = " ".join(capsys.readouterr().err.split())
+    assert "spend = 10% buys no trial: the smallest, 32 rows and an evaluation on 4, costs 42% of the run" in refused
+    assert run([*tokens, "--output", str(tmp_path / "without")]) == 0
+    assert run([*tokens, "--spend", "60%", "--output", str(out)]) == 0
+    said, written, without = capsys.readouterr(), result_of(out), result_of(tmp_path / "without")
+    assert "of 60% asked for, of the 160 sample passes of one run of 80 rows" in " ".join(said.err.split())
+    assert "to make" in said.err
+    (trial,) = written["trials"]
+    assert set(trial["outcomes"]) == {"train_loss", "eval_loss", "perplexity", "token_accuracy"}
+    assert 32 <= trial["rows"] <= 40
+    assert written["spend"] == pytest.approx(trial["passes"] / 160)
+    assert 0.4 < written["spend"] <= 0.6
+    assert written["seconds"]["trials"] == trial["seconds"] > 0
+    ended = f"A trial on {trial['rows']} rows ended at {trial['outcomes']['eval_loss']:.3f} nats a token."
+    assert ended in written["notes"]
+    assert ended in " ".join(said.out.split())
+    assert f"trained on {trial['rows']} rows: eval perplexity" in " ".join(said.out.split())
+    assert written["simulated"] == without["simulated"]  # trials leave the model as it is
+    assert (without["trials"], without["spend"]) == ([], 0.0)
+    assert "trials" not in without["seconds"]
+    assert run(["forecast", "--config", str(out / "config.yaml"), "--output", str(again)]) == 0
+    assert "to make" not in capsys.readouterr().err
+    assert result_of(again)["trials"] == written["trials"]
+    assert len([*(home() / "trials").glob("*.json")]) == 1
 
 
 @pytest.mark.parametrize("command", ["forecast", "tune"])

@@ -117,7 +117,7 @@ def test_an_adapter_that_is_on_the_model_stays_as_it_is(bench):
 
 
 def test_a_run_that_bursts_says_so_and_is_kept(bench, tmp_path):
-    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=1e30, target_modules=["down_proj"])
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=1e12, target_modules=["down_proj"])
     wild = Candidate("wild", config, dataclasses.replace(RECIPE, learning_rate=1e30))
     plan = TrialPlan((TRIAL,), 100.0, 66.0, "66 of 100")
     store = open_store(bench, tmp_path)

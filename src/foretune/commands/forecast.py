@@ -184,7 +184,6 @@ def _forecast_language(
 ) -> dict[str, Any]:
     """The same of a causal language model."""
     from foretune.report.terminal import console, progress
-    from foretune.settings.spend import parse_spend
 
     settings = config.settings
     if calibration is not None:
@@ -192,8 +191,6 @@ def _forecast_language(
             f"--calibration {str(calibration)!r}: language models are forecast by the one that comes with foretune, "
             "leave it out"
         )
-    if parse_spend(settings.spend) > 0:
-        raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
@@ -202,15 +199,27 @@ def _forecast_language(
         from foretune.forecasting.sequence_forecast import forecast_sequences
         from foretune.forecasting.sequence_simulation import n_passed
         from foretune.sequence_plan import describe_sequences, prepare_sequences
+        from foretune.settings.spend import parse_spend
+        from foretune.trials.forecast import buy_sequence_trials, with_trials
 
+        trains = parse_spend(settings.spend) > 0  # trials need the model as it is
         given = read_adapter(config, language=True)
         loaded = load_language(config, given, splits)
-        plan = prepare_sequences(loaded.language, loaded.task, loaded.lora, settings, inplace=True)
+        plan = prepare_sequences(loaded.language, loaded.task, loaded.lora, settings, inplace=not trains)
+        bought = buy_sequence_trials(plan, loaded.lora, settings, name=loaded.words)
     seconds_load = time.perf_counter() - start
     if not brief:
         print_sequence_plan(log, describe_sequences(plan), loaded.words)
+    tried = _try(bought, log)
     with progress(log, "sequences through the model", n_passed(plan, settings)) as update:
-        result = forecast_sequences(plan, settings, seconds_load=seconds_load, on_batch=lambda n: update(advance=n))
+        result = forecast_sequences(
+            plan,
+            settings,
+            shown=[one.shown for one in tried],
+            seconds_load=seconds_load,
+            on_batch=lambda n: update(advance=n),
+        )
+    result = with_trials(result, tried)
     if output is not None:
         save_sequence_forecast(result, output, config.to_dict(), adapter=given)
     if not brief:

@@ -51,10 +51,11 @@ class SequenceForecast:
         base: The model without training.
         kept: Share of the gradients' energy that the sketches keep, of the modules on the whole and of the least.
         directions: Directions of inputs and gradients that they keep.
-        seconds: Of `load`, `forecast` and `total`.
+        seconds: Of `load`, `forecast` and `total`; of `trials` where there are any, whenever they were made.
         rows: The forecast over the listed numbers of training rows; None where none are listed.
         calibration: Study that the calibration comes from.
         made: When it was made, in UTC.
+        trials: What trials of this adapter showed, with their `passes` and `seconds`.
     """
 
     plan: SequencePlan
@@ -68,6 +69,7 @@ class SequenceForecast:
     rows: RowsCurve | None = None
     calibration: str | None = None
     made: str = field(default_factory=now)
+    trials: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Lay the forecast out as in `result.json` (docs/result.md): the same keys as of a classifier.
@@ -96,8 +98,8 @@ class SequenceForecast:
             **self.curve.to_dict(),
             "rows": None if self.rows is None else self.rows.to_dict(),
             "notes": self.notes(),
-            "trials": [],
-            "spend": 0.0,
+            "trials": [dict(trial) for trial in self.trials],
+            "spend": sum(trial["passes"] for trial in self.trials) / (self.settings.epochs * plan.train_rows),
             "simulated_end": self.run.end_to_dict(),
             "base": self.base.to_dict(),
             "sketches": {

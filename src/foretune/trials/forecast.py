@@ -3,22 +3,26 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import LoraConfig
 
 from foretune.forecasting.calibration import Calibration
 from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.forecast import ForecastResult, prepare_forecast, run_forecast
+from foretune.forecasting.sequence_forecast import SequenceForecast
 from foretune.models.classifier import Classifier, own_classifier
+from foretune.sequence_plan import SequencePlan
 from foretune.settings.commands import ForecastSettings
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
-from foretune.trials.bench import Bench, Candidate, bench_of
+from foretune.trials.bench import Bench, Candidate, LanguageBench, bench_of
 from foretune.trials.carry import OnProgress, run_trials
 from foretune.trials.plan import TrialPlan, plan_trials
 from foretune.trials.run import Tried
 from foretune.trials.store import Store, open_store
+
+Forecast = TypeVar("Forecast", ForecastResult, SequenceForecast)
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,36 @@ def buy_trials(
     if not share:
         return None
     bench = bench_of(classifier, task, settings, eval_samples=settings.eval_samples)
+    return _bought(bench, Candidate(name, config, settings), settings, share)
+
+
+def buy_sequence_trials(
+    ready: SequencePlan, config: LoraConfig | None, settings: ForecastSettings, *, name: str = "adapter"
+) -> Bought | None:
+    """Plan the trials of a language model's forecast; nothing is trained yet.
+
+    Args:
+        ready: Plan of the forecast, whose adapters lie on a copy of the model.
+        config: peft's configuration; None if the model is a peft model already.
+        settings: The run, what is known of the data, and the spend.
+        name: The adapter in words.
+
+    Returns:
+        The trials; None for a spend of 0.
+
+    Raises:
+        ConfigError: If the spend is none, or buys no trial.
+    """
+    share = parse_spend(settings.spend)
+    if not share:
+        return None
+    bench = LanguageBench(ready.language, ready.task, ready.rows, settings)
+    return _bought(bench, Candidate(name, config, settings), settings, share)
+
+
+def _bought(bench: Bench, candidate: Candidate, settings: ForecastSettings, share: float) -> Bought:
     plan = plan_trials([settings], bench.extent(), share, seed=settings.seed)
-    return Bought(bench, Candidate(name, config, settings), plan, open_store(bench))
+    return Bought(bench, candidate, plan, open_store(bench))
 
 
 def make_trials(
@@ -85,7 +117,7 @@ def make_trials(
     return tried
 
 
-def with_trials(result: ForecastResult, tried: tuple[Tried, ...]) -> ForecastResult:
+def with_trials(result: Forecast, tried: tuple[Tried, ...]) -> Forecast:
     """Lay the trials down beside the forecast that was made with them.
 
     Args:
