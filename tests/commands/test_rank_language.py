@@ -23,9 +23,9 @@ def row(number):
     return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
 
 
-def write(folder):
+def write(folder, n_train=16):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, numbers in (("train", range(16)), ("validation", range(100, 105))):
+    for name, numbers in (("train", range(n_train)), ("validation", range(100, 105))):
         lines = [json.dumps(row(number)) for number in numbers]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(folder)
@@ -146,7 +146,7 @@ def test_the_table_says_that_it_is_not_calibrated(common, capsys):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--spend", "2%"], "spend = '2%': no trials of causal language models are made yet, leave it out"),
+        (["--spend", "2%"], "spend = 2%: the smallest trial takes 32 rows, and a run of 16 rows has trials of 8"),
         (["--calibration", "there"], "--calibration 'there': none knows causal language models yet, leave it out"),
         (["--budget", "3"], "fits no candidate: the smallest"),
         (["--exclude-modules", "nothing"], "excluded module 'nothing' matches nothing"),
@@ -158,6 +158,28 @@ def test_what_does_not_fit_is_refused(common, tmp_path, capsys, more, said):
     assert run(["rank", *common, *FLAGS, *more, "--output", str(tmp_path / "out")]) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_spend_buys_trials_and_they_are_kept(model, tmp_path, capsys):
+    out, again = tmp_path / "out", tmp_path / "again"
+    tokens = ["rank", "--model", model, "--dataset", write(tmp_path / "data", n_train=80), *FLAGS, *FEW]
+    assert run([*tokens, "--spend", "100%", "--output", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "to make" in said.err
+    assert "of 100% asked for" in " ".join(said.out.split())
+    (held,) = result_of(out)["rankings"]
+    tried = [row for row in held["rows"] if row["trials"]]
+    assert len(tried) == 1  # two of the smallest cost 84% of a run, and the largest of the best comes first
+    assert held["spend"] == pytest.approx(held["trial_passes"] / 160)
+    assert held["compared_rows"] is None
+    with (out / "ranking.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["trial_eval_loss"]) for line in lines if line["trial_eval_loss"]] == pytest.approx(
+        [row["trials"][-1]["outcomes"]["eval_loss"] for row in tried], rel=1e-5
+    )
+    assert run(["rank", "--config", str(out / "config.yaml"), "--output", str(again)]) == 0
+    assert "to make" not in capsys.readouterr().err
+    assert result_of(again)["rankings"][0]["rows"] == held["rows"]
 
 
 @pytest.mark.parametrize("flag", ["--model", "--dataset"])

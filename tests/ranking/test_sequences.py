@@ -17,7 +17,7 @@ from foretune.ranking.finalists import Quick, is_whole
 from foretune.ranking.report import RankRun
 from foretune.ranking.sequence_finalists import choose_spread, gradient_scores
 from foretune.ranking.sequence_report import sequence_adapter, sequence_content
-from foretune.ranking.sequence_rows import TIE, in_order, notes_of
+from foretune.ranking.sequence_rows import TIE, compared_rows, in_order, notes_of
 from foretune.ranking.sequence_table import sequence_numbers, sequence_table
 from foretune.ranking.sequences import n_ranked, prepare_ranking, rank_sequences
 from foretune.sequence_plan import prepare_sequences
@@ -198,6 +198,39 @@ def test_the_cheapest_of_the_ties_is_recommended_and_what_has_no_loss_comes_last
     assert [row.recommended for row in marked] == [False, True, False, False]
 
 
+def tried(row, *trials):
+    """A row with trials: their rows, and their losses, or None for one that diverged."""
+    held = ({"rows": rows, "outcomes": {"eval_loss": math.nan if loss is None else loss}, "diverged": loss is None}
+            for rows, loss in trials)  # fmt: skip
+    return dataclasses.replace(row, trials=tuple(held))
+
+
+def test_rows_that_were_tried_alike_come_first_in_the_order_of_their_trials(ranking):
+    first, second, third, fourth, fifth = with_losses(ranking, [2.0, 2.001, 2.1, 2.2, 2.3], [10, 20, 30, 40, 50])
+    rows = [tried(first, (32, 3.0), (64, 2.5)), tried(second, (32, 3.5), (64, 2.4), (80, 2.3)),
+            tried(third, (32, 2.0)), tried(fourth, (32, None)), fifth]  # fmt: skip
+    assert compared_rows(rows) == 64
+    found = in_order(rows)
+    assert [row.quick.parameters for row in found] == [20, 10, 30, 50, 40]
+    assert [row.tie for row in found] == [False] * 5
+    assert found[0].recommended
+    assert [row.diverged for row in found] == [None] * 4 + [32]
+    said = notes_of(found, ranking.base, 12, 12)
+    assert "the first 2 rows are ordered by their trials on 64 rows, the others by simulated runs" in said[0]
+    assert said[1] == "1 of 5 rows diverged in a trial: they stand last."
+    near = in_order([tried(first, (32, 2.51)), tried(second, (32, 2.5)), third])
+    assert [row.quick.parameters for row in near] == [20, 10, 30]
+    assert [row.tie for row in near] == [False, True, False]
+    assert near[1].recommended  # the smaller of two that tie
+
+
+def test_a_row_that_alone_was_tried_stays_where_it_is(ranking):
+    rows = with_losses(ranking, [2.0, 2.1, 2.2], [10, 20, 30])
+    rows[1] = tried(rows[1], (32, 1.0))
+    assert compared_rows(rows) is None
+    assert [row.quick.parameters for row in in_order(rows)] == [10, 20, 30]
+
+
 def test_what_is_said_of_the_rows(ranking):
     base = ranking.base
     alike = in_order(with_losses(ranking, [base.loss] * 3, [10, 20, 30]))
@@ -239,9 +272,7 @@ def test_the_content_is_json_and_gives_no_level(ranking):
     assert sequence_content(ranking, run, choose=9)["chosen"] is None
 
 
-def test_trials_and_too_many_runs_are_refused(language, task):
-    with pytest.raises(ConfigError, match="no trials of causal language models are made yet"):
-        prepare_ranking(language, task, dataclasses.replace(SETTINGS, spend="2%"))
+def test_too_many_runs_are_refused(language, task):
     with pytest.raises(ConfigError, match="at most 256 are simulated"):
         prepare_ranking(
             language, task, dataclasses.replace(SETTINGS, finalists=100, epochs=(1, 2), learning_rate=(1e-3, 1e-4))

@@ -1,7 +1,8 @@
 """`foretune rank`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from foretune.ranking.report import RankRun
     from foretune.ranking.rows import Ranking
     from foretune.readers.folder import Splits
+    from foretune.trials.stages import Telling
 
 _ALONE = "foretune rank takes causal language models one at a time yet: name one --model and one --dataset"
 
@@ -189,18 +191,15 @@ def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
 
 
 def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
-    """The same of a causal language model, which no calibration knows and for which no trials are made."""
+    """The same of a causal language model, which no calibration knows."""
     from foretune.report.store import to_json
     from foretune.report.terminal import console, print_json, progress
-    from foretune.settings.spend import parse_spend
 
     settings = run.settings
     if wanted.calibration is not None:
         raise ConfigError(
             f"--calibration {str(wanted.calibration)!r}: none knows causal language models yet, leave it out"
         )
-    if parse_spend(settings.spend) > 0:
-        raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
     if len(run.models) * len(run.data) > 1:
         raise ConfigError(_ALONE)
     log = console(stderr=True)
@@ -212,14 +211,21 @@ def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
         from foretune.ranking.sequence_table import sequence_table
         from foretune.ranking.sequences import n_ranked, prepare_ranking, rank_sequences
         from foretune.sequence_plan import describe_sequences
+        from foretune.settings.spend import parse_spend
+        from foretune.trials.sequence_ranking import check_sequence_spend, try_sequences
 
+        trains = parse_spend(settings.spend) > 0  # trials need the model as it is
         language, task = load_language_alone(run.models[0], run.data[0], splits)
-        ready = prepare_ranking(language, task, settings, inplace=True)
+        ready = prepare_ranking(language, task, settings, inplace=not trains)
+        check_sequence_spend(ready, settings)
     seconds_load = time.perf_counter() - start
     words = f"{len(ready.candidates):,} candidates of ranks up to {ready.template.r}, all of them together"
     print_sequence_plan(log, describe_sequences(ready.plan), words)
     with progress(log, "sequences through the model", n_ranked(ready, settings)) as update:
         ranking = rank_sequences(ready, settings, lambda n: update(advance=n))
+    if trains:
+        with _telling(log) as telling:
+            ranking = try_sequences(ranking, ready, settings, telling=telling)
     ranking = replace(ranking, seconds={**ranking.seconds, "load": seconds_load})
     log.print(", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items()))
     found = ranking.chosen(wanted.choose)
@@ -235,6 +241,8 @@ def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
         screen.print(
             f"without training: {ranking.base.loss:.3f} nats a token, perplexity {ranking.base.perplexity:.2f}"
         )
+        if ranking.spent is not None:
+            screen.print(f"trials: {ranking.spent.note}")
         for note in ranking.notes:
             screen.print(f"• {note}", style="yellow")
     wanted.check(found, len(ranking.rows))
@@ -242,20 +250,27 @@ def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
 
 def _try(ranking: "Ranking", loaded: "Loaded", run: "RankRun", calibration: "Calibration", log: "Console") -> "Ranking":
     """Show what the spend buys, and make it."""
-    from foretune.report.terminal import progress
     from foretune.settings.spend import parse_spend
     from foretune.trials.ranking import try_finalists
-    from foretune.trials.stages import Telling
 
     if not parse_spend(run.settings.spend):
         return ranking
+    with _telling(log) as telling:
+        return try_finalists(ranking, loaded.classifier, loaded.task, run.settings, calibration, telling=telling)
+
+
+@contextmanager
+def _telling(log: "Console") -> "Iterator[Telling]":
+    """Show plans, progress and notes of trials."""
+    from foretune.report.terminal import progress
+    from foretune.trials.stages import Telling
+
     with progress(log, "sample passes of the trials", None) as update:
-        telling = Telling(
+        yield Telling(
             on_plan=lambda table: table.show(log),
             on_progress=lambda done, total: update(completed=round(done), total=round(total)),
             on_note=lambda note: log.print(note, style="yellow"),
         )
-        return try_finalists(ranking, loaded.classifier, loaded.task, run.settings, calibration, telling=telling)
 
 
 def _print(rankings: "Sequence[Ranking]") -> None:

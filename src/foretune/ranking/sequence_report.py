@@ -65,7 +65,9 @@ def _content(ranking: SequenceRanking) -> dict[str, Any]:
         "sketches": {"draws": DRAWS, "kept": ranking.kept[0], "kept_least": ranking.kept[1]},
         "candidates": len(ranking.quick),
         **({} if ranking.equal_size is None else {"equal_size": ranking.equal_size}),
-        "spend": 0.0,
+        "spend": 0.0 if ranking.spent is None else ranking.spent.share,
+        "trial_passes": 0.0 if ranking.spent is None else ranking.spent.passes,
+        "compared_rows": ranking.compared,
         "rows": [_row(ranking, row) for row in ranking.rows],
         "notes": list(ranking.notes),
         "seconds": dict(ranking.seconds),
@@ -91,7 +93,7 @@ def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
         "quick_score": row.quick.score,
         "tie": row.tie,
         "recommended": row.recommended,
-        "trials": [],
+        "trials": [dict(trial) for trial in row.trials],
     }
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, nan
+from typing import Any
 
 from peft import LoraConfig
 
@@ -11,6 +12,7 @@ from foretune.models.sites import Site
 from foretune.ranking.budget import BYTES_PER_PARAMETER
 from foretune.ranking.finalists import Quick
 from foretune.ranking.recommend import with_recipe
+from foretune.ranking.rows import Spent
 from foretune.settings.groups import Recipe
 
 TIE = 0.015  # nats a token between two rows that are told apart by nothing but chance
@@ -28,6 +30,7 @@ class SequenceRow:
         compute: Cost of a training step relative to one that goes back through all layers.
         tie: Whether its loss cannot be told from that of the first row.
         recommended: Whether it is the one to train: the cheapest of those that cannot be told from the first.
+        trials: Its trials, those with the fewest rows first, as in `result.json`.
     """
 
     quick: Quick
@@ -37,6 +40,7 @@ class SequenceRow:
     compute: float
     tie: bool = False
     recommended: bool = False
+    trials: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def loss(self) -> float:
@@ -49,6 +53,22 @@ class SequenceRow:
         run = self.found.run.trajectory
         known = [place for place in range(1, len(run.steps)) if isfinite(run.eval_loss[place])]
         return run.steps[min(known, key=lambda place: run.eval_loss[place], default=-1)]
+
+    @property
+    def diverged(self) -> int | None:
+        """Rows of the trial in which a loss was not finite; None where there is none."""
+        return next((int(trial["rows"]) for trial in self.trials if trial["diverged"]), None)
+
+    def ended_at(self, rows: int | None) -> float | None:
+        """Say where a trial ended.
+
+        Args:
+            rows: Its rows; None for none.
+
+        Returns:
+            Its evaluation loss in nats a token; None where there is no such trial.
+        """
+        return next((float(trial["outcomes"]["eval_loss"]) for trial in self.trials if trial["rows"] == rows), None)
 
     @property
     def megabytes(self) -> float:
@@ -76,7 +96,9 @@ class SequenceRanking:
         kept: Share of the gradients' energy that the sketches keep, of the modules on the whole and of the least.
         equal_size: Parameters that all adapters have, nearly; None where they differ.
         notes: What to keep in mind when reading it.
-        seconds: Of `load`, `pass`, `quick` and `simulate`.
+        seconds: Of `load`, `pass`, `quick` and `simulate`; of `trials` where there are any, whenever they were made.
+        spent: What went into trials; None where nothing was to be spent.
+        compared: Rows of the trials that the first rows are ordered by; None where trials order nothing.
     """
 
     model: str
@@ -95,6 +117,8 @@ class SequenceRanking:
     equal_size: int | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    spent: Spent | None = None
+    compared: int | None = None
 
     @property
     def steps(self) -> int:
@@ -129,6 +153,19 @@ def in_words(ranking: SequenceRanking, row: SequenceRow) -> str:
     return row.quick.name if len(ranking.recipes) == 1 else with_recipe(row.quick.name, row.recipe)
 
 
+def compared_rows(rows: Sequence[SequenceRow]) -> int | None:
+    """Say which trials put rows into order: losses of trials compare where they trained on as many rows.
+
+    Args:
+        rows: Rows of one ranking.
+
+    Returns:
+        The largest number of rows on which two or more were tried; None if there is none.
+    """
+    tried = [int(trial["rows"]) for row in rows for trial in row.trials]
+    return max((size for size in tried if tried.count(size) > 1), default=None)
+
+
 def in_order(rows: Sequence[SequenceRow], *, equal_sizes: bool = False) -> tuple[SequenceRow, ...]:
     """Put rows into order, and mark the ties and the row to train.
 
@@ -138,20 +175,47 @@ def in_order(rows: Sequence[SequenceRow], *, equal_sizes: bool = False) -> tuple
             reason to take one.
 
     Returns:
-        By the loss at the end; of equal ones the smaller adapter, the shorter run, the lower rate. Recommended is, of
-        those within 0.015 nats of the first, the one with the fewest parameters, then with the cheapest step.
+        Those that were tried on the largest number of rows on which several were come first, by the loss that these
+        trials showed; then all others by the loss at the end of the simulated run; last what diverged in a trial. Of
+        equal ones the smaller adapter, the shorter run, the lower rate. Recommended is, of those within 0.015 nats of
+        the first by the same loss, the one with the fewest parameters, then with the cheapest step.
     """
+    compared = compared_rows(rows)
+    first, *others = sorted(rows, key=lambda row: place_of(row, compared))
+    group, of_first = _measured(first, compared)
 
-    def key(row: SequenceRow) -> tuple[bool, float, int, int, float]:
-        known = isfinite(row.loss)
-        loss = row.loss if known else 0.0
-        return not known, loss, row.quick.parameters, row.recipe.epochs, row.recipe.learning_rate
+    def ties(row: SequenceRow) -> bool:
+        own, loss = _measured(row, compared)
+        return own == group and loss - of_first <= TIE
 
-    first, *others = sorted(rows, key=key)
-    marked = [first, *(replace(row, tie=row.loss - first.loss <= TIE) for row in others)]
+    marked = [replace(first, tie=False), *(replace(row, tie=ties(row)) for row in others)]
     alike = [marked[0], *(row for row in marked if row.tie)]
     cheapest = min(alike, key=lambda row: (0 if equal_sizes else row.quick.parameters, row.compute))  # first of equals
     return tuple(replace(row, recommended=row is cheapest) for row in marked)
+
+
+def place_of(row: SequenceRow, compared: int | None) -> tuple[int, bool, float, int, int, float]:
+    """Make a key that sorts rows as `in_order` does.
+
+    Args:
+        row: Row.
+        compared: From `compared_rows`.
+
+    Returns:
+        The key.
+    """
+    group, loss = _measured(row, compared)
+    known = isfinite(loss)
+    sizes = row.quick.parameters, row.recipe.epochs, row.recipe.learning_rate
+    return group, not known, loss if known else 0.0, *sizes
+
+
+def _measured(row: SequenceRow, compared: int | None) -> tuple[int, float]:
+    """With which others a row is compared, and by what loss."""
+    if row.diverged is not None:
+        return 2, row.loss
+    of_trial = row.ended_at(compared)
+    return (1, row.loss) if of_trial is None else (0, of_trial)
 
 
 def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_rows: int) -> tuple[str, ...]:
@@ -166,13 +230,25 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
     Returns:
         Sentences.
     """
+    compared = compared_rows(rows)
+    of_trials = sum(row.diverged is None and row.ended_at(compared) is not None for row in rows)
+    by = "the order is that of the simulated runs"
+    if of_trials:
+        by = (
+            f"the first {of_trials} rows are ordered by their trials on {compared:,} rows, the others by simulated runs"
+        )
     notes = [
-        "The order is that of the simulated runs, no level is forecast. "
-        f"Losses that are nearer than {TIE:g} nats a token are ties."
+        f"{by[0].upper()}{by[1:]}, no level is forecast. Losses that are nearer than {TIE:g} nats a token are ties."
     ]
+    if compared is None and any(row.trials for row in rows):
+        notes.append("No two rows were tried on as many training rows: the trials put nothing into order.")
+    diverged = sum(row.diverged is not None for row in rows)
+    if diverged:
+        last = ": they stand last" if diverged < len(rows) else ""
+        notes.append(f"{diverged} of {len(rows)} rows diverged in a trial{last}.")
     if len(rows) > 1 and all(row.tie for row in rows[1:]):
         notes.append(f"The order says nothing here: all {len(rows)} rows tie with the first.")
-    if not rows[0].loss < base.loss - TIE:
+    if not min((row.loss for row in rows if isfinite(row.loss)), default=nan) < base.loss - TIE:
         notes.append(
             f"No row ends more than {TIE:g} nats below the {base.loss:.3f} that the model has without training: name "
             "other learning rates or numbers of epochs."

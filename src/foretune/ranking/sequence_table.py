@@ -16,13 +16,15 @@ def sequence_table(ranking: SequenceRanking) -> Table:
 
     Returns:
         The table; `=` marks rows that tie with the first, `*` the recommended one, `!` those whose linearised loss is
-        another. Learning rate and epochs are there where there are several recipes.
+        another. Learning rate and epochs are there where there are several recipes, trials where something was spent.
     """
     recipes = len(ranking.recipes) > 1
     late = any(row.best_step < row.steps for row in ranking.rows)
+    tried = ranking.spent is not None
     header = (
         *("#", "adapter", *(("learning rate", "epochs") if recipes else ())),
         *("eval loss", "perplexity", "token acc %", "linear loss", *(("best step",) if late else ())),
+        *(("trial",) if tried else ()),
         *("parameters", "MB", "step"),
     )
     rows = []
@@ -38,6 +40,7 @@ def sequence_table(ranking: SequenceRanking) -> Table:
                 f"{100 * row.found.token_accuracy[-1]:.1f}",
                 f"{row.found.linear_loss:.3f}{f' {MARK}' if row.found.apart else ''}",
                 *((_best(row),) if late else ()),
+                *((_trials(row),) if tried else ()),
                 f"{row.quick.parameters:,}",
                 f"{row.megabytes:.2f}",
                 f"{row.compute:.0%}",
@@ -50,12 +53,25 @@ def _best(row: SequenceRow) -> str:
     return f"{row.best_step} of {row.steps}" if row.best_step < row.steps else ""
 
 
+def _trials(row: SequenceRow) -> str:
+    """Rows and loss of each trial."""
+    said = [
+        f"{trial['rows']:,}: {'diverged' if trial['diverged'] else format(trial['outcomes']['eval_loss'], '.3f')}"
+        for trial in row.trials
+    ]
+    return ", ".join(said)
+
+
 def _caption(ranking: SequenceRanking, *, late: bool) -> str:
     words = [
         "Simulated runs, not calibrated: no level is forecast. eval loss: nats a token at the end, of the model with "
         f"the simulated A and B plugged in. '=': within {TIE:g} nats of the first; '*': recommended, the cheapest of "
         "these."
     ]
+    if ranking.spent is not None:
+        words.append("trial: rows of each real fine-tune, and the eval loss that it ended at.")
+    if ranking.compared is not None:
+        words.append(f"Order: first those tried on {ranking.compared:,} rows, by that loss, which '=' is of there.")
     if any(row.found.apart for row in ranking.rows):
         words.append(f"'{MARK}': the linearised model ends more than {APART:g} nats away.")
     if late:
@@ -79,6 +95,7 @@ def sequence_numbers(ranking: SequenceRanking) -> Table:
         *("place", "model", "dataset", "adapter", "rank", "learning_rate", "epochs", "steps"),
         *("eval_loss", "eval_perplexity", "eval_token_accuracy", "linear_eval_loss", "train_loss", "best_step"),
         *("parameters", "megabytes", "step_cost", "quick_score", "apart", "tie", "recommended"),
+        *(("trial_rows", "trial_eval_loss", "diverged") if ranking.spent is not None else ()),
     )
     rows = []
     for place, row in enumerate(ranking.rows, start=1):
@@ -92,9 +109,18 @@ def sequence_numbers(ranking: SequenceRanking) -> Table:
                 *(str(row.best_step), str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"),
                 f"{row.quick.score:.6g}",
                 *("yes" if yes else "no" for yes in (row.found.apart, row.tie, row.recommended)),
+                *(_trial_cells(row) if ranking.spent is not None else ()),
             )
         )
     return Table("Finalists.", header, tuple(rows), right_from=4)
+
+
+def _trial_cells(row: SequenceRow) -> tuple[str, str, str]:
+    """The largest trial, and whether one diverged."""
+    if not row.trials:
+        return "", "", ""
+    last = row.trials[-1]
+    return str(last["rows"]), f"{last['outcomes']['eval_loss']:.6g}", "no" if row.diverged is None else "yes"
 
 
 def sequence_candidates(ranking: SequenceRanking) -> Table:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from peft import LoraConfig
 
-from foretune.errors import ConfigError
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.sequence_simulation import (
     FIRST,
@@ -37,7 +36,6 @@ from foretune.sequence_plan import OnBatch, SequencePlan, prepare_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import AdapterConfig
 from foretune.settings.sizes import parse_bytes
-from foretune.settings.spend import parse_spend
 
 
 @dataclass(frozen=True)
@@ -102,12 +100,9 @@ def prepare_ranking(
         What is ranked; of equal sizes or a budget only what fits.
 
     Raises:
-        ConfigError: If something is to be spent on trials.
         ForetuneError: If the settings do not fit the model or the data.
     """
     clock = time.perf_counter()
-    if parse_spend(settings.spend) > 0:
-        raise ConfigError(f"spend = {settings.spend!r}: no trials of causal language models are made yet, leave it out")
     size = None if settings.equal_size is None else parse_parameters("equal_size", settings.equal_size)
     largest = max(settings.ranks) if size is None else _largest_rank(language, settings, size)
     template = _template(language, settings, largest)

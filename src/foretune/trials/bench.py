@@ -17,7 +17,7 @@ from foretune.sequence_plan import LOGITS, ChosenRows, choose_rows
 from foretune.settings.commands import TuneSettings, fields_of
 from foretune.settings.groups import Batching, Recipe, TaskKind
 from foretune.tasks.load import Task
-from foretune.tasks.metrics import LANGUAGE_METRICS, Metric, main_metric
+from foretune.tasks.metrics import LANGUAGE_METRICS, Metric, metrics_of
 from foretune.tasks.sampling import Split, split
 from foretune.training.language import prepare_language
 from foretune.training.plan import prepare_tune
@@ -353,4 +353,5 @@ def measures(kind: TaskKind) -> Sequence[Metric]:
     Returns:
         The main one; of a language model the token accuracy as well.
     """
-    return LANGUAGE_METRICS if kind == "causal-lm" else (main_metric(kind),)
+    found = metrics_of(kind)
+    return found if found is LANGUAGE_METRICS else found[:1]

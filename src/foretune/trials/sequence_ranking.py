@@ -1,0 +1,106 @@
+"""A ranking of a language model's adapters whose first rows are tried, and then ordered by what that showed."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import fsum
+from typing import Any
+
+from foretune.ranking.rows import Spent
+from foretune.ranking.sequence_report import sequence_adapter
+from foretune.ranking.sequence_rows import (
+    SequenceRanking,
+    SequenceRow,
+    compared_rows,
+    in_order,
+    in_words,
+    notes_of,
+    place_of,
+)
+from foretune.ranking.sequences import SequenceCandidates
+from foretune.settings.commands import RankSettings
+from foretune.settings.spend import parse_spend
+from foretune.trials.bench import Candidate, LanguageBench
+from foretune.trials.forecast import record
+from foretune.trials.plan import affordable
+from foretune.trials.run import Tried
+from foretune.trials.spend import whole_run
+from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages
+from foretune.trials.store import open_store
+
+
+def check_sequence_spend(ready: SequenceCandidates, settings: RankSettings) -> None:
+    """Refuse a spend that buys no trial, before the pass over the sequences.
+
+    Args:
+        ready: What is ranked.
+        settings: Settings of the ranking.
+
+    Raises:
+        ConfigError: Naming the spend, and what the smallest trial costs.
+    """
+    share = parse_spend(settings.spend)
+    if share:
+        affordable(settings.each(), _bench(ready, settings).extent(), share)
+
+
+def try_sequences(
+    ranking: SequenceRanking, ready: SequenceCandidates, settings: RankSettings, *, telling: Telling | None = None
+) -> SequenceRanking:
+    """Spend a share of one full run on trials of a ranking's rows, and put them into order again.
+
+    The small trials come first, for the first rows of the ranking. The largest is for the row that is the first by
+    them. Losses of trials on different numbers of rows do not compare: those with a trial on the largest number of
+    rows on which several were tried are ordered by it, and all others keep their simulated place behind them.
+
+    Args:
+        ranking: Ranking without trials.
+        ready: What was ranked, with adapters on a copy of the model.
+        settings: Settings that it was made with.
+        telling: Who is told how it goes; None tells nobody.
+
+    Returns:
+        The ranking with trials; as it is for a spend of 0.
+
+    Raises:
+        ConfigError: If the spend is none, or buys no trial.
+        KeyboardInterrupt: With what became of the work; finished trials are kept.
+    """
+    share = parse_spend(settings.spend)
+    if not share:
+        return ranking
+    bench = _bench(ready, settings)
+    candidates = tuple(
+        Candidate(in_words(ranking, row), sequence_adapter(ranking, row.quick), row.recipe) for row in ranking.rows
+    )
+    finalists = Finalists(bench, candidates, open_store(bench), share)
+
+    def places(tried: TriedEach) -> list[Any]:
+        rows = _with_trials(ranking.rows, tried)
+        compared = compared_rows(rows)
+        return [place_of(row, compared) for row in rows]
+
+    plan, tried = in_stages(finalists, telling or Telling(), places)
+    rows = in_order(_with_trials(ranking.rows, tried), equal_sizes=ranking.equal_size is not None)
+    of_before = set(_notes(ranking, ranking.rows))
+    kept = [note for note in ranking.notes if note not in of_before]
+    whole = whole_run(finalists.recipes, bench.extent().run_rows)
+    return replace(
+        ranking,
+        rows=rows,
+        notes=(*kept, *_notes(ranking, rows)),
+        seconds={**ranking.seconds, "trials": fsum(one.seconds for of_row in tried for one in of_row)},
+        spent=Spent(plan.passes / whole, plan.passes, plan.note),
+        compared=compared_rows(rows),
+    )
+
+
+def _bench(ready: SequenceCandidates, settings: RankSettings) -> LanguageBench:
+    return LanguageBench(ready.plan.language, ready.plan.task, ready.plan.rows, settings)
+
+
+def _with_trials(rows: Sequence[SequenceRow], tried: Sequence[Sequence[Tried]]) -> list[SequenceRow]:
+    return [replace(row, trials=tuple(map(record, of_row))) for row, of_row in zip(rows, tried, strict=True)]
+
+
+def _notes(ranking: SequenceRanking, rows: Sequence[SequenceRow]) -> tuple[str, ...]:
+    return notes_of(rows, ranking.base, ranking.samples, ranking.train_rows)
