@@ -14,6 +14,7 @@ from foretune.errors import DataError
 from foretune.models.language_model import own_language_model
 from foretune.models.placement import place
 from foretune.settings.groups import Batching, Recipe
+from foretune.trials import carry
 from foretune.trials.bench import Candidate, language_bench_of
 from foretune.trials.carry import describe_plan, run_trials, seconds_per_pass
 from foretune.trials.plan import Trial, TrialPlan, plan_trials
@@ -138,6 +139,24 @@ def test_the_same_plan_twice_makes_nothing_anew(bench, tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "trials").glob("*.json")} == files
     table = describe_plan(bench, [CANDIDATE], plan, store, seconds_per_pass=seconds_per_pass(bench))
     assert {row[-1] for row in table.rows} == {"kept"}
+
+
+def test_a_stopped_plan_goes_on(bench, tmp_path, monkeypatch):
+    plan = TrialPlan((TRIAL, dataclasses.replace(TRIAL, rows=40)), 200.0, 148.0, "148 of 200")
+    store, real, calls = open_store(bench, tmp_path), carry.run_trial, []
+
+    def stopped(bench, candidate, trial, *, on_step=None):
+        calls.append(trial.rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(bench, candidate, trial, on_step=on_step)
+
+    monkeypatch.setattr(carry, "run_trial", stopped)
+    with pytest.raises(KeyboardInterrupt, match="1 of 2 trials are kept, the same command goes on"):
+        run_trials(bench, [CANDIDATE], plan, store)
+    (tried,) = run_trials(bench, [CANDIDATE], plan, store)
+    assert calls == [32, 40, 40]
+    assert [one.shown.rows for one in tried] == [32, 40]
 
 
 def key_of(bench, candidate=CANDIDATE, trial=TRIAL):
