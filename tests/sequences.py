@@ -1,11 +1,15 @@
 """Tiny causal language models and sequences with targets, and slow references for their gradients."""
 
+import dataclasses
+
 import datasets
 import peft
 import torch
 import transformers as tf
 
 from chats import make_tokenizer
+from foretune.forecasting.reach import Domain
+from foretune.forecasting.sequence_calibration import SequenceCalibration, SequenceLine
 from foretune.language.encode import NO_LOSS
 from foretune.models.language_model import own_language_model
 from foretune.ntk.sequence_losses import SequenceBatch
@@ -99,3 +103,28 @@ def exact_fisher(model, ids, labels, weight):
             fisher = fisher + jacobian.T @ (torch.diag(p) - torch.outer(p, p)) @ jacobian
     weight.requires_grad_(False)
     return fisher
+
+
+def calibration(model):
+    """A calibration that has seen short runs of a model."""
+    plain = SequenceLine(
+        back=0.5, bend=0.0, growth=0.1, trust=0.0, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90
+    )
+    domain = Domain(
+        models=(model,),
+        hidden_head=False,
+        classes=(1.0, 1.0),
+        known_rows=(8.0, 64.0),
+        rows_ratio=(1.0, 4.0),
+        eval_rows=6.0,
+        longest=(8.0, 16.0),
+        epochs=(1.0, 3.0),
+        steps=(2.0, 64.0),
+        batch_size=(4.0, 4.0),
+        learning_rate=(1e-5, 1e-2),
+        update_rate=(1e-5, 1e0),
+        kind="causal-lm",
+    )
+    tried = dataclasses.replace(plain, trust=1.0, growth=0.05)
+    trials = dataclasses.replace(domain, known_rows=(4.0, 64.0), rows_ratio=(1.0, 8.0))
+    return SequenceCalibration(plain, tried, ("a", "b", "c"), "made", domain, trials)

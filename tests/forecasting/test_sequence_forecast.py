@@ -9,7 +9,7 @@ import foretune as ft
 from foretune.errors import DataError
 from foretune.forecasting.schedule import Schedule
 from foretune.forecasting.seal import is_unaltered
-from foretune.forecasting.sequence_forecast import forecast_sequences, trial_notes
+from foretune.forecasting.sequence_forecast import forecast_sequences
 from foretune.forecasting.sequence_simulation import (
     linearise_sequences,
     measure_sequences,
@@ -17,7 +17,6 @@ from foretune.forecasting.sequence_simulation import (
     plug_steps,
     simulate_sequences,
 )
-from foretune.forecasting.shown import Shown
 from foretune.models.placement import lora_config
 from foretune.models.plugged import plugged_in
 from foretune.sequence_plan import prepare_sequences, sequence_batches
@@ -126,16 +125,6 @@ def test_the_result_says_that_it_is_not_calibrated(forecast):
     assert 0.9 < said["sketches"]["kept"] <= 1.0 + 1e-6
     assert said["details"]["objective"]["kind"] == "causal-lm"
     assert is_unaltered(json.loads(json.dumps(said)))
-
-
-def test_the_largest_trial_is_told_unless_it_diverged():
-    def shown(rows, loss, *, diverged=False):
-        return Shown(rows, 0, 6, {"train_loss": 1.0, "eval_loss": loss, "perplexity": 2.0}, 2.0, 1, diverged)
-
-    assert trial_notes([]) == []
-    trials = [shown(1051, 3.4119), shown(32, 4.0)]
-    assert trial_notes(trials) == ["A trial on 1,051 rows ended at 3.412 nats a token."]
-    assert trial_notes([*trials, shown(2000, math.nan, diverged=True)]) == []
 
 
 def test_a_run_that_leaves_its_linearisation_says_so(language, task):

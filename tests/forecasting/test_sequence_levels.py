@@ -9,7 +9,6 @@ import foretune as ft
 from foretune.forecasting.files import save_sequence_forecast
 from foretune.forecasting.reach import INSIDE
 from foretune.forecasting.schedule import schedule_of
-from foretune.forecasting.sequence_calibration import SequenceCalibration, SequenceLine
 from foretune.forecasting.sequence_forecast import forecast_sequences
 from foretune.forecasting.sequence_levels import levels_of, speed_of
 from foretune.forecasting.sequence_simulation import linearise_sequences, n_passed, simulate_sequences
@@ -32,7 +31,6 @@ SETTINGS = ForecastSettings(
     batch_size=3,
     rows=(8, 12, 24, 48),
 )
-PLAIN = SequenceLine(back=0.5, bend=0.0, growth=0.1, trust=0.0, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +43,7 @@ def plan():
 
 @pytest.fixture(scope="module")
 def calibration(plan):
-    from foretune.forecasting.reach import Domain
-
-    domain = Domain(
-        models=(fingerprint(plan.placed),),
-        hidden_head=False,
-        classes=(1.0, 1.0),
-        known_rows=(8.0, 16.0),
-        rows_ratio=(1.0, 4.0),
-        eval_rows=6.0,
-        longest=(8.0, 16.0),
-        epochs=(1.0, 3.0),
-        steps=(2.0, 24.0),
-        batch_size=(4.0, 4.0),
-        learning_rate=(1e-5, 1e-2),
-        update_rate=(1e-5, 1e0),
-        kind="causal-lm",
-    )
-    tried = dataclasses.replace(PLAIN, trust=1.0, growth=0.05)
-    trials = dataclasses.replace(domain, known_rows=(4.0, 16.0), rows_ratio=(1.0, 8.0))
-    return SequenceCalibration(PLAIN, tried, ("a", "b", "c"), "made", domain, trials)
+    return made.calibration(fingerprint(plan.placed))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,10 @@ import torch
 import foretune as ft
 from foretune.errors import ConfigError, PlacementError
 from foretune.forecasting.sequence_forecast import forecast_sequences
+from foretune.forecasting.sequence_levels import levels_of
 from foretune.forecasting.sequence_simulation import linearise_sequences
+from foretune.forecasting.shown import Shown
+from foretune.models.identity import fingerprint
 from foretune.models.placement import adapted_names
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick, is_whole
@@ -186,7 +189,13 @@ def with_losses(ranking, losses, parameters):
         run = dataclasses.replace(row.found.run, end=dataclasses.replace(row.found.run.end, eval_loss=loss))
         found = dataclasses.replace(row.found, run=run, linear_loss=loss)
         changed.append(
-            dataclasses.replace(row, found=found, quick=dataclasses.replace(row.quick, parameters=count), compute=1.0)
+            dataclasses.replace(
+                row,
+                found=found,
+                forecast=dataclasses.replace(row.forecast, order=(loss, loss)),
+                quick=dataclasses.replace(row.quick, parameters=count),
+                compute=1.0,
+            )
         )
     return changed
 
@@ -216,7 +225,7 @@ def test_rows_that_were_tried_alike_come_first_in_the_order_of_their_trials(rank
     assert found[0].recommended
     assert [row.diverged for row in found] == [None] * 4 + [32]
     said = notes_of(found, ranking.base, 12, 12)
-    assert "the first 2 rows are ordered by their trials on 64 rows, the others by simulated runs" in said[0]
+    assert "The first 2 rows are ordered by their trials on 64 rows, the others by simulated runs" in said[0]
     assert said[1] == "1 of 5 rows diverged in a trial: they stand last."
     near = in_order([tried(first, (32, 2.51)), tried(second, (32, 2.5)), third])
     assert [row.quick.parameters for row in near] == [20, 10, 30]
@@ -235,12 +244,13 @@ def test_what_is_said_of_the_rows(ranking):
     base = ranking.base
     alike = in_order(with_losses(ranking, [base.loss] * 3, [10, 20, 30]))
     said = notes_of(alike, base, 12, 12)
-    assert "No calibration knows causal language models yet" in said[0]
+    assert "The order is that of the simulated runs, no level is forecast" in said[0]
+    assert any("no run of this model" in note for note in said)
     assert "nearer than 0.015 nats a token are ties" in said[0]
     assert any("all 3 rows tie" in note for note in said)
     assert any("No row ends more than" in note for note in said)
-    assert not any("again and again" in note for note in said)
-    assert any("again and again" in note for note in notes_of(alike, base, 12, 13))
+    assert not any("known rows are simulated" in note for note in said)
+    assert any("The runs on the 12 known rows are simulated, of 13" in note for note in notes_of(alike, base, 12, 13))
 
 
 def test_rows_that_leave_their_ground_are_marked(language, task):
@@ -257,9 +267,9 @@ def test_the_content_is_json_and_gives_no_level(ranking):
     run = RankRun((ModelConfig("m"),), (DataConfig("d"),), SETTINGS)
     content = json.loads(json.dumps(sequence_content(ranking, run, choose=3)))
     (held,) = content["rankings"]
-    assert content["calibration"] is None
+    assert content["calibration"] == "smollm2"
     assert content["chosen"]["place"] == 3
-    assert all(row["forecast"] is None for row in held["rows"])
+    assert all(row["forecast"]["levels"] is None for row in held["rows"])
     assert held["candidates"] == len(ranking.quick)
     for row, known in zip(held["rows"], ranking.rows, strict=True):
         assert row["simulated"]["eval_loss"] == known.loss
@@ -287,3 +297,23 @@ def test_the_best_of_each_size_comes_before_the_second_of_any():
     ]
     chosen = choose_spread(entries, sites, 3)
     assert [entry.score for entry in chosen] == [9.0, 7.0, 8.0]
+
+
+def test_of_a_model_that_was_seen_every_row_has_a_level_with_its_interval(ready):
+    calibration = made.calibration(fingerprint(ready.plan.placed))
+    settings = dataclasses.replace(SETTINGS, finalists=3)
+    found = rank_sequences(ready, settings, calibration=calibration)
+    levels = [row.forecast.levels["eval_loss"] for row in found.rows]
+    assert all(level.low < level.value < level.high for level in levels)
+    assert [row.loss for row in found.rows] == sorted(level.value for level in levels)
+    first = sequence_table(found).rows[0]
+    assert f"{levels[0].value:.3f} [{levels[0].low:.3f}, {levels[0].high:.3f}]" in first
+    assert "The order is that of the forecasts." in found.notes[0]
+    assert (
+        "The runs on the 12 known rows are simulated, of 20; what more rows bring is what others gained." in found.notes
+    )
+    assert {row.steps for row in found.rows} == {10}
+    trial = Shown(16, 0, 6, {"eval_loss": 1.5, "perplexity": math.exp(1.5)}, math.exp(1.5), 2, diverged=False)
+    row = found.rows[-1]
+    after = levels_of(ready.plan, calibration).forecast(row.found, row.run, [trial]).levels["eval_loss"]
+    assert after.value == pytest.approx(1.5 - 0.05 * math.log2(20 / 16) * (found.base.loss - 1.5), abs=1e-6)

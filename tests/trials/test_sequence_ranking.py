@@ -76,8 +76,8 @@ def test_trials_are_made_and_leave_the_model_as_it_is(ready, ranking):
     assert found.seconds["trials"] > 0
     assert "to make" in {row[-1] for row in tables[0].rows}
     assert progress[-1][0] == pytest.approx(progress[-1][1])
-    assert "the first 2 rows are ordered by their trials on 32 rows" in found.notes[0]
-    assert not any("the order is that of the simulated runs" in note for note in found.notes)
+    assert "The first 2 rows are ordered by their trials on 32 rows" in found.notes[0]
+    assert not any("The order is that of the simulated runs" in note for note in found.notes)
     again = try_sequences(ranking, ready, SETTINGS, telling=Telling(on_plan=tables.append))
     assert {row[-1] for row in tables[-1].rows} == {"kept"}
     assert again.rows == found.rows
@@ -119,7 +119,7 @@ def test_a_spend_for_one_trial_compares_nothing_and_says_so(ready, ranking, monk
     assert [len(row.trials) for row in found.rows] == [1, 0, 0, 0, 0]
     assert found.compared is None
     assert [row.quick for row in found.rows] == [row.quick for row in ranking.rows]
-    assert "the order is that of the simulated runs" in found.notes[0]
+    assert "The order is that of the simulated runs" in found.notes[0]
     assert found.notes[1].startswith("No two rows were tried on as many training rows")
 
 

@@ -44,7 +44,7 @@ def sequence_content(ranking: SequenceRanking, run: RankRun, *, choose: int | No
                 "adapter": found[1].quick.name,
                 "recipe": vars(found[1].recipe),
             },
-            "calibration": None,
+            "calibration": ranking.calibration,
             "settings": run.to_dict(),
             "versions": versions(),
         }
@@ -83,7 +83,7 @@ def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
         "rank": row.quick.candidate.rank,
         "recipe": vars(row.recipe),
         "steps": row.steps,
-        "forecast": None,
+        "forecast": row.forecast.to_dict(),
         "simulated": row.found.end_to_dict(),
         "apart": row.found.apart,
         "best_step": row.best_step,

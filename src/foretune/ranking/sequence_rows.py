@@ -7,6 +7,9 @@ from typing import Any
 
 from peft import LoraConfig
 
+from foretune.forecasting.calibration import RunForecast
+from foretune.forecasting.reach import Run
+from foretune.forecasting.sequence_levels import stretched
 from foretune.forecasting.sequence_simulation import APART, Measured, SequenceRun
 from foretune.models.sites import Site
 from foretune.ranking.budget import BYTES_PER_PARAMETER
@@ -25,8 +28,9 @@ class SequenceRow:
     Attributes:
         quick: Candidate, and the score that it was screened by.
         recipe: How its run trains.
-        steps: Steps of the run.
-        found: The simulated run.
+        run: What kind of run it is.
+        found: The simulated run, on no more rows than are known.
+        forecast: What is forecast of the run; without levels where the calibration has not seen its kind.
         compute: Cost of a training step relative to one that goes back through all layers.
         tie: Whether its loss cannot be told from that of the first row.
         recommended: Whether it is the one to train: the cheapest of those that cannot be told from the first.
@@ -35,24 +39,31 @@ class SequenceRow:
 
     quick: Quick
     recipe: Recipe
-    steps: int
+    run: Run
     found: SequenceRun
+    forecast: RunForecast
     compute: float
     tie: bool = False
     recommended: bool = False
     trials: tuple[Mapping[str, Any], ...] = ()
 
     @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return self.run.steps
+
+    @property
     def loss(self) -> float:
-        """Evaluation loss, in nats a token, of the model with the simulated A and B plugged in, at the run's end."""
-        return self.found.run.end.eval_loss
+        """Evaluation loss at the run's end, in nats a token: as forecast, or as simulated where that has no level."""
+        return self.forecast.order[1]
 
     @property
     def best_step(self) -> int:
         """Step of the least evaluation loss of those at which the adapter was plugged in."""
         run = self.found.run.trajectory
         known = [place for place in range(1, len(run.steps)) if isfinite(run.eval_loss[place])]
-        return run.steps[min(known, key=lambda place: run.eval_loss[place], default=-1)]
+        best = run.steps[min(known, key=lambda place: run.eval_loss[place], default=-1)]
+        return stretched(best, run.steps[-1], self.steps)
 
     @property
     def diverged(self) -> int | None:
@@ -99,6 +110,7 @@ class SequenceRanking:
         seconds: Of `load`, `pass`, `quick` and `simulate`; of `trials` where there are any, whenever they were made.
         spent: What went into trials; None where nothing was to be spent.
         compared: Rows of the trials that the first rows are ordered by; None where trials order nothing.
+        calibration: Study that the calibration comes from.
     """
 
     model: str
@@ -119,6 +131,7 @@ class SequenceRanking:
     seconds: Mapping[str, float]
     spent: Spent | None = None
     compared: int | None = None
+    calibration: str | None = None
 
     @property
     def steps(self) -> int:
@@ -232,13 +245,14 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
     """
     compared = compared_rows(rows)
     of_trials = sum(row.diverged is None and row.ended_at(compared) is not None for row in rows)
-    by = "the order is that of the simulated runs"
+    level = any(row.forecast.levels is not None for row in rows)
+    runs = "forecasts" if level else "simulated runs"
+    by = f"the order is that of the {runs}"
     if of_trials:
-        by = (
-            f"the first {of_trials} rows are ordered by their trials on {compared:,} rows, the others by simulated runs"
-        )
+        by = f"the first {of_trials} rows are ordered by their trials on {compared:,} rows, the others by {runs}"
     notes = [
-        f"{by[0].upper()}{by[1:]}, no level is forecast. Losses that are nearer than {TIE:g} nats a token are ties."
+        f"{by[0].upper()}{by[1:]}{'' if level else ', no level is forecast'}. Losses that are nearer than {TIE:g} nats "
+        "a token are ties."
     ]
     if compared is None and any(row.trials for row in rows):
         notes.append("No two rows were tried on as many training rows: the trials put nothing into order.")
@@ -259,9 +273,10 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
             f"{apart} of {len(rows)} rows, marked '!', end more than {APART:g} nats away from their linearised loss: "
             "these runs leave the ground that they were linearised on, and their places are less sure."
         )
+    unseen = next((row.forecast.reach.verdict for row in rows if row.forecast.levels is None), None)
+    if unseen:
+        notes.append(unseen)
     if train_rows > samples:
-        notes.append(
-            f"The simulated runs see the {samples} known rows again and again where the real ones have "
-            f"{train_rows:,}: their loss on other rows rises earlier. More --samples bring them nearer."
-        )
+        more = "what more rows bring is what others gained" if level else "what more rows bring is not in it"
+        notes.append(f"The runs on the {samples:,} known rows are simulated, of {train_rows:,}; {more}.")
     return tuple(notes)

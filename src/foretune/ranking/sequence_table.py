@@ -30,13 +30,14 @@ def sequence_table(ranking: SequenceRanking) -> Table:
     rows = []
     for place, row in enumerate(ranking.rows, start=1):
         end = row.found.run.end
+        loss, perplexity = _level(row, "eval_loss", end.eval_loss, 3), _level(row, "perplexity", end.eval_metric, 2)
         rows.append(
             (
                 f"{place}{' =' if row.tie else ''}{' *' if row.recommended else ''}",
                 row.quick.name,
                 *((f"{row.recipe.learning_rate:g}", str(row.recipe.epochs)) if recipes else ()),
-                f"{end.eval_loss:.3f}",
-                f"{end.eval_metric:.2f}",
+                loss,
+                perplexity,
                 f"{100 * row.found.token_accuracy[-1]:.1f}",
                 f"{row.found.linear_loss:.3f}{f' {MARK}' if row.found.apart else ''}",
                 *((_best(row),) if late else ()),
@@ -47,6 +48,14 @@ def sequence_table(ranking: SequenceRanking) -> Table:
             )
         )
     return Table(_caption(ranking, late=late), header, tuple(rows), right_from=2)
+
+
+def _level(row: SequenceRow, name: str, simulated: float, digits: int) -> str:
+    """A forecast with its interval, or what was simulated."""
+    if row.forecast.levels is None:
+        return f"{simulated:.{digits}f}"
+    level = row.forecast.levels[name]
+    return f"{level.value:.{digits}f} [{level.low:.{digits}f}, {level.high:.{digits}f}]"
 
 
 def _best(row: SequenceRow) -> str:
@@ -63,10 +72,13 @@ def _trials(row: SequenceRow) -> str:
 
 
 def _caption(ranking: SequenceRanking, *, late: bool) -> str:
+    level = any(row.forecast.levels is not None for row in ranking.rows)
+    simulated = "of the model with the simulated A and B plugged in"
     words = [
-        "Simulated runs, not calibrated: no level is forecast. eval loss: nats a token at the end, of the model with "
-        f"the simulated A and B plugged in. '=': within {TIE:g} nats of the first; '*': recommended, the cheapest of "
-        "these."
+        "Forecasts with their 90 % intervals, where there is none simulated runs. eval loss: nats a token at the end."
+        if level
+        else f"Simulated runs, not calibrated: no level is forecast. eval loss: nats a token at the end, {simulated}.",
+        f"'=': within {TIE:g} nats of the first; '*': recommended, the cheapest of these.",
     ]
     if ranking.spent is not None:
         words.append("trial: rows of each real fine-tune, and the eval loss that it ended at.")

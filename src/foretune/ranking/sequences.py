@@ -1,7 +1,7 @@
 """Rank the adapters of a causal language model on one data set: one pass, and a simulated run for the finalists.
 
-No calibration knows language models: what puts the rows into order is the evaluation loss of the model with the
-simulated A and B plugged in (`foretune.forecasting.sequence_simulation`).
+What puts the rows into order is their forecast or, where the calibration has not seen the model, the evaluation loss of
+the model with the simulated A and B plugged in (`foretune.forecasting.sequence_simulation`).
 """
 
 import time
@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from peft import LoraConfig
 
 from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
+from foretune.forecasting.sequence_levels import levels_of, speed_of
 from foretune.forecasting.sequence_simulation import (
     FIRST,
     LinearisedSequences,
@@ -151,14 +153,18 @@ def n_ranked(ready: SequenceCandidates, settings: RankSettings) -> int:
     plan, finalists = ready.plan, ready.n_finalists(settings)
     known, predicted = len(plan.known.features), len(plan.rows.evaluation.features)
     looks = [
-        finalists * len(plug_steps(schedule_of(recipe, plan.train_rows, seed=settings.seed)))
+        finalists * len(plug_steps(schedule_of(recipe, min(known, plan.train_rows), seed=settings.seed)))
         for recipe in settings.each()
     ]
     return min(FIRST, known) + known + predicted * (1 + sum(looks))
 
 
 def rank_sequences(
-    ready: SequenceCandidates, settings: RankSettings, on_batch: OnBatch | None = None
+    ready: SequenceCandidates,
+    settings: RankSettings,
+    on_batch: OnBatch | None = None,
+    *,
+    calibration: SequenceCalibration | None = None,
 ) -> SequenceRanking:
     """Rank the adapters of a language model, without training.
 
@@ -166,6 +172,7 @@ def rank_sequences(
         ready: From `prepare_ranking`.
         settings: The same settings.
         on_batch: Called with the number of sequences after each batch that goes through the model, `n_ranked` in all.
+        calibration: Calibration; None takes the one that comes with foretune.
 
     Returns:
         The ranking.
@@ -180,15 +187,14 @@ def rank_sequences(
     clock = time.perf_counter()
     starts = [linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists]
     made: list[SequenceRow] = []
+    levels = levels_of(plan, calibration or shipped_language_calibration())
     for recipe in settings.each():
-        schedule = schedule_of(recipe, plan.train_rows, seed=settings.seed)
+        schedule = schedule_of(recipe, levels.seen(plan.train_rows), seed=settings.seed)
         runs = simulate_sequences(plan, linearised, starts, schedule, on_batch=on_batch)
-        made += [
-            SequenceRow(
-                entry, recipe, schedule.steps, run, step_cost(ready.of_model(entry.candidate), ready.model_sites)
-            )
-            for entry, run in zip(finalists, runs, strict=True)
-        ]
+        for entry, start, found in zip(finalists, starts, runs, strict=True):
+            run = levels.run(recipe, plan.train_rows, speed_of(start))
+            cost = step_cost(ready.of_model(entry.candidate), ready.model_sites)
+            made.append(SequenceRow(entry, recipe, run, found, levels.forecast(found, run), cost))
     seconds["simulate"] = time.perf_counter() - clock
     rows = in_order(made, equal_sizes=ready.equal_size is not None)
     known = linearised.train.sketches
@@ -210,6 +216,7 @@ def rank_sequences(
         equal_size=ready.equal_size,
         notes=(*plan.language.notes, *ready.notes, *notes_of(rows, base, known.n, plan.train_rows)),
         seconds=seconds,
+        calibration=levels.calibration.source,
     )
 
 

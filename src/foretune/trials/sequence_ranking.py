@@ -5,6 +5,8 @@ from dataclasses import replace
 from math import fsum
 from typing import Any
 
+from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
+from foretune.forecasting.sequence_levels import Levels, levels_of
 from foretune.ranking.rows import Spent
 from foretune.ranking.sequence_report import sequence_adapter
 from foretune.ranking.sequence_rows import (
@@ -44,7 +46,12 @@ def check_sequence_spend(ready: SequenceCandidates, settings: RankSettings) -> N
 
 
 def try_sequences(
-    ranking: SequenceRanking, ready: SequenceCandidates, settings: RankSettings, *, telling: Telling | None = None
+    ranking: SequenceRanking,
+    ready: SequenceCandidates,
+    settings: RankSettings,
+    *,
+    telling: Telling | None = None,
+    calibration: SequenceCalibration | None = None,
 ) -> SequenceRanking:
     """Spend a share of one full run on trials of a ranking's rows, and put them into order again.
 
@@ -57,6 +64,7 @@ def try_sequences(
         ready: What was ranked, with adapters on a copy of the model.
         settings: Settings that it was made with.
         telling: Who is told how it goes; None tells nobody.
+        calibration: Calibration; None takes the one that comes with foretune.
 
     Returns:
         The ranking with trials; as it is for a spend of 0.
@@ -74,13 +82,15 @@ def try_sequences(
     )
     finalists = Finalists(bench, candidates, open_store(bench), share)
 
+    levels = levels_of(ready.plan, calibration or shipped_language_calibration())
+
     def places(tried: TriedEach) -> list[Any]:
-        rows = _with_trials(ranking.rows, tried)
+        rows = _with_trials(ranking.rows, tried, levels)
         compared = compared_rows(rows)
         return [place_of(row, compared) for row in rows]
 
     plan, tried = in_stages(finalists, telling or Telling(), places)
-    rows = in_order(_with_trials(ranking.rows, tried), equal_sizes=ranking.equal_size is not None)
+    rows = in_order(_with_trials(ranking.rows, tried, levels), equal_sizes=ranking.equal_size is not None)
     of_before = set(_notes(ranking, ranking.rows))
     kept = [note for note in ranking.notes if note not in of_before]
     whole = whole_run(finalists.recipes, bench.extent().run_rows)
@@ -98,8 +108,16 @@ def _bench(ready: SequenceCandidates, settings: RankSettings) -> LanguageBench:
     return LanguageBench(ready.plan.language, ready.plan.task, ready.plan.rows, settings)
 
 
-def _with_trials(rows: Sequence[SequenceRow], tried: Sequence[Sequence[Tried]]) -> list[SequenceRow]:
-    return [replace(row, trials=tuple(map(record, of_row))) for row, of_row in zip(rows, tried, strict=True)]
+def _with_trials(rows: Sequence[SequenceRow], tried: Sequence[Sequence[Tried]], levels: Levels) -> list[SequenceRow]:
+    """Rows with their trials, and the forecasts that are made with these."""
+    return [
+        replace(
+            row,
+            trials=tuple(map(record, of_row)),
+            forecast=levels.forecast(row.found, row.run, [one.shown for one in of_row]) if of_row else row.forecast,
+        )
+        for row, of_row in zip(rows, tried, strict=True)
+    ]
 
 
 def _notes(ranking: SequenceRanking, rows: Sequence[SequenceRow]) -> tuple[str, ...]:
