@@ -107,9 +107,7 @@ def exact_fisher(model, ids, labels, weight):
 
 def calibration(model):
     """A calibration that has seen short runs of a model."""
-    plain = SequenceLine(
-        back=0.5, bend=0.0, growth=0.1, trust=0.0, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90
-    )
+    plain = SequenceLine(hold=1.5, growth=0.1, trust=0.0, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
     domain = Domain(
         models=(model,),
         hidden_head=False,

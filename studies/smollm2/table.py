@@ -67,7 +67,7 @@ def finished(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> list[tuple[Fini
         if said is None or rows < 64:
             continue
         losses, loss = said["eval_loss"], one["epochs"][-1]["eval_loss"]
-        case = SequenceCase(losses[0], losses[-1], min(losses), said["linear"], 64, rows)
+        case = SequenceCase(losses[0], losses[1], losses[-1], said["linear"], 64, rows)
         run = run_of(cell, 64)
         found.append((FinishedSequence(case, run, loss, name), cell))
         for small in (12, 64):

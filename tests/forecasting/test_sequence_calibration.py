@@ -37,17 +37,15 @@ RUN = Run(
     update_rate=2.4e-3,
     kind="causal-lm",
 )
-LINE = SequenceLine(back=0.5, bend=0.2, growth=0.1, trust=0.8, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
+LINE = SequenceLine(hold=1.5, growth=0.1, trust=0.8, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
 nats = st.floats(0.01, 12.0)
 rows = st.sampled_from([8, 16, 64, 100, 256, 4096])
 
 
 @st.composite
 def cases(draw, trial=False):
-    base, end = draw(nats), draw(nats)
-    least = min(base, end, draw(nats))
     told = (draw(rows), draw(nats)) if trial else None
-    return SequenceCase(base, end, least, draw(st.floats(-20.0, 12.0)), draw(rows), draw(rows), told)
+    return SequenceCase(draw(nats), draw(nats), draw(nats), draw(st.floats(-20.0, 12.0)), draw(rows), draw(rows), told)
 
 
 def made(seed, groups=6, each=40, *, line=LINE, trial=False):
@@ -56,13 +54,11 @@ def made(seed, groups=6, each=40, *, line=LINE, trial=False):
     for group in range(groups):
         for _ in range(each):
             base = float(random.uniform(3.0, 9.0))
-            least = base - float(random.uniform(0.1, 1.5))
-            end = least + float(random.choice([0.0, 0.2]) * random.random())
-            case = SequenceCase(
-                base, end, least, end + float(random.choice([0.01, 0.5])), 64, int(random.choice([64, 256, 1024]))
-            )
+            third, end = base - random.uniform(0.1, 1.0, 2)
+            apart = float(random.choice([0.001, 0.5]))
+            case = SequenceCase(base, third, end, end + apart, 64, int(random.choice([64, 256, 1024])))
             run = dataclasses.replace(RUN, train_rows=case.train_rows)
-            value, doublings, gain = line.value(case), case.doublings, case.gain
+            value, doublings, gain = line.value(case), case.doublings, line.gain(case)
             if trial:
                 m = int(random.choice([64, 128]))
                 case = dataclasses.replace(case, trial=(m, value + float(random.normal(0.0, 0.3))))
@@ -73,16 +69,16 @@ def made(seed, groups=6, each=40, *, line=LINE, trial=False):
 
 
 @given(cases())
-def test_without_trials_the_forecast_lies_between_the_least_and_the_end_or_below(case):
+def test_without_trials_it_is_the_end_or_what_the_first_third_holds_out_whichever_is_lower(case):
     value = LINE.value(case)
-    assert 0.0 <= value <= case.end
+    gain = max(case.base - case.end, 1.5 * max(0.0, case.base - case.third))
+    assert LINE.gain(case) == gain
     alike = dataclasses.replace(case, train_rows=case.known_rows)
-    gain = max(0.0, case.base - case.least)
-    expected = case.end - 0.5 * (case.end - case.least) - 0.2 * min(abs(case.linear - case.end), gain)
-    assert LINE.value(alike) == pytest.approx(max(0.0, expected))
-    if case.train_rows > case.known_rows:
-        steps = math.log2(case.train_rows / case.known_rows)
-        assert value == pytest.approx(max(0.0, expected - 0.1 * steps * gain))
+    assert LINE.value(alike) == pytest.approx(max(0.0, case.base - gain))
+    assert LINE.value(alike) <= case.end + 1e-9
+    steps = max(0.0, math.log2(case.train_rows / case.known_rows))
+    assert value == pytest.approx(max(0.0, case.base - gain - 0.1 * steps * max(0.0, gain)))
+    assert value <= LINE.value(alike)
 
 
 @given(cases(trial=True))
@@ -100,14 +96,14 @@ def test_a_trial_draws_the_forecast_towards_what_it_showed(case):
 @given(cases(), st.floats(0.0, 6.0), st.floats(0.0, 6.0))
 def test_the_error_grows_with_the_distance_and_with_what_was_left(case, one, other):
     near, far = sorted((one, other))
-    assert LINE.spread <= LINE.deviation(case, near, case.gain) <= LINE.deviation(case, far, case.gain) + 1e-12
+    assert LINE.spread <= LINE.deviation(case, near, LINE.gain(case))
+    assert LINE.deviation(case, near, 0.5) <= LINE.deviation(case, far, 0.5) + 1e-12
 
 
 def test_a_fit_finds_the_coefficients_again():
     calibration = fit_sequences(made(0) + made(1, trial=True), "made")
     plain, tried = calibration.plain, calibration.tried
-    assert plain.back == pytest.approx(0.5, abs=0.1)
-    assert plain.bend == pytest.approx(0.2, abs=0.1)
+    assert plain.hold == pytest.approx(1.5, abs=0.1)
     assert plain.growth == pytest.approx(0.1, abs=0.02)
     assert plain.spread == pytest.approx(0.01, rel=0.5)
     assert plain.apart == pytest.approx(0.3, rel=0.3)
@@ -129,10 +125,10 @@ def test_intervals_hold_what_they_promise_on_other_data_sets():
 
 def test_an_interval_is_that_of_the_formula_and_perplexity_its_exponential():
     calibration = fit_sequences(made(0), "made")
-    case = SequenceCase(5.0, 4.2, 4.1, 4.3, 64, 256)
+    case = SequenceCase(5.0, 4.5, 4.2, 4.3, 64, 256)
     forecast = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, train_rows=256))
     level, line = forecast.levels["eval_loss"], calibration.plain
-    half = student.ppf(0.95, 5) * line.deviation(case, 2.0, 0.9)
+    half = student.ppf(0.95, 5) * line.deviation(case, 2.0, line.gain(case))
     assert level.value == pytest.approx(line.value(case))
     assert (level.low, level.high) == (pytest.approx(level.value - half), pytest.approx(level.value + half))
     said = forecast.levels["perplexity"]
@@ -144,7 +140,7 @@ def test_an_interval_is_that_of_the_formula_and_perplexity_its_exponential():
 
 def test_outside_of_what_was_seen_intervals_widen_and_then_there_are_none():
     calibration = fit_sequences(made(0), "made")
-    case = SequenceCase(5.0, 4.2, 4.2, 4.2, 64, 64)
+    case = SequenceCase(5.0, 4.6, 4.2, 4.2, 64, 64)
 
     def width(**changes):
         levels = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, **changes)).levels
@@ -162,7 +158,7 @@ def test_outside_of_what_was_seen_intervals_widen_and_then_there_are_none():
 
 def test_a_trial_that_lies_farther_away_changes_nothing():
     calibration = fit_sequences(made(0) + made(1, trial=True), "made")
-    case = SequenceCase(5.0, 4.2, 4.2, 4.2, 64, 64, trial=(4, 2.0))
+    case = SequenceCase(5.0, 4.6, 4.2, 4.2, 64, 64, trial=(4, 2.0))
     without = dataclasses.replace(case, trial=None)
     said = apply_sequence_calibration(calibration, case, RUN)
     assert said.levels == apply_sequence_calibration(calibration, without, RUN).levels
@@ -182,7 +178,7 @@ def test_the_largest_trial_counts_and_none_that_diverged():
 
 def test_a_simulated_run_that_diverges_has_no_level():
     calibration = fit_sequences(made(0), "made")
-    case = SequenceCase(5.0, math.nan, 4.2, 4.2, 64, 64)
+    case = SequenceCase(5.0, 4.2, math.nan, 4.2, 64, 64)
     assert apply_sequence_calibration(calibration, case, RUN).levels is None
 
 

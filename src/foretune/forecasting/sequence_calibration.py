@@ -1,21 +1,21 @@
 """Calibration of a language model's forecasts: from what simulation and trials say to what runs gave.
 
 All in nats a token. Of a run on N rows, n of them known, the run on min(N, n) of them is simulated. Plugged into the
-model, its A and B give the loss l before training, s at the end, and s* where it is least; the linearised model ends at
-q. With D = max(0, l − s*) and δ = max(0, log2(N / n)) the forecast without trials is
+model, its A and B give the loss l before training, s₃ after a third of the steps and s at the end; the linearised model
+ends at q. With D = max(l − s, hold · max(0, l − s₃)), a = min(|q − s|, max(0, l − s, l − s₃)) and
+δ = max(0, log2(N / n)) the forecast without trials is
 
-    p = s − back · (s − s*) − bend · a − growth · δ · D,    error² ~ spread² + apart² a² + beyond² δ² D²,
+    p = l − D − growth · δ · max(0, D),    error² ~ spread² + apart² a² + beyond² δ² D²:
 
-with a = min(|q − s|, D): a run seldom rises again where the simulated one does, more rows than are known lower the loss
-further, and where the linearised model ends elsewhere the run leaves the ground that it was linearised on: it then goes
-on to find gradients that the model did not have before training, and ends lower. A trial on m rows that ended at t
-is the level, to which the simulation adds the difference; with s_m the end of the simulated run on m rows and
-δ = max(0, log2(N / m)),
+what a run gains at first the simulated one tells well, also where it is carried off the ground that it was linearised
+on; the real one then goes on to find gradients that the model did not have before training, where the simulated one
+stalls or rises. More rows than are known lower the loss further. A trial on m rows that ended at t is the level; with
+δ = max(0, log2(N / m))
 
     y = p + trust · (t − growth · δ · max(0, l − t) − p),    error² ~ the same with δ of the trial.
 
-All coefficients are ≥ 0 and fitted on finished runs of other data sets (`foretune.forecasting.sequence_fit`); back,
-bend and trust are ≤ 1.
+All coefficients are fitted on finished runs of other data sets (`foretune.forecasting.sequence_fit`), 1 ≤ hold ≤ 2.5
+and 0 ≤ trust ≤ 1 among them.
 """
 
 import json
@@ -45,8 +45,8 @@ class SequenceCase:
 
     Attributes:
         base: Loss l before training.
-        end: Loss s at the end of the simulated run on min(N, n) rows, plugged into the model.
-        least: Least loss s* over its course, `end` and `base` among them.
+        third: Loss s₃ after a third of the steps of the simulated run on min(N, n) rows, plugged into the model.
+        end: Loss s at its end.
         linear: Loss q of the linearised model at the end.
         known_rows: Known rows n.
         train_rows: Rows N of the run.
@@ -54,23 +54,18 @@ class SequenceCase:
     """
 
     base: float
+    third: float
     end: float
-    least: float
     linear: float
     known_rows: int
     train_rows: int
     trial: tuple[int, float] | None = None
 
     @property
-    def gain(self) -> float:
-        """D = max(0, l − s*)."""
-        return max(0.0, self.base - self.least)
-
-    @property
     def apart(self) -> float:
-        """How far the linearised model is from the one that it is of: a = min(|q − s|, D)."""
-        far = abs(self.linear - self.end)
-        return far if far < self.gain else self.gain  # where the linearised model diverges too
+        """How far the linearised model is from the one that it is of: a = min(|q − s|, max(0, l − s, l − s₃))."""
+        far, most = abs(self.linear - self.end), max(0.0, self.base - self.end, self.base - self.third)
+        return far if far < most else most  # where the linearised model diverges too
 
     @property
     def doublings(self) -> float:
@@ -83,8 +78,7 @@ class SequenceLine:
     """Coefficients of the forecast, and how wide its intervals are.
 
     Attributes:
-        back: Share of the simulated rise from its least that is taken back.
-        bend: By what share of `SequenceCase.apart` the run ends lower.
+        hold: What a run gains at least, in units of what it has gained after a third of its steps.
         growth: Further gain with a doubling of the rows, as a share of the gain.
         trust: Share of the way from the forecast without trials to the trial; 0 without trials.
         spread: Standard deviation of the error, in nats.
@@ -94,8 +88,7 @@ class SequenceLine:
         runs: Runs.
     """
 
-    back: float
-    bend: float
+    hold: float
     growth: float
     trust: float
     spread: float
@@ -109,6 +102,17 @@ class SequenceLine:
         """Degrees of freedom of its intervals: data sets less one, 2 or more."""
         return max(2.0, self.groups - 1.0)
 
+    def gain(self, case: SequenceCase) -> float:
+        """What the run on the rows that are known gains.
+
+        Args:
+            case: Run.
+
+        Returns:
+            D = max(l − s, hold · max(0, l − s₃)), in nats a token; below 0 where it ends above.
+        """
+        return max(case.base - case.end, self.hold * max(0.0, case.base - case.third))
+
     def value(self, case: SequenceCase) -> float:
         """Forecast without trials.
 
@@ -118,8 +122,8 @@ class SequenceLine:
         Returns:
             p, in nats a token, never below 0.
         """
-        known = case.end - self.back * (case.end - case.least) - self.bend * case.apart
-        return max(0.0, known - self.growth * case.doublings * case.gain)
+        gain = self.gain(case)
+        return max(0.0, case.base - gain - self.growth * case.doublings * max(0.0, gain))
 
     def deviation(self, case: SequenceCase, doublings: float, gain: float) -> float:
         """Standard deviation of the error.
@@ -204,7 +208,7 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
     """
     reached, line, note = _reach(calibration.domain, run), calibration.plain, ""
     value = line.value(case)
-    doublings, gain = case.doublings, case.gain
+    doublings, gain = case.doublings, line.gain(case)
     if case.trial is not None and calibration.tried is not None and calibration.trial_domain is not None:
         of_trial = _reach(calibration.trial_domain, replace(run, known_rows=case.trial[0]), trial=True)
         if of_trial.doublings > reached.doublings:
@@ -212,7 +216,7 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
         else:
             reached, line = of_trial, calibration.tried
             value, doublings, gain = trial_value(line, case, value)
-    if reached.withheld or not all(map(isfinite, (case.base, case.end, case.least))):
+    if reached.withheld or not all(map(isfinite, (case.base, case.third, case.end))):
         simulated = (perplexity_of(case.end), case.end)
         far = reached if reached.withheld else Reach(inf, ("the simulated run diverges",))
         return RunForecast(None, simulated, far, KIND, calibrated=False, note=note)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import lsq_linear, nnls
+from scipy.optimize import nnls
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
@@ -13,6 +13,8 @@ from foretune.forecasting.reach import Domain, Run, domain_of
 from foretune.forecasting.sequence_calibration import SequenceCalibration, SequenceCase, SequenceLine, trial_value
 
 ROUNDS = 20  # of reweighting: the errors' spread hangs on the coefficients and they on it
+HOLDS = np.linspace(1.0, 2.5, 31)
+GROWTHS = np.linspace(0.0, 0.5, 26)
 LEAST_SPREAD = 0.002  # nats: no closer is the end of a run known, from one processor to another
 
 
@@ -97,35 +99,45 @@ def _variance(squares: Array, features: Array, weights: Array) -> tuple[Array, A
 
 
 def _fit_plain(finished: Sequence[FinishedSequence]) -> SequenceLine:
+    """`hold` on a grid, as the gain is a maximum; `growth` by least squares."""
     cases, weights = [one.case for one in finished], _weights(finished)
-    x = np.array([[case.end - case.least, case.apart, case.doublings * case.gain] for case in cases])
-    ends, real = np.array([case.end for case in cases]), np.array([one.loss for one in finished])
-    features = np.array([[1.0, case.apart**2, (case.doublings * case.gain) ** 2] for case in cases])
-    variance = np.ones(len(cases))
+    real = np.array([one.loss for one in finished])
+    best: tuple[float, SequenceLine] | None = None
+    for hold in HOLDS:
+        line = SequenceLine(float(hold), growth=0.0, trust=0.0, spread=0.0, apart=0.0, beyond=0.0, groups=0, runs=0)
+        at_known = np.array([case.base - line.gain(case) for case in cases])
+        more = np.array([case.doublings * max(0.0, line.gain(case)) for case in cases])
+        features = np.array([[1.0, case.apart**2, step**2] for case, step in zip(cases, more, strict=True)])
+        growth, parts, variance = _alternate(real - at_known, -more, features, weights)
+        errors = real - np.maximum(0.0, at_known - growth * more)
+        likelihood = float(weights @ (np.log(variance) + errors**2 / variance))
+        if best is None or likelihood < best[0]:
+            best = (likelihood, _line((float(hold), growth, 0.0), parts, finished))
+    assert best is not None
+    return best[1]
+
+
+def _alternate(rest: Array, x: Array, features: Array, weights: Array) -> tuple[float, Array, Array]:
+    """Fit rest ≈ c x with 0 ≤ c ≤ 1 and the variance of what is left, in turn."""
+    variance, coefficient, parts = np.ones(len(rest)), 0.0, np.zeros(features.shape[1])
     for _ in range(ROUNDS):
-        root = np.sqrt(weights / variance)
-        found = lsq_linear(x * root[:, None], (ends - real) * root, bounds=(0.0, 1.0)).x
-        found = np.where(x.any(0), found, 0.0)  # of what no run tells
-        parts, variance = _variance((ends - x @ found - real) ** 2, features, weights)
-    coefficients = (float(found[0]), float(found[1]), float(found[2]), 0.0)
-    return _line(coefficients, parts, finished)
+        w = weights / variance
+        coefficient = float(np.clip(float((w * x) @ rest) / max(float((w * x) @ x), 1e-12), 0.0, 1.0))
+        parts, variance = _variance((rest - coefficient * x) ** 2, features, weights)
+    return coefficient, parts, variance
 
 
-def _line(
-    coefficients: tuple[float, float, float, float], parts: Array, finished: Sequence[FinishedSequence]
-) -> SequenceLine:
-    back, bend, growth, trust = coefficients
+def _line(coefficients: tuple[float, float, float], parts: Array, finished: Sequence[FinishedSequence]) -> SequenceLine:
+    hold, growth, trust = coefficients
     spread, apart, beyond = (float(part) for part in np.sqrt(parts))
-    return SequenceLine(
-        back, bend, growth, trust, spread, apart, beyond, len({one.group for one in finished}), len(finished)
-    )
+    return SequenceLine(hold, growth, trust, spread, apart, beyond, len({one.group for one in finished}), len(finished))
 
 
 def _fit_tried(finished: Sequence[FinishedSequence], plain: SequenceLine) -> SequenceLine:
     """`growth` on a grid, as it multiplies `trust`; `trust` by least squares."""
     weights, real = _weights(finished), np.array([one.loss for one in finished])
     best: tuple[float, SequenceLine] | None = None
-    for growth in np.linspace(0.0, 0.5, 26):
+    for growth in GROWTHS:
         whole = replace(plain, growth=float(growth), trust=1.0)
         before = np.array([plain.value(one.case) for one in finished])
         told = [trial_value(whole, one.case, value) for one, value in zip(finished, before, strict=True)]
@@ -133,13 +145,9 @@ def _fit_tried(finished: Sequence[FinishedSequence], plain: SequenceLine) -> Seq
         features = np.array(
             [[1.0, one.case.apart**2, (step * gain) ** 2] for one, (_, step, gain) in zip(finished, told, strict=True)]
         )
-        variance, trust = np.ones(len(finished)), 1.0
-        for _ in range(ROUNDS):
-            w = weights / variance
-            trust = float(np.clip((w * way) @ (real - before) / max((w * way) @ way, 1e-12), 0.0, 1.0))
-            parts, variance = _variance((before + trust * way - real) ** 2, features, weights)
+        trust, parts, variance = _alternate(real - before, way, features, weights)
         likelihood = float(weights @ (np.log(variance) + (before + trust * way - real) ** 2 / variance))
-        line = _line((plain.back, plain.bend, float(growth), trust), parts, finished)
+        line = _line((plain.hold, float(growth), trust), parts, finished)
         if best is None or likelihood < best[0]:
             best = (likelihood, line)
     assert best is not None

@@ -7,6 +7,8 @@ they would be learnt by heart. What more rows bring on top, the calibration know
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.reach import Run
@@ -124,11 +126,11 @@ def case_of(found: SequenceRun, run: Run, trial: tuple[int, float] | None = None
     Returns:
         The case.
     """
-    losses = found.run.trajectory.eval_loss
+    trajectory = found.run.trajectory
     return SequenceCase(
-        base=losses[0],
-        end=losses[-1],
-        least=min(losses),
+        base=trajectory.eval_loss[0],
+        third=float(np.interp(trajectory.steps[-1] / 3.0, trajectory.steps, trajectory.eval_loss)),
+        end=trajectory.eval_loss[-1],
         linear=found.linear_loss,
         known_rows=run.known_rows,
         train_rows=run.train_rows,
