@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foretune.forecasting.calibration_file import read_calibration as read_calibration
     from foretune.forecasting.files import save_forecast as save_forecast
     from foretune.forecasting.forecast import ForecastResult as ForecastResult
+    from foretune.forecasting.sequence_forecast import SequenceForecast as SequenceForecast
     from foretune.language.load import language_task_from_datasets as language_task_from_datasets
     from foretune.language.load import load_language_task as load_language_task
     from foretune.language.rows import LanguageTask as LanguageTask
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from foretune.ranking.finalists import Quick as Quick
     from foretune.ranking.report import save_adapter as save_adapter
     from foretune.ranking.rows import Ranking as Ranking
+    from foretune.ranking.sequence_rows import SequenceRanking as SequenceRanking
     from foretune.report.curves import History as History
     from foretune.scoring.files import save_score as save_score
     from foretune.scoring.score import ScoreResult as ScoreResult
@@ -96,6 +98,7 @@ _HOME = {
     "forecasting.calibration_file": ["read_calibration"],
     "forecasting.files": ["save_forecast"],
     "forecasting.forecast": ["ForecastResult"],
+    "forecasting.sequence_forecast": ["SequenceForecast"],
     "language.load": ["language_task_from_datasets", "load_language_task"],
     "language.rows": ["LanguageTask"],
     "ledger.entries": ["Entry"],
@@ -115,6 +118,7 @@ _HOME = {
     "ranking.finalists": ["Quick"],
     "ranking.report": ["save_adapter"],
     "ranking.rows": ["Ranking"],
+    "ranking.sequence_rows": ["SequenceRanking"],
     "report.curves": ["History"],
     "scoring.files": ["save_score"],
     "scoring.score": ["ScoreResult", "score"],

@@ -143,3 +143,21 @@ def test_a_small_real_change_of_the_loss_is_told_to_second_order(known):
             parameter.zero_()
     before = float(many.losses.sum() / many.targets.sum())
     assert abs(told - float(real)) < 0.1 * abs(float(real) - before)
+
+
+@pytest.mark.parametrize("link", ["quadratic", "bounded"])
+def test_a_row_that_is_in_a_batch_twice_counts_twice(known, link):
+    _, adapted, _, _, train, _ = known
+    runs = SequenceRuns([start_of(adapted, [0, 3])], train, torch.float64, train_a=True)
+    with torch.no_grad():
+        for parameter, _ in runs.stacked:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(parameter)
+    sample, rows = SequenceSample(train, link), torch.tensor([4, 1, 4, 0, 4])
+    each = [runs.batch_loss(sample, row[None]) * train.targets[row] for row in rows]
+    together = runs.batch_loss(sample, rows)
+    assert together.item() == pytest.approx((sum(each) / train.targets[rows].sum()).item(), rel=1e-12)
+    parameters = [parameter for parameter, _ in runs.stacked]
+    slopes = torch.autograd.grad(together.sum(), parameters)
+    expected = torch.autograd.grad((sum(each) / train.targets[rows].sum()).sum(), parameters)
+    for slope, wanted in zip(slopes, expected, strict=True):
+        torch.testing.assert_close(slope, wanted, rtol=1e-10, atol=1e-12)

@@ -10,10 +10,10 @@ import foretune as ft
 from foretune.errors import ConfigError
 from foretune.forecasting.shown import Shown
 from foretune.ranking.report import RankRun
-from foretune.ranking.sequence_report import sequence_content
+from foretune.ranking.sequence_report import sequence_adapter, sequence_content
 from foretune.ranking.sequence_table import sequence_numbers, sequence_table
 from foretune.ranking.sequences import prepare_ranking, rank_sequences
-from foretune.settings.commands import RankSettings
+from foretune.settings.commands import ForecastSettings, RankSettings
 from foretune.settings.groups import DataConfig, ModelConfig
 from foretune.trials import stages as staging
 from foretune.trials.run import Tried
@@ -129,3 +129,28 @@ def test_a_spend_that_buys_nothing_is_refused_and_none_changes_nothing(ready, ra
     nothing = dataclasses.replace(SETTINGS, spend="0")
     check_sequence_spend(ready, nothing)
     assert try_sequences(ranking, ready, nothing) is ranking
+
+
+def test_from_python_a_language_model_is_ranked_and_forecast_with_its_trials(ranking):
+    task = ft.language_task_from_datasets(made.texts(N), made.texts(8, offset=1))
+    language = made.reader()
+    before = {name: value.clone() for name, value in language.model.state_dict().items()}
+    told = []
+    settings = dataclasses.replace(SETTINGS, spend="0")
+    own = language.model, language.tokenizer
+    found = ft.rank(*own, task, settings=settings, on_progress=lambda *said: told.append(said))
+    assert [row.quick.name for row in found.rows] == [row.quick.name for row in ranking.rows]
+    assert [row.loss for row in found.rows] == pytest.approx([row.loss for row in ranking.rows], abs=1e-5)
+    what, done, total = told[-1]
+    assert (what, done) == ("sequences through the model", total)
+    known = ForecastSettings(samples=12, eval_samples=6, max_length=16, batch_size=3, epochs=1, train_batch_size=8,
+                             learning_rate=5e-3, spend="15%")  # fmt: skip
+    config = sequence_adapter(found, found.rows[0].quick)
+    result = ft.forecast(*own, config, task, settings=known)
+    assert [trial["rows"] for trial in result.trials] == [40]
+    assert result.to_dict()["spend"] == pytest.approx(42 / 280)
+    assert all(torch.equal(value, before[name]) for name, value in language.model.state_dict().items())
+    for call in (lambda c: ft.forecast(*own, config, task, calibration=c),
+                 lambda c: ft.rank(*own, task, calibration=c)):  # fmt: skip
+        with pytest.raises(ConfigError, match="language models take the one that comes with foretune"):
+            call(object())

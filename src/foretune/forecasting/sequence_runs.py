@@ -60,15 +60,18 @@ class SequenceSample:
         curvature = z[:, 1:].square().sum(1) / (2 * max(1, s.draws))
         if self.link == "quadratic":
             return s.losses.to(z.dtype)[rows][:, None] + z[:, 0] + curvature
+        each, place = rows.unique(return_inverse=True)  # a row may be there more than once
         wanted = torch.full((s.n,), -1, device=rows.device)
-        wanted[rows] = torch.arange(len(rows), device=rows.device)
+        wanted[each] = torch.arange(len(each), device=rows.device)
         chosen = wanted[s.place] >= 0
         where, own = wanted[s.place[chosen]], s.target_losses[chosen].to(z.dtype)
         missing = -torch.expm1(-own)  # 1 − p
         odds = missing.clamp(min=torch.finfo(z.dtype).tiny).log() + own
-        of_sequence = z.new_zeros(len(rows)).index_add(0, where, missing).clamp(min=torch.finfo(z.dtype).tiny)
-        m = -z[:, 0] / of_sequence[:, None]
-        return z.new_zeros(m.shape).index_add(0, where, softplus(odds[:, None] - m[where])) + curvature
+        of_sequence = z.new_zeros(len(each)).index_add(0, where, missing).clamp(min=torch.finfo(z.dtype).tiny)
+        first = torch.empty_like(each).scatter(0, place, torch.arange(len(rows), device=rows.device))
+        m = -z[first, 0] / of_sequence[:, None]
+        bounded = z.new_zeros(m.shape).index_add(0, where, softplus(odds[:, None] - m[where]))
+        return bounded[place] + curvature
 
 
 class _Sketched(StackedAdapter):

@@ -3,16 +3,19 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from peft import LoraConfig
 
+from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Calibration
 from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.forecast import ForecastResult, prepare_forecast, run_forecast
-from foretune.forecasting.sequence_forecast import SequenceForecast
+from foretune.forecasting.sequence_forecast import SequenceForecast, forecast_sequences
+from foretune.language.rows import LanguageTask
 from foretune.models.classifier import Classifier, own_classifier
-from foretune.sequence_plan import SequencePlan
+from foretune.models.language_model import own_language_model
+from foretune.sequence_plan import SequencePlan, prepare_sequences
 from foretune.settings.commands import ForecastSettings
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
@@ -145,6 +148,7 @@ def record(tried: Tried) -> Mapping[str, Any]:
     return {**dataclasses.asdict(tried.shown), "passes": tried.passes, "seconds": tried.seconds}
 
 
+@overload
 def forecast(
     model: Any,
     tokenizer: Any,
@@ -153,22 +157,57 @@ def forecast(
     *,
     settings: ForecastSettings | None = None,
     calibration: Calibration | None = None,
-) -> ForecastResult:
+) -> ForecastResult: ...
+
+
+@overload
+def forecast(
+    model: Any,
+    tokenizer: Any,
+    config: LoraConfig | None,
+    task: LanguageTask,
+    *,
+    settings: ForecastSettings | None = None,
+    calibration: None = None,
+) -> SequenceForecast: ...
+
+
+def forecast(
+    model: Any,
+    tokenizer: Any,
+    config: LoraConfig | None,
+    task: Task | LanguageTask,
+    *,
+    settings: ForecastSettings | None = None,
+    calibration: Calibration | None = None,
+) -> ForecastResult | SequenceForecast:
     """Forecast the run that fine-tunes a LoRA configuration of the user's own model; the model is left as it is.
 
     Args:
-        model: transformers sequence classifier in eval mode, or a peft model with its adapter.
+        model: transformers sequence classifier in eval mode, or for language causal language model; or a peft model of
+            one with its adapter.
         tokenizer: Its tokenizer.
         config: peft's configuration; None if the model is a peft model already.
-        task: Data, from `load_task` or `task_from_datasets`.
+        task: Data, from `load_task` or `task_from_datasets`, or `load_language_task` or `language_task_from_datasets`.
         settings: The run, what is known of the data, and what may be spent on trials; None takes the defaults.
-        calibration: Calibration of the forecast; None takes the one that comes with foretune.
+        calibration: Calibration of a classifier's forecast; None takes the one that comes with foretune, as does every
+            language model.
 
     Returns:
         The forecast: `result.curve.end` by outcome with 90% intervals, `result.curve.points` on the way,
         `result.trials` what the trials showed.
+
+    Raises:
+        ConfigError: If a calibration is given for a language model.
     """
     wanted = settings or ForecastSettings()
+    if isinstance(task, LanguageTask):
+        if calibration is not None:
+            raise ConfigError("calibration: language models take the one that comes with foretune, leave it out")
+        language = own_language_model(model, tokenizer, bare=config is not None)
+        ready = prepare_sequences(language, task, config, wanted)
+        tried = make_trials(buy_sequence_trials(ready, config, wanted))
+        return with_trials(forecast_sequences(ready, wanted, shown=[one.shown for one in tried]), tried)
     classifier = own_classifier(model, tokenizer, task.objective, bare=config is not None)
     plan = prepare_forecast(classifier, task, config, wanted)
     tried = make_trials(buy_trials(classifier, task, config, wanted))

@@ -3,19 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
 from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.simulated_runs import case_values
+from foretune.language.rows import LanguageTask
 from foretune.models.classifier import Classifier, own_classifier
+from foretune.models.language_model import own_language_model
 from foretune.ranking.rank import OnProgress, rank_adapters
 from foretune.ranking.recipes import notes_of
 from foretune.ranking.recommend import in_words, marked
 from foretune.ranking.report import adapter_of
 from foretune.ranking.rows import Ranking, Row, Spent, ordered, sort_key
+from foretune.ranking.sequence_rows import SequenceRanking
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import Recipe
 from foretune.settings.spend import parse_spend
@@ -25,6 +29,7 @@ from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
 from foretune.trials.forecast import record
 from foretune.trials.plan import Extent, TrialPlan, affordable
 from foretune.trials.run import Tried
+from foretune.trials.sequence_ranking import rank_language
 from foretune.trials.spend import whole_run
 from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages
 from foretune.trials.store import open_store
@@ -56,6 +61,7 @@ def check_spend(classifier: Classifier, task: Task, settings: RankSettings) -> N
         affordable(settings.each(), extent, share)
 
 
+@overload
 def rank(
     model: Any,
     tokenizer: Any,
@@ -64,24 +70,54 @@ def rank(
     settings: RankSettings | None = None,
     calibration: Calibration | None = None,
     on_progress: OnProgress | None = None,
-) -> Ranking:
+) -> Ranking: ...
+
+
+@overload
+def rank(
+    model: Any,
+    tokenizer: Any,
+    task: LanguageTask,
+    *,
+    settings: RankSettings | None = None,
+    calibration: None = None,
+    on_progress: OnProgress | None = None,
+) -> SequenceRanking: ...
+
+
+def rank(
+    model: Any,
+    tokenizer: Any,
+    task: Task | LanguageTask,
+    *,
+    settings: RankSettings | None = None,
+    calibration: Calibration | None = None,
+    on_progress: OnProgress | None = None,
+) -> Ranking | SequenceRanking:
     """Rank the adapters of the user's own model on the user's own data; the model is left as it is.
 
     Args:
-        model: transformers sequence classifier in eval mode, without an adapter.
+        model: transformers sequence classifier in eval mode, or for language causal language model, without an adapter.
         tokenizer: Its tokenizer.
-        task: Data, from `load_task` or `task_from_datasets`.
+        task: Data, from `load_task` or `task_from_datasets`, or `load_language_task` or `language_task_from_datasets`.
         settings: Settings, what may be spent on trials among them; None takes the defaults.
-        calibration: Calibration of the forecasts; None takes the one that comes with foretune.
+        calibration: Calibration of a classifier's forecasts; None takes the one that comes with foretune, as does every
+            language model.
         on_progress: Called with what is done now, how much of it is done and how much there is.
 
     Returns:
         The ranking.
 
     Raises:
+        ConfigError: If a calibration is given for a language model.
         ForetuneError: If the settings do not fit the model or the data.
     """
-    wanted, calibrated = settings or RankSettings(), calibration or shipped_calibration()
+    wanted = settings or RankSettings()
+    if isinstance(task, LanguageTask):
+        if calibration is not None:
+            raise ConfigError("calibration: language models take the one that comes with foretune, leave it out")
+        return rank_language(own_language_model(model, tokenizer, bare=True), task, wanted, on_progress=on_progress)
+    calibrated = calibration or shipped_calibration()
     classifier = own_classifier(model, tokenizer, task.objective, bare=True)
     check_spend(classifier, task, wanted)
     ranking = rank_adapters(classifier, task, wanted, calibrated, on_progress=on_progress)

@@ -7,6 +7,9 @@ from typing import Any
 
 from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
 from foretune.forecasting.sequence_levels import Levels, levels_of
+from foretune.language.rows import LanguageTask
+from foretune.models.language_model import LanguageModel
+from foretune.ranking.rank import OnProgress
 from foretune.ranking.rows import Spent
 from foretune.ranking.sequence_report import sequence_adapter
 from foretune.ranking.sequence_rows import (
@@ -18,7 +21,7 @@ from foretune.ranking.sequence_rows import (
     notes_of,
     place_of,
 )
-from foretune.ranking.sequences import SequenceCandidates
+from foretune.ranking.sequences import SequenceCandidates, n_ranked, prepare_ranking, rank_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.spend import parse_spend
 from foretune.trials.bench import Candidate, LanguageBench
@@ -28,6 +31,38 @@ from foretune.trials.run import Tried
 from foretune.trials.spend import whole_run
 from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages
 from foretune.trials.store import open_store
+
+
+def rank_language(
+    language: LanguageModel, task: LanguageTask, settings: RankSettings, *, on_progress: OnProgress | None = None
+) -> SequenceRanking:
+    """Rank the adapters of a language model, with the trials that its spend buys; the model is left as it is.
+
+    Args:
+        language: Model and tokenizer, without an adapter.
+        task: Data.
+        settings: Settings.
+        on_progress: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The ranking.
+
+    Raises:
+        ForetuneError: If the settings do not fit the model or the data.
+    """
+    tell = on_progress or (lambda *_: None)
+    ready = prepare_ranking(language, task, settings)
+    check_sequence_spend(ready, settings)
+    total, done = n_ranked(ready, settings), 0
+
+    def passed(count: int) -> None:
+        nonlocal done
+        done += count
+        tell("sequences through the model", done, total)
+
+    ranking = rank_sequences(ready, settings, passed)
+    telling = Telling(on_progress=lambda done, total: tell("sample passes of the trials", round(done), round(total)))
+    return try_sequences(ranking, ready, settings, telling=telling)
 
 
 def check_sequence_spend(ready: SequenceCandidates, settings: RankSettings) -> None:
