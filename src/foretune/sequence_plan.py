@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,17 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 
-from foretune.errors import DataError
-from foretune.language.encode import NO_LOSS, EncodedRows, collate, encode_rows
+from foretune.errors import ConfigError, DataError
+from foretune.language.encode import SHIFT, EncodedRows, count_targets, encode_rows
+from foretune.language.encode_pairs import encode_pairs
 from foretune.language.rows import LanguageSplit, LanguageTask
 from foretune.models.adapted import AdaptedModel
 from foretune.models.alignment import table_size
 from foretune.models.language_model import LanguageModel
-from foretune.models.output_layer import LANGUAGE
+from foretune.models.output_layer import task_type
 from foretune.models.placement import is_base, place, read_adapters
 from foretune.ntk.sequence_losses import SequenceBatch
-from foretune.settings.groups import Sample
+from foretune.settings.groups import LanguageKind, Sample
 from foretune.tasks.sampling import draw_indices, split_rows
 
 LOGITS = 2**26  # numbers of a batch's logits at most; float32 takes 256 MiB of them, three times in a backward pass
@@ -32,17 +33,20 @@ class TokenRows:
     """Rows as tokens with labels.
 
     Attributes:
-        features: For each row `input_ids`, `attention_mask` and `labels`, as `encode_rows` gives them.
+        features: For each row `input_ids`, `attention_mask` and `labels`, as `encode_rows` or `encode_pairs` gives
+            them.
         indices: Rows of the split that they come from.
+        kind: Kind of the model that they are for.
     """
 
     features: tuple[dict[str, list[int]], ...]
     indices: NDArray[np.int64]
+    kind: LanguageKind = "causal-lm"
 
     @property
     def n_targets(self) -> int:
         """How many tokens carry loss: the first one of a row has nothing before it."""
-        return sum(label != NO_LOSS for feature in self.features for label in feature["labels"][1:])
+        return sum(count_targets(self.features, SHIFT[self.kind]))
 
     def take(self, positions: NDArray[np.int64]) -> "TokenRows":
         """Keep some of the rows.
@@ -53,7 +57,9 @@ class TokenRows:
         Returns:
             These rows.
         """
-        return TokenRows(tuple(self.features[position] for position in positions), self.indices[positions])
+        return replace(
+            self, features=tuple(self.features[position] for position in positions), indices=self.indices[positions]
+        )
 
     def records(self, *, by_length: bool = False) -> list[dict[str, list[int]]]:
         """List the rows as a Trainer's data set.
@@ -138,7 +144,11 @@ def choose_rows(
 
     Raises:
         DataError: If no row that trains, or none to predict, has a token that carries loss.
+        ConfigError: If another kind of model was asked for.
     """
+    if task.kind not in (None, language.kind):
+        held = "an encoder-decoder" if language.kind == "seq2seq" else "no encoder-decoder"
+        raise ConfigError(f"task = {task.kind!r}, but model {language.source} is {held}: leave the task out")
     limits = (max_length, language.position_limit)
     longest = min(limit for limit in limits if limit is not None)
     n_eval = None if task.evaluation is None else len(task.evaluation.rows)
@@ -157,7 +167,8 @@ def choose_rows(
 
 def _encode(split: LanguageSplit, task: LanguageTask, language: LanguageModel, max_length: int) -> EncodedRows:
     """The whole split, so that messages name its rows by their numbers."""
-    return encode_rows(
+    encode = {"causal-lm": encode_rows, "seq2seq": encode_pairs}[language.kind]
+    return encode(
         split.rows,
         language.tokenizer,
         max_length=max_length,
@@ -174,7 +185,8 @@ def _select(encoded: EncodedRows, rows: Iterable[int], which: str) -> TokenRows:
             f"none of the rows {which} has a token that carries loss within max_length = {encoded.max_length}: raise "
             f"max_length, or give more rows"
         )
-    return TokenRows(tuple(encoded.features[places[row]] for row in kept), np.array(kept, dtype=np.int64))
+    features = tuple(encoded.features[places[row]] for row in kept)
+    return TokenRows(features, np.array(kept, dtype=np.int64), encoded.kind)
 
 
 def place_adapters(language: LanguageModel, config: LoraConfig | None, *, seed: int, inplace: bool) -> PeftModel:
@@ -194,7 +206,7 @@ def place_adapters(language: LanguageModel, config: LoraConfig | None, *, seed: 
         return placed
     if config.task_type is None:
         config = copy.copy(config)
-        config.task_type = LANGUAGE
+        config.task_type = task_type(language.model)
     return place(language.model, config, seed=seed, inplace=inplace)
 
 
@@ -252,16 +264,18 @@ def sequence_batches(
         Batches with the positions of their sequences.
     """
     largest = plan.settings.batch_size if most is None else min(most, plan.settings.batch_size)
-    lengths = np.array([len(feature["input_ids"]) for feature in tokens.features[:rows]])
-    order, start = np.argsort(-lengths, kind="stable"), 0
+    lengths, written = (
+        np.array([len(feature[name]) for feature in tokens.features[:rows]]) for name in ("input_ids", "labels")
+    )
+    order, start = np.lexsort((-written, -lengths)), 0
     while start < len(order):
-        fit = LOGITS // (int(lengths[order[start]]) * plan.n_vocabulary)
+        fit = LOGITS // (int(written[order[start : start + largest]].max()) * plan.n_vocabulary)
         chosen = order[start : start + max(1, min(largest, fit))]
         start += len(chosen)
-        batch = collate([tokens.features[row] for row in chosen], plan.language.tokenizer.pad_token_id)
+        batch = plan.language.collate([tokens.features[row] for row in chosen])
         on_device = {name: tensor.to(plan.language.device) for name, tensor in batch.items()}
         labels = on_device.pop("labels")
-        yield SequenceBatch(torch.as_tensor(chosen), on_device, labels)
+        yield SequenceBatch(torch.as_tensor(chosen), on_device, labels, plan.language.shift)
         if on_batch is not None:
             on_batch(len(chosen))
 
@@ -278,7 +292,7 @@ def describe_rows(task: LanguageTask, rows: ChosenRows) -> dict[str, Any]:
     """
     n_rows = len(task.train.rows) + (0 if task.evaluation is None else len(task.evaluation.rows))
     return {
-        "task": "causal-lm",
+        "task": rows.train.kind,
         "format": task.format,
         "text_columns": list(task.columns),
         "loss_on": task.loss_on,
@@ -310,7 +324,7 @@ def describe_sequences(plan: SequencePlan) -> dict[str, Any]:
         "n_eval": len(rows.evaluation.features),
         "model": plan.language.source,
         "dataset": task.source,
-        "objective": {"kind": "causal-lm", "noun": "tokens", "loss_unit": LOSS_UNIT},
+        "objective": {"kind": plan.language.kind, "noun": "tokens", "loss_unit": LOSS_UNIT},
         "architecture": type(model.get_base_model()).__name__,
         "parameters": sum(p.numel() for name, p in model.named_parameters() if is_base(name)),
         "device": str(plan.language.device),

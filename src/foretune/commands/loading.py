@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretune.errors import ConfigError, DataError, ForetuneError
 from foretune.settings.commands import Configuration
-from foretune.settings.groups import DataConfig, ModelConfig
+from foretune.settings.groups import LANGUAGE_KINDS, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -41,7 +41,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class LoadedLanguage:
-    """A configuration of a causal language model with its model and its data.
+    """A configuration of a language model with its model and its data.
 
     Attributes:
         task: Data.
@@ -72,7 +72,7 @@ def open_data(config: DataConfig) -> "Splits":
 
 
 def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
-    """Tell the configurations of causal language models from those of classifiers.
+    """Tell the configurations of language models from those of classifiers.
 
     Args:
         model: Which model.
@@ -83,12 +83,12 @@ def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
         Whether it is one of a language model.
     """
     from foretune.language.load import holds_language
-    from foretune.models.language_model import is_causal
+    from foretune.models.language_model import is_language_model
     from foretune.tasks.sources import quiet
 
     with quiet():
         return holds_language(
-            splits, data, is_causal=lambda: is_causal(model.model, trust_remote_code=model.trust_remote_code)
+            splits, data, is_causal=lambda: is_language_model(model.model, trust_remote_code=model.trust_remote_code)
         )
 
 
@@ -108,7 +108,7 @@ def classifiers_only(refusal: str, model: ModelConfig, data: DataConfig) -> Iter
         ConfigError: If the configuration is one of a language model.
         DataError: As it came, if it is not.
     """
-    if data.task == "causal-lm":
+    if data.task in LANGUAGE_KINDS:
         raise ConfigError(refusal)
     try:
         yield
@@ -130,17 +130,21 @@ def read_adapter(config: Configuration[Any], *, language: bool = False) -> "Lora
 
     Args:
         config: Configuration.
-        language: Whether it is for a causal language model.
+        language: Whether it is for a language model.
 
     Returns:
         peft's configuration; None where settings describe the adapter.
     """
     from foretune.models.adapter_file import adapter_from_file
-    from foretune.models.output_layer import CLASSIFIER, LANGUAGE
+    from foretune.models.language_model import language_kind
+    from foretune.models.output_layer import CLASSIFIER, TASK_TYPES
 
     if not isinstance(config.adapter, Path):
         return None
-    return adapter_from_file(config.adapter, task_type=LANGUAGE if language else CLASSIFIER)
+    if not language:
+        return adapter_from_file(config.adapter, task_type=CLASSIFIER)
+    kind = language_kind(config.model.model, trust_remote_code=config.model.trust_remote_code)
+    return adapter_from_file(config.adapter, task_type=TASK_TYPES[kind])
 
 
 def load(
@@ -173,7 +177,7 @@ def load(
 
 
 def load_language(config: Configuration[Any], given: "LoraConfig | None", splits: "Splits") -> LoadedLanguage:
-    """Load the data and the model of a configuration of a causal language model.
+    """Load the data and the model of a configuration of a language model.
 
     Args:
         config: Configuration.
@@ -195,7 +199,7 @@ def load_language(config: Configuration[Any], given: "LoraConfig | None", splits
 
 
 def load_language_alone(model: ModelConfig, data: DataConfig, splits: "Splits") -> "tuple[LanguageModel, LanguageTask]":
-    """Load a causal language model and its data, without an adapter.
+    """Load a language model and its data, without an adapter.
 
     Args:
         model: Which model.

@@ -12,6 +12,7 @@ LOSS_LIMITS: dict[TaskKind, tuple[float, float]] = {
     "classification": (1e-3, 20.0),
     "multi-label": (1e-3, 20.0),
     "causal-lm": (1e-3, 20.0),
+    "seq2seq": (1e-3, 20.0),
     "regression": (1e-12, 1e12),
 }
 

@@ -147,6 +147,10 @@ class SequenceForecast:
         return found
 
 
+def _unknown(plan: SequencePlan) -> str:
+    return NONE_OF_PAIRS if plan.language.kind == "seq2seq" else NO_CALIBRATION
+
+
 def forecast_sequences(
     plan: SequencePlan,
     settings: ForecastSettings,

@@ -10,10 +10,11 @@ from torch import Tensor
 from foretune.errors import DataError, border, shown
 from foretune.language.rows import Chat, Completion, Row, Text
 from foretune.language.spans import Renderer, common_prefix
-from foretune.settings.groups import LossOn
+from foretune.settings.groups import LanguageKind, LossOn
 
 NO_LOSS = -100  # what losses of torch and transformers leave out
-_AT_ONCE = 1000  # texts that a tokenizer takes in one call
+SHIFT: dict[LanguageKind, int] = {"causal-lm": 1, "seq2seq": 0}  # a label at t is the target of position t − shift
+AT_ONCE = 1000  # texts that a tokenizer takes in one call
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,12 @@ class EncodedRows:
 
     Attributes:
         features: For each kept row `input_ids`, `attention_mask` (all 1) and `labels`: the token's id where it carries
-            loss, -100 where not. Logits at position t are held against the label at t + 1.
+            loss, -100 where not. Logits at position t are held against the label at t + `SHIFT[kind]`.
         n_truncated: Rows that were longer than `max_length`, kept or not.
-        n_emptied: Rows without a label at position 1 or later, which are left out.
+        n_emptied: Rows without a target, which are left out.
         kept: Positions of the others among the rows.
         max_length: Most tokens of a row.
+        kind: Kind of the model that they are for.
     """
 
     features: tuple[dict[str, list[int]], ...]
@@ -34,11 +36,39 @@ class EncodedRows:
     n_emptied: int
     kept: tuple[int, ...]
     max_length: int
+    kind: LanguageKind = "causal-lm"
 
     @property
     def n_targets(self) -> tuple[int, ...]:
         """How many tokens of each kept row carry loss."""
-        return tuple(sum(label != NO_LOSS for label in feature["labels"][1:]) for feature in self.features)
+        return count_targets(self.features, SHIFT[self.kind])
+
+
+def count_targets(features: Sequence[Mapping[str, Sequence[int]]], shift: int) -> tuple[int, ...]:
+    """Count the tokens that carry loss.
+
+    Args:
+        features: Rows, with `labels`.
+        shift: Labels at the front that no logits stand before.
+
+    Returns:
+        How many of each row.
+    """
+    return tuple(sum(label != NO_LOSS for label in feature["labels"][shift:]) for feature in features)
+
+
+def targets_of(labels: Tensor, shift: int) -> Tensor:
+    """Put each label to the position whose logits are held against it.
+
+    Args:
+        labels: rows × T.
+        shift: The label at t is the target of position t − shift.
+
+    Returns:
+        rows × T, −100 where a position has no target.
+    """
+    ends = torch.full_like(labels[:, :shift], NO_LOSS)
+    return torch.cat([labels[:, shift:], ends], dim=1)
 
 
 def encode_rows(
@@ -80,7 +110,7 @@ def encode_rows(
     _check_fit(rows, loss_on)
     features, kept, n_truncated = [], [], 0
     for position, (ids, carries) in enumerate(_tokens(rows, tokenizer, loss_on)):
-        _check_ids(ids, tokenizer, vocab_size, position)
+        check_ids(ids, tokenizer, vocab_size, position)
         n_truncated += len(ids) > max_length
         ids, carries = ids[:max_length], carries[:max_length]
         if any(carries[1:]):
@@ -112,8 +142,8 @@ def _tokens(rows: Sequence[Row], tokenizer: Any, loss_on: LossOn | None) -> Iter
         raise DataError(
             f"tokenizer {shown(str(tokenizer.name_or_path))} has no end-of-text token: set tokenizer.eos_token"
         )
-    for start in range(0, len(rows), _AT_ONCE):
-        some = rows[start : start + _AT_ONCE]
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
         plain = [row for row in some if not isinstance(row, Chat)]
         wholes = iter(_ids([_whole(row, tokenizer.eos_token) for row in plain], tokenizer))
         prompts = iter(_ids([row.prompt for row in plain if isinstance(row, Completion)], tokenizer))
@@ -156,7 +186,18 @@ def _chat(row: Chat, renderer: Renderer, loss_on: LossOn | None, where: str) -> 
     return ids, carries
 
 
-def _check_ids(ids: Sequence[int], tokenizer: Any, vocab_size: int | None, position: int) -> None:
+def check_ids(ids: Sequence[int], tokenizer: Any, vocab_size: int | None, position: int) -> None:
+    """Refuse a token that the model does not have.
+
+    Args:
+        ids: Tokens of a row.
+        tokenizer: Tokenizer of transformers.
+        vocab_size: How many tokens the model embeds; None does not ask.
+        position: Of the row.
+
+    Raises:
+        DataError: Naming the token and the row.
+    """
     largest = max(ids, default=0)
     if vocab_size is not None and largest >= vocab_size:
         token = tokenizer.convert_ids_to_tokens(largest)
@@ -179,16 +220,16 @@ def collate(
         padding_side: Where; right is what TRL trains with.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, each rows × longest, int64.
+        `input_ids`, `attention_mask` and `labels`, each rows × its longest, int64.
 
     Raises:
         DataError: If there are no rows.
     """
     if not features:
         raise DataError("no rows to put into a batch: give at least one")
-    longest = max(len(feature["input_ids"]) for feature in features)
     batch = {}
     for name, filler in (("input_ids", pad_token_id), ("attention_mask", 0), ("labels", NO_LOSS)):
+        longest = max(len(feature[name]) for feature in features)
         filled = torch.full((len(features), longest), filler)
         for row, feature in zip(filled, features, strict=True):
             values = torch.tensor(feature[name])

@@ -1,4 +1,4 @@
-"""Data sets for causal language models, from a folder, a file, the hub or memory."""
+"""Data sets for language models, from a folder, a file, the hub or memory."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -10,7 +10,7 @@ from foretune.errors import ConfigError, DataError
 from foretune.language.formats import find_format, holds_preferences, lacks, read_rows
 from foretune.language.rows import LanguageSplit, LanguageTask, fingerprint
 from foretune.readers.folder import Splits
-from foretune.settings.groups import DataConfig, LossOn
+from foretune.settings.groups import LANGUAGE_KINDS, DataConfig, LossOn
 from foretune.tasks.columns import find_columns, holds_text
 from foretune.tasks.load import LOOKED_AT
 from foretune.tasks.sources import (
@@ -23,7 +23,6 @@ from foretune.tasks.sources import (
     splits_in_memory,
 )
 
-LANGUAGE_TASK = "causal-lm"  # as `--task` takes it
 _OF_LABELS = ("label_column", "positive_from")
 
 
@@ -77,7 +76,7 @@ def language_task_from_datasets(
 
 
 def holds_language(splits: Splits, config: DataConfig, *, is_causal: Callable[[], bool]) -> bool:
-    """Tell whether a data set is for a causal language model, by its columns where the settings do not say it.
+    """Tell whether a data set is for a language model, by its columns where the settings do not say it.
 
     It is where they hold conversations, prompts with completions, or instructions with outputs; plain texts, and two
     text columns that are named, are where no column holds labels and the model is one. A text column with a label
@@ -86,13 +85,13 @@ def holds_language(splits: Splits, config: DataConfig, *, is_causal: Callable[[]
     Args:
         splits: All of them.
         config: Columns and splits in use.
-        is_causal: Asked for the model where its kind decides.
+        is_causal: Asked where it decides whether the model is a language model.
 
     Returns:
         Whether it is.
     """
     if config.task is not None:
-        return config.task == LANGUAGE_TASK
+        return config.task in LANGUAGE_KINDS
     if config.label_column is not None or config.positive_from is not None or config.train_split not in splits:
         return False
     form = None
@@ -130,7 +129,8 @@ def language_task_of(splits: Splits, config: DataConfig) -> LanguageTask:
         DataError: If they do not hold such rows.
         ConfigError: If a setting is about labels.
     """
-    if config.task not in (None, LANGUAGE_TASK):
+    kind = next((known for known in LANGUAGE_KINDS if known == config.task), None)
+    if config.task != kind:
         raise ConfigError(f"task = {config.task!r}: data of a language model has no labels; leave it out")
     for name in _OF_LABELS:
         value = getattr(config, name)
@@ -153,4 +153,5 @@ def language_task_of(splits: Splits, config: DataConfig) -> LanguageTask:
         fingerprint=fingerprint(rows, None if evaluation is None else evaluation.rows),
         config_name=config.config_name,
         loss_on=config.loss_on,
+        kind=kind,
     )

@@ -1,4 +1,4 @@
-"""Rows that a causal language model learns from, in one form whatever the columns were, and the task that they pose."""
+"""Rows that a language model learns from, in one form whatever the columns were, and the task that they pose."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from foretune.settings.groups import LossOn
+from foretune.settings.groups import LanguageKind, LossOn
 
 ROLES = ("system", "user", "assistant", "tool")
 FormatName = Literal["text", "prompt-completion", "messages", "instruction"]
@@ -80,7 +80,7 @@ class LanguageSplit:
 
 @dataclass(frozen=True)
 class LanguageTask:
-    """What a causal language model is to learn.
+    """What a language model is to learn.
 
     Attributes:
         source: Path, hub id, or a word for data from memory.
@@ -91,6 +91,7 @@ class LanguageTask:
         fingerprint: SHA-256 of the rows.
         config_name: Configuration of a hub data set.
         loss_on: Which tokens carry loss; None for the completion where a row has a prompt, else all.
+        kind: What was asked for; None leaves it to the model.
     """
 
     source: str
@@ -101,6 +102,7 @@ class LanguageTask:
     fingerprint: str
     config_name: str | None = None
     loss_on: LossOn | None = None
+    kind: LanguageKind | None = None
 
 
 def fingerprint(train: Sequence[Row], evaluation: Sequence[Row] | None) -> str:

@@ -44,7 +44,8 @@ def adapter_from_file(path: Path | str, *, task_type: str = CLASSIFIER) -> LoraC
 
     Args:
         path: An `adapter_config.json`, of whatever name, or the folder that holds it.
-        task_type: What it must be for, in peft's words: `SEQ_CLS`, or `CAUSAL_LM` for a language model.
+        task_type: What it must be for, in peft's words: `SEQ_CLS`, or `CAUSAL_LM` or `SEQ_2_SEQ_LM` for a
+            language model.
 
     Returns:
         peft's configuration for that task.

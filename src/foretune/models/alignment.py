@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from foretune.errors import ModelError, border
+from foretune.models.encoder_decoder import decoder_inputs, kind_of
+from foretune.models.output_layer import output_layer
 from foretune.models.source import quiet
 
 _CLASSES = "single_label_classification"  # what transformers takes integer labels for
@@ -89,7 +91,8 @@ def check_padding(model: Any, tokenizer: Any) -> None:
             "rows: call model.resize_token_embeddings(len(tokenizer)) and save, or let tokenizer.pad_token be another"
         )
     config = model.config
-    if getattr(config, "is_encoder_decoder", False) and pad == getattr(config, "eos_token_id", None):
+    classifies = kind_of(config) == "seq2seq" and output_layer(model) is None
+    if classifies and pad == getattr(config, "eos_token_id", None):
         raise ModelError(
             f"the model reads its logits at the end-of-text token {token!r} (id {pad}), with which the tokenizer pads: "
             "let tokenizer.pad_token be another"
@@ -266,35 +269,42 @@ def try_out(model: Any, tokenizer: Any, named: str) -> None:
 
 
 def try_language(model: Any, tokenizer: Any, named: str) -> None:
-    """Put short texts through a copy of a language model: it must not look ahead.
+    """Put short texts through a copy of a language model: it must not look ahead, an encoder-decoder in its decoder.
 
     A token added at the end may change the logits of those before it by rounding only, √ε of the largest of them, with
     ε of float32 on a GPU that of TensorFloat-32, which its products may be rounded to.
 
     Args:
-        model: transformers causal language model, or a peft model of one; left as it is.
+        model: transformers language model, or a peft model of one; left as it is.
         tokenizer: A tokenizer with a padding token.
         named: What the model is called in a message.
 
     Raises:
         ModelError: If the pass fails, gives no logits over the vocabulary, or logits depend on later tokens.
     """
-    remedy = "load it with AutoModelForCausalLM.from_pretrained"
+    auto = "AutoModelForCausalLM" if kind_of(model.config) == "causal-lm" else "AutoModelForSeq2SeqLM"
+    remedy = f"load it with {auto}.from_pretrained"
     with _on_trial(model, named) as trial:
-        inputs = _padded(_TRIAL, model, tokenizer)
+        padded = _padded(_TRIAL, model, tokenizer)
+        inputs = {name: padded[name] for name in ("input_ids", "attention_mask")}  # what batches hold
         batch, length = inputs["input_ids"].shape
-        both = _logits(trial, inputs)
+        both = _logits(trial, inputs | decoder_inputs(trial, inputs["input_ids"]))
         if not isinstance(both, torch.Tensor) or both.ndim != 3 or tuple(both.shape[:2]) != (batch, length):
             shape = "no logits" if not isinstance(both, torch.Tensor) else f"logits of shape {tuple(both.shape)}"
             raise ModelError(f"{named} gives {shape} for {batch} texts of {length} tokens: {remedy}")
         ids = inputs["input_ids"][-1:]
         other = next(token for token in range(both.shape[-1]) if not bool((ids == token).any()))
         longer = torch.cat([ids, torch.tensor([[other]])], dim=1)
-        alone, followed = (
-            _logits(trial, {"input_ids": each, "attention_mask": torch.ones_like(each)}) for each in (ids, longer)
-        )
+        alone, followed = (_logits(trial, _going_on(trial, ids, each)) for each in (ids, longer))
     largest = float(alone.abs().max())
     change = float((followed[:, :length] - alone).abs().max())
     epsilon = max(torch.finfo(alone.dtype).eps, _TENSOR_FLOAT if alone.device.type != "cpu" else 0.0)
     if change > epsilon**0.5 * largest:
         raise ModelError(f"{named} reads the tokens that come after, so it is no causal language model: {remedy}")
+
+
+def _going_on(trial: Any, ids: torch.Tensor, written: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Inputs whose logits are those of the written tokens; an encoder reads `ids` whatever is written."""
+    of_decoder = decoder_inputs(trial, written)
+    read = ids if of_decoder else written
+    return {"input_ids": read, "attention_mask": torch.ones_like(read), **of_decoder}

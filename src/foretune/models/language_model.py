@@ -1,16 +1,22 @@
-"""Causal language models: loaded by the rules of classifiers, with every weight from the checkpoint, and adapted."""
+"""Language models, causal or encoder-decoders: loaded by the rules of classifiers, every weight read, and adapted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import transformers
 from peft import PeftModel
-from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from foretune.errors import ModelError, border, few
+from foretune.language.encode import SHIFT, collate
 from foretune.models.alignment import (
     check_padding,
     is_neutral,
@@ -22,18 +28,28 @@ from foretune.models.alignment import (
 )
 from foretune.models.checkpoint import CheckpointNames, backbone_prefix, check_backbone
 from foretune.models.classifier import check_finite, check_own, dtype_of, position_limit, resolve_device
+from foretune.models.encoder_decoder import decoder_inputs, kind_of
 from foretune.models.loading import read_config, read_tokenizer, read_weights
 from foretune.models.output_layer import output_layer
 from foretune.models.placement import lora_config, place
 from foretune.models.source import check_weights, locate, quiet, reading, shown_source
-from foretune.settings.groups import AdapterConfig
+from foretune.settings.groups import AdapterConfig, LanguageKind
 
-_REMEDY = "load it with AutoModelForCausalLM.from_pretrained"
+_REMEDY = "load it with AutoModelForCausalLM.from_pretrained, an encoder-decoder with AutoModelForSeq2SeqLM"
+# of each kind transformers' automatic class, which configurations it takes, and the names of its classes
+_AUTO: dict[LanguageKind, tuple[str, Any, Mapping[str, Any]]] = {
+    "causal-lm": ("AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "seq2seq": (
+        "AutoModelForSeq2SeqLM",
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A loaded causal language model: logits of the next token at every position.
+    """A loaded language model: logits of the next token at every position, of an encoder-decoder of the completion.
 
     Attributes:
         source: Path or hub id as given.
@@ -54,6 +70,28 @@ class LanguageModel:
         return device
 
     @property
+    def kind(self) -> LanguageKind:
+        """Whether it is causal or an encoder-decoder."""
+        return kind_of(self.model.config)
+
+    @property
+    def shift(self) -> int:
+        """Logits at position t are held against the label at t + shift."""
+        return SHIFT[self.kind]
+
+    def collate(self, features: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        """Put rows into one batch, padded on the right.
+
+        Args:
+            features: Rows, as `foretune.sequence_plan` gives them.
+
+        Returns:
+            What the model is called with, and `labels`; of an encoder-decoder `decoder_input_ids` too.
+        """
+        batch = collate(features, int(self.tokenizer.pad_token_id))
+        return batch | decoder_inputs(self.model, batch["labels"])
+
+    @property
     def position_limit(self) -> int | None:
         """Longest sequence that the model allows, in tokens; None where positions are not bounded.
 
@@ -63,8 +101,8 @@ class LanguageModel:
         return position_limit(self.model)
 
 
-def is_causal(source: str, *, trust_remote_code: bool = False) -> bool:
-    """Tell by its config.json whether a checkpoint was saved as a causal language model.
+def is_language_model(source: str, *, trust_remote_code: bool = False) -> bool:
+    """Tell by its config.json whether a checkpoint was saved as a language model, causal or an encoder-decoder.
 
     Args:
         source: Local folder or hub id.
@@ -77,20 +115,33 @@ def is_causal(source: str, *, trust_remote_code: bool = False) -> bool:
         ModelError: If there is no config.json, or it is broken.
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
-    known = {
-        name
-        for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        for name in ((names,) if isinstance(names, str) else names)
-    }
+    auto, _, classes = _AUTO[kind_of(config)]
+    known = {name for names in classes.values() for name in ((names,) if isinstance(names, str) else names)}
     if known.intersection(getattr(config, "architectures", None) or ()):
         return True
-    return trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return trust_remote_code and auto in (getattr(config, "auto_map", None) or {})
+
+
+def language_kind(source: str, *, trust_remote_code: bool = False) -> LanguageKind:
+    """Tell by its config.json which kind of language model a checkpoint is.
+
+    Args:
+        source: Local folder or hub id.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        causal-lm or seq2seq.
+
+    Raises:
+        ModelError: If there is no config.json, or it is broken.
+    """
+    return kind_of(read_config(source, trust_remote_code=trust_remote_code))
 
 
 def load_language_model(
     source: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
 ) -> LanguageModel:
-    """Load a pretrained causal language model.
+    """Load a pretrained language model: of an encoder-decoder the one that writes, else a causal one.
 
     Only safetensors are read: nothing is unpickled. No weight is drawn; an output layer that is tied to the embeddings
     need not be in the checkpoint. A tokenizer without padding token pads with its end-of-text token, which changes no
@@ -106,7 +157,7 @@ def load_language_model(
         Model in eval mode on the device, and its tokenizer.
 
     Raises:
-        ModelError: If it cannot be loaded or is no causal language model, its weights are not those of its
+        ModelError: If it cannot be loaded or is no language model, its weights are not those of its
             architecture, one is not finite, or the tokenizer has tokens that the model has no embedding for.
     """
     precision = dtype_of(dtype)
@@ -120,7 +171,7 @@ def load_language_model(
         config.return_dict = True
         config.output_attentions = config.output_hidden_states = False
     model, names = read_weights(
-        transformers.AutoModelForCausalLM,
+        getattr(transformers, _AUTO[kind_of(config)][0]),
         source,
         config,
         seed=0,
@@ -142,23 +193,22 @@ def load_language_model(
 
 
 def _check_architecture(config: Any, named: str, *, trust_remote_code: bool) -> None:
-    brought = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if brought:
-        return
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{named} is an encoder-decoder ({config.model_type}): name a causal language model")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{named} is of kind {config.model_type!r}, which has no causal language model: name another")
+    kind = kind_of(config)
+    auto, known, _ = _AUTO[kind]
+    brought = trust_remote_code and auto in (getattr(config, "auto_map", None) or {})
+    if not brought and type(config) not in known:
+        what = "causal language model" if kind == "causal-lm" else "sequence-to-sequence language model"
+        raise ModelError(f"{named} is of kind {config.model_type!r}, which has no {what}: name another")
 
 
 def _check_output(model: nn.Module, names: CheckpointNames, named: str) -> None:
     """A checkpoint of the backbone alone, or of a classifier, whose output layer would be drawn at random."""
-    prefix = backbone_prefix(model)
+    last = output_layer(model)
     new = sorted({*names.missing, *(name for name, _, _ in names.mismatched)})
-    if new and not any(name.startswith(prefix) for name in new):
+    if new and all(name.startswith(f"{last}.") for name in new):
         raise ModelError(
             f"the checkpoint of {named} does not give the layer of the next token's logits ({few(new)}): take the one "
-            "that AutoModelForCausalLM saved, or set tie_word_embeddings in config.json if it is tied"
+            f"that {_AUTO[kind_of(model.config)][0]} saved, or set tie_word_embeddings in config.json if it is tied"
         )
 
 
@@ -189,7 +239,7 @@ def own_language_model(model: Any, tokenizer: Any, *, bare: bool) -> LanguageMod
     checkpoints, it returns tuples), a copy that shares the weights is taken.
 
     Args:
-        model: transformers causal language model, or a peft model of one.
+        model: transformers language model, causal or an encoder-decoder, or a peft model of one.
         tokenizer: Its tokenizer.
         bare: Whether adapters are still to be put on it, so that it must not have any.
 

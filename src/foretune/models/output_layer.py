@@ -7,7 +7,11 @@ from typing import Any
 
 from torch import nn
 
-CLASSIFIER, LANGUAGE = "SEQ_CLS", "CAUSAL_LM"  # peft's names of the tasks
+from foretune.models.encoder_decoder import kind_of
+from foretune.settings.groups import LanguageKind
+
+CLASSIFIER, LANGUAGE, SEQUENCE = "SEQ_CLS", "CAUSAL_LM", "SEQ_2_SEQ_LM"  # peft's names of the tasks
+TASK_TYPES: dict[LanguageKind, str] = {"causal-lm": LANGUAGE, "seq2seq": SEQUENCE}
 
 
 def output_layer(model: Any) -> str | None:
@@ -38,6 +42,7 @@ def task_type(model: nn.Module) -> str:
         model: transformers model without adapters.
 
     Returns:
-        peft's name of the task: `CAUSAL_LM` where the model has an `output_layer`, else `SEQ_CLS`.
+        peft's name of the task: `SEQ_CLS` without an `output_layer`, else `SEQ_2_SEQ_LM` of an encoder-decoder and
+        `CAUSAL_LM` of a decoder alone.
     """
-    return CLASSIFIER if output_layer(model) is None else LANGUAGE
+    return CLASSIFIER if output_layer(model) is None else TASK_TYPES[kind_of(getattr(model, "config", None))]

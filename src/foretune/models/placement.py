@@ -23,7 +23,7 @@ from foretune.errors import PlacementError, few, reason
 from foretune.models.adapted import AdaptedModel, Adapter
 from foretune.models.head_parts import PEFT_BASE, head_parts, in_head, modules_to_save, trained_head, with_head
 from foretune.models.linear_modules import beside_experts, fused_experts, linear_in_head, linear_names
-from foretune.models.output_layer import LANGUAGE, output_layer, task_type
+from foretune.models.output_layer import CLASSIFIER, output_layer, task_type
 from foretune.models.sites import Site, split_name
 from foretune.settings.groups import AdapterConfig
 
@@ -42,13 +42,13 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
         peft's configuration.
     """
     task = task_type(model)
-    adapter = for_language(adapter) if task == LANGUAGE else adapter
+    adapter = adapter if task == CLASSIFIER else for_language(adapter)
     targets: list[str] | str | None = None if adapter.target_modules is None else list(adapter.target_modules)
     layers = None if adapter.layers is None else list(adapter.layers)
     excluded: list[str] | str = []
     if targets == ["all-linear"]:
         targets = "all-linear"
-        excluded = [] if task == LANGUAGE else linear_in_head(model)  # the output layer peft leaves out by itself
+        excluded = linear_in_head(model) if task == CLASSIFIER else []  # the output layer peft leaves out by itself
         names = beside_experts(model)
         if layers is not None:  # peft takes the shorthand for all layers only
             _check_layers(model, layers)
@@ -60,7 +60,7 @@ def lora_config(model: nn.Module, adapter: AdapterConfig) -> LoraConfig:
         target_modules=targets,
         exclude_modules=excluded or None,  # the shorthand takes in DistilBERT's pre_classifier, which trains whole
         layers_to_transform=layers,
-        modules_to_save=None if task == LANGUAGE else modules_to_save(model),
+        modules_to_save=modules_to_save(model) if task == CLASSIFIER else None,
         r=adapter.r,
         lora_alpha=adapter.alpha,  # peft says int and computes with floats
         use_rslora=adapter.rslora,
@@ -142,10 +142,12 @@ def check_config(model: nn.Module, config: LoraConfig) -> None:
 
 
 def _check_language(model: nn.Module, config: LoraConfig) -> None:
-    if config.task_type not in (None, LANGUAGE):
+    own = task_type(model)
+    if config.task_type not in (None, own):
+        other = "classifiers" if config.task_type == CLASSIFIER else "another kind of model"
+        what = "a language model" if other == "classifiers" else f"one of {own}"
         raise PlacementError(
-            f"task_type={str(config.task_type)!r} is for classifiers, {type(model).__name__} is a language model: use "
-            f"{LANGUAGE!r}"
+            f"task_type={str(config.task_type)!r} is for {other}, {type(model).__name__} is {what}: use {own!r}"
         )
     if config.modules_to_save:
         raise PlacementError(

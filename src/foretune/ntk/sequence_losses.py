@@ -1,6 +1,7 @@
 """The numbers of a language model that are differentiated: the loss of a sequence, and of labels that the model draws.
 
-For a sequence i whose positions t have targets (where a label stands after them), with p_t = softmax of the logits,
+For a sequence i whose positions t have targets (the label after them; of an encoder-decoder the label there), with
+p_t = softmax of the logits,
 
     z⁰_i = −Σ_t log p_t[y_t]          z^s_i = −Σ_t log p_t[ŷ^s_t],  ŷ^s_t drawn from p_t and then fixed,  s = 1 … S
 
@@ -18,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
-from foretune.language.encode import NO_LOSS
+from foretune.language.encode import NO_LOSS, targets_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,19 @@ class SequenceBatch:
     Attributes:
         rows: Positions of the sequences in the sample.
         inputs: Keyword arguments of the model; every tensor has the sequences first.
-        labels: n × T token ids, −100 where there is no loss; the label at t is the target of position t − 1.
+        labels: n × T token ids, −100 where there is no loss; the label at t is the target of position t − shift.
+        shift: 1 of a causal model, 0 of an encoder-decoder.
     """
 
     rows: Int[Tensor, " n"]
     inputs: Mapping[str, Tensor]
     labels: Int[Tensor, "n T"]
+    shift: int = 1
+
+    @property
+    def targets(self) -> Int[Tensor, "n T"]:
+        """Target of each position that gives logits, −100 where it has none."""
+        return targets_of(self.labels, self.shift)
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,15 @@ def sequence_losses(logits: Float[Tensor, "n ..."], batch: SequenceBatch, draws:
     if logits.ndim != 3 or logits.shape[:2] != batch.labels.shape:
         raise KernelError(
             f"the model's logits have shape {tuple(logits.shape)}, expected {' × '.join(map(str, batch.labels.shape))} "
-            "× vocabulary: only causal language models are supported"
+            "× vocabulary: only causal language models and encoder-decoders are supported"
         )
-    labels = batch.labels[:, 1:]
-    counted = labels != NO_LOSS
-    place, targets = counted.nonzero()[:, 0], labels[counted]
+    of_positions = batch.targets
+    counted = of_positions != NO_LOSS
+    place, targets = counted.nonzero()[:, 0], of_positions[counted]
     n_tokens = logits.shape[-1]
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < n_tokens:
         raise KernelError(f"a label is beyond the model's {n_tokens} tokens: use the tokenizer of the model")
-    log_p = torch.log_softmax(logits[:, :-1][counted].to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+    log_p = torch.log_softmax(logits[counted].to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     own = -log_p.gather(1, targets[:, None])[:, 0]
     with torch.no_grad():
         right = log_p.argmax(1) == targets

@@ -2,13 +2,38 @@
 
 from collections.abc import Callable
 
+from jaxtyping import Bool
 from torch import Tensor
 
 from foretune.errors import KernelError
+from foretune.language.encode import NO_LOSS
 from foretune.models.adapted import AdaptedModel, Batch
 from foretune.ntk.capture import Receive, observe_totals
 from foretune.ntk.premises import check_finite
 from foretune.ntk.sequence_losses import SequenceBatch, SequenceLosses, sequence_losses
+
+
+def positions_of(batch: SequenceBatch) -> dict[int, Bool[Tensor, "n T"]]:
+    """Find the positions that a loss may depend on, of all that a module may see.
+
+    A causal model's modules and a decoder's see those of the labels, of which a loss depends on those at or before the
+    last target. An encoder's see those of the inputs, of which it depends on all but padding; so do the keys and values
+    of a decoder's attention to the encoder.
+
+    Args:
+        batch: Sequences.
+
+    Returns:
+        By number of positions T; where encoder and decoder have as many, what is in either, for the gradient of the
+        other is 0 there.
+    """
+    written: Tensor = (batch.targets != NO_LOSS).flip(1).cumsum(1).flip(1) > 0
+    found = {written.shape[1]: written}
+    if "decoder_input_ids" in batch.inputs:
+        read = batch.inputs["attention_mask"] != 0
+        length = read.shape[1]
+        found[length] = read | found[length] if length in found else read
+    return found
 
 
 def pass_sequences(
@@ -26,8 +51,8 @@ def pass_sequences(
         adapted: Model in eval mode with its adapters.
         batch: Sequences.
         draws: Draws S of the labels.
-        on_use: Called with a module's name and its n × T × d_in inputs; what it returns takes the number of an output
-            and its n × T × d_out gradients.
+        on_use: Called with a module's name and its n × T × d_in inputs, T the positions that it sees: the decoder's or
+            the encoder's; what it returns takes the number of an output and its n × T × d_out gradients.
         seed: Of the draws.
         with_loss: Whether the loss z⁰ is differentiated, as output 0 before the draws; else the draws alone.
 
@@ -37,7 +62,7 @@ def pass_sequences(
     Raises:
         KernelError: If a module does not see sequences or is not reached by the loss, or a loss is not finite.
     """
-    n, length = batch.labels.shape
+    n, lengths = len(batch.labels), sorted(positions_of(batch))
     found: list[SequenceLosses] = []
 
     def totals(logits: Tensor) -> Tensor:
@@ -45,13 +70,13 @@ def pass_sequences(
         return found[0].totals[0 if with_loss else 1 :]
 
     def by_sequence(name: str, tensor: Tensor) -> Tensor:
-        if tensor.shape[:2] == (n, length) and tensor.ndim == 3:
+        if tensor.ndim == 3 and len(tensor) == n and tensor.shape[1] in lengths:
             return tensor
-        if tensor.ndim == 2 and len(tensor) == n * length:
-            return tensor.reshape(n, length, -1)
+        if tensor.ndim == 2 and len(tensor) in [n * length for length in lengths]:
+            return tensor.reshape(n, len(tensor) // n, -1)
         raise KernelError(
-            f"module {name!r} sees {' × '.join(map(str, tensor.shape))} numbers of {n} sequences of {length} "
-            "positions, as experts do: leave it out of the target modules"
+            f"module {name!r} sees {' × '.join(map(str, tensor.shape))} numbers of {n} sequences of "
+            f"{' or '.join(map(str, lengths))} positions, as experts do: leave it out of the target modules"
         )
 
     def use(name: str, h: Tensor) -> Receive:

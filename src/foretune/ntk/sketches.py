@@ -19,13 +19,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
-from foretune.language.encode import NO_LOSS
 from foretune.models.adapted import AdaptedModel
 from foretune.models.sites import Site
 from foretune.ntk.capture import Receive
 from foretune.ntk.premises import check_eval_mode, check_finite, check_new_adapters, sample_order
 from foretune.ntk.sequence_losses import SequenceBatch
-from foretune.ntk.sequence_pass import pass_sequences
+from foretune.ntk.sequence_pass import pass_sequences, positions_of
 
 TOKENS = 512  # positions of the first sequences that the directions are found on
 SMALLEST = 4  # directions of a module
@@ -131,7 +130,8 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
 
     Args:
         adapted: Model in eval mode with its adapters, which must have B = 0.
-        batches: Sequences; of their positions 512 at most are used, spread evenly.
+        batches: Sequences; of their positions 512 at most are used, spread evenly, of an encoder-decoder as many of its
+            encoder's.
         q: Directions at most.
         seed: Of the positions that are used.
 
@@ -143,19 +143,15 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
     kept_h: dict[str, list[Tensor]] = {site.name: [] for site in adapted.sites}
     kept_g: dict[str, list[Tensor]] = {site.name: [] for site in adapted.sites}
     batches = list(batches)
-    reached = sum(int(_reaching(batch).sum()) for batch in batches)
-    share = min(1.0, TOKENS / max(1, reached))
-    for number, batch in enumerate(batches):
-        chosen = _reaching(batch)
-        generator = torch.Generator().manual_seed(seed + number)
-        chosen &= (torch.rand(chosen.shape, generator=generator) <= share).to(chosen.device)
+    for batch, chosen in zip(batches, _choose(batches, seed), strict=True):
 
-        def on_use(name: str, h: Tensor, chosen: Tensor = chosen) -> Receive:
-            of_h = h[chosen]
+        def on_use(name: str, h: Tensor, chosen: dict[int, Tensor] = chosen) -> Receive:
+            mask = chosen[h.shape[1]]
+            of_h = h[mask]
 
             def receive(_: int, g: Tensor) -> None:
                 kept_h[name].append(of_h)
-                kept_g[name].append(g[chosen])
+                kept_g[name].append(g[mask])
 
             return receive
 
@@ -169,11 +165,18 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
     return tuple(bases)
 
 
-def _reaching(batch: SequenceBatch) -> Tensor:
-    """Positions at or before the last target: a loss depends on no other."""
-    has_target = torch.cat([batch.labels[:, 1:] != NO_LOSS, torch.zeros_like(batch.labels[:, :1], dtype=torch.bool)], 1)
-    reaching: Tensor = has_target.flip(1).cumsum(1).flip(1) > 0
-    return reaching
+def _choose(batches: Sequence[SequenceBatch], seed: int) -> list[dict[int, Tensor]]:
+    """Of the positions that reach a loss about `TOKENS`, at random; of the decoder's and of the encoder's each."""
+    reaching = [positions_of(batch) for batch in batches]
+    sides = max(map(len, reaching), default=1)
+    reached = sum(int(mask.sum()) for each in reaching for mask in each.values())
+    share = min(1.0, sides * TOKENS / max(1, reached))
+    found = []
+    for number, each in enumerate(reaching):
+        generator = torch.Generator().manual_seed(seed + number)
+        drawn = {length: torch.rand(mask.shape, generator=generator) <= share for length, mask in each.items()}
+        found.append({length: mask & drawn[length].to(mask.device) for length, mask in each.items()})
+    return found
 
 
 def _principal(x: Tensor, q: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from foretune.errors import PlacementError
 from foretune.models.adapter_file import save_adapter
-from foretune.models.output_layer import CLASSIFIER, LANGUAGE
+from foretune.models.output_layer import CLASSIFIER, TASK_TYPES
 from foretune.models.sites import Site
 from foretune.ranking.candidates import Candidate, short_kinds
 from foretune.report.store import make_folder, write_whole
@@ -54,7 +54,8 @@ def candidate_config(
     if missing:
         raise PlacementError(f"the model has no module {missing[0]!r}: give the model that the sites were read from")
     config = copy.deepcopy(template)
-    config.task_type, config.r = LANGUAGE if template.task_type == LANGUAGE else CLASSIFIER, candidate.rank
+    of_language = next((name for name in TASK_TYPES.values() if name == template.task_type), CLASSIFIER)
+    config.task_type, config.r = of_language, candidate.rank
     config.lora_alpha = config.lora_alpha if alpha is None else alpha
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.exclude_modules = config.layers_pattern = None

@@ -210,7 +210,7 @@ def score(
     """Score a LoRA configuration on the user's own model and data; the model is left as it is.
 
     Args:
-        model: transformers sequence classifier in eval mode, or for language causal language model; or a peft model of
+        model: transformers sequence classifier in eval mode, or for language a language model; or a peft model of
             one with its adapter.
         tokenizer: Its tokenizer.
         config: peft's configuration; None if the model is a peft model already.

@@ -155,15 +155,17 @@ def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
         with_a=any(adapter.b is not None for adapter in adapted.adapters),
         element_size=adapted.adapters[0].rows.element_size(),
     )
-    longest = max(len(feature["input_ids"]) for tokens in plan.samples for feature in tokens.features)
+    features = [feature for tokens in plan.samples for feature in tokens.features]
+    longest, written = (max(len(feature[name]) for feature in features) for name in ("input_ids", "labels"))
     config = model.config.get_text_config()
     hidden, layers, heads = (
         int(getattr(config, name, 0) or 0) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
-    per_row = longest * plan.placed.n_vocabulary
+    per_row = written * plan.placed.n_vocabulary
     batch = max(1, min(settings.batch_size, plan.n, LOGITS // per_row))
     # about 16 tensors of the hidden width for each token and layer, and one attention map for each head
-    activations = batch * longest * layers * (16 * hidden + heads * longest) * size
+    sides = [longest, written] if plan.placed.language.kind == "seq2seq" else [longest]
+    activations = sum(batch * one * layers * (16 * hidden + heads * longest) * size for one in sides)
     activations += 3 * batch * per_row * max(4, size) + counted["features"] * batch // plan.n
     found = {"weights": weights, **counted, "activations": activations}
     return found | {"total": sum(found.values())}

@@ -6,7 +6,7 @@ its help from the annotations and the docstrings.
 
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Real
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from foretune.errors import ConfigError, shown
 from foretune.settings.ranges import (
@@ -28,8 +28,11 @@ Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 LabelKind = Literal["classification", "regression", "multi-label"]
-TaskKind = Literal["classification", "regression", "multi-label", "causal-lm"]
+LanguageKind = Literal["causal-lm", "seq2seq"]
+TaskKind = Literal["classification", "regression", "multi-label", "causal-lm", "seq2seq"]
 LossOn = Literal["all", "completion", "assistant"]
+
+LANGUAGE_KINDS: tuple[LanguageKind, ...] = get_args(LanguageKind)
 
 # What makes a run another one, beside model, data, adapter and seed: the fields of a recipe, and how texts are cut.
 RUN_SETTINGS = (
@@ -100,8 +103,9 @@ class Columns(Settings):
         label_column: Label column; found by the usual names if not given. Several for several numbers, or for several
             labels that are each 0 or 1.
         task: What is learnt: classification (a class for each text), regression (numbers), multi-label (any of several
-            labels) or causal-lm (the next token). By default numbers with a fraction are regression, lists of labels
-            multi-label, and conversations, prompts with completions, and texts without labels causal-lm.
+            labels), causal-lm (the next token) or seq2seq (the completion of a prompt, by an encoder-decoder). By
+            default numbers with a fraction are regression, lists of labels multi-label; conversations, prompts with
+            completions, and texts without labels are causal-lm, or seq2seq if the model is an encoder-decoder.
         loss_on: Tokens of a language model's rows that carry loss: all, completion (after the prompt) or assistant
             (what it says). By default the completion where a row has a prompt, else all.
         train_split: Split that trains, and that the samples come from.

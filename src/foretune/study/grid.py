@@ -14,7 +14,7 @@ from foretune.errors import ConfigError, reason, shown
 from foretune.report.store import read_yaml
 from foretune.report.texts import printable
 from foretune.settings.commands import ScoreSettings, TuneSettings
-from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
+from foretune.settings.groups import LANGUAGE_KINDS, AdapterConfig, DataConfig, ModelConfig
 
 Config = TypeVar("Config", ModelConfig, DataConfig, AdapterConfig, ScoreSettings, TuneSettings)
 MOST_CELLS = 100_000
@@ -166,10 +166,8 @@ def _placements(entry: Any, ranks: Sequence[int]) -> list[tuple[AdapterConfig, s
 
 def _dataset(entry: Any) -> tuple[DataConfig, str, dict[str, dict[str, Any]], str]:
     config, name, own = _entry(DataConfig, "dataset", entry, extra=("score", "train"))
-    if config.task == "causal-lm":
-        raise ConfigError(
-            "foretune study does not take causal language models yet: foretune forecast, rank and tune do"
-        )
+    if config.task in LANGUAGE_KINDS:
+        raise ConfigError("foretune study does not take language models yet: foretune forecast, rank and tune do")
     return config, name, own, _word(entry, "family", "dataset") or name
 
 

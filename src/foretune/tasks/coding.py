@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from foretune.errors import DataError, few, shown
 from foretune.readers.table import Split
-from foretune.settings.groups import DataConfig
+from foretune.settings.groups import DataConfig, LabelKind
 from foretune.tasks.label_sets import flag_coding, is_flag, set_coding
 from foretune.tasks.labels import class_coding
 from foretune.tasks.metrics import Kind
@@ -48,7 +48,7 @@ def coding_of(train: Split, columns: tuple[str, ...], config: DataConfig) -> Cod
     Raises:
         DataError: If they do not hold such labels, or `positive_from` is set for another kind than classes.
     """
-    kind = None if config.task == "causal-lm" else config.task  # of rows with labels
+    kind = next((known for known in get_args(LabelKind) if known == config.task), None)  # no language model's
     if kind is None:
         kind = _kind_of(train, columns)
         if kind != "classification":

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from foretune.errors import ConfigError, DataError, few, shown
 from foretune.readers.folder import Splits
 from foretune.readers.table import Split
-from foretune.settings.groups import DataConfig
+from foretune.settings.groups import LANGUAGE_KINDS, DataConfig
 from foretune.tasks.classification import Classification
 from foretune.tasks.coding import Coding, coding_of
 from foretune.tasks.columns import Columns, find_columns, holds_text, read_texts
@@ -173,8 +173,8 @@ def task_of(splits: Splits, config: DataConfig) -> Task:
         DataError: If they do not hold texts with labels.
         ConfigError: If a setting is about language models.
     """
-    if config.task == "causal-lm":
-        raise ConfigError("task = 'causal-lm': texts with labels are read here; use foretune.load_language_task")
+    if config.task in LANGUAGE_KINDS:
+        raise ConfigError(f"task = {config.task!r}: texts with labels are read here; use foretune.load_language_task")
     if config.loss_on is not None:
         raise ConfigError(
             f"loss_on = {config.loss_on!r}: is for causal language models; leave it out, or set --task causal-lm"

@@ -150,4 +150,5 @@ def metrics_of(kind: TaskKind) -> tuple[Metric, ...]:
     Returns:
         Metrics, the main one first.
     """
-    return LANGUAGE_METRICS if kind == "causal-lm" else METRICS[kind]
+    of_labels = next((metrics for known, metrics in METRICS.items() if known == kind), None)
+    return LANGUAGE_METRICS if of_labels is None else of_labels

@@ -101,15 +101,17 @@ class LanguagePlan:
         # in this order: read_log closes an epoch at the evaluation rows
         sets = {} if self.train_eval is None else {"train": self.train_eval.records(by_length=True)}
         sets["eval"] = self.evaluation.records(by_length=True)
-        return LanguageTrainer(
+        trainer = LanguageTrainer(
             model=self.placed,
             args=arguments,
-            data_collator=make_collator(int(self.tokenizer.pad_token_id)),
+            data_collator=make_collator(self.language),
             train_dataset=self.train.records(),
             eval_dataset=sets,
             compute_metrics=measure,
             callbacks=list(callbacks),
         )
+        trainer.shift = self.language.shift
+        return trainer
 
     def describe(self) -> dict[str, Any]:
         """Say what was understood, before the work starts.

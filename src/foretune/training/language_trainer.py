@@ -10,47 +10,49 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 
-from foretune.language.encode import NO_LOSS, collate
+from foretune.language.encode import NO_LOSS, targets_of
+from foretune.models.language_model import LanguageModel
 
 _LARGEST = math.log(np.finfo(np.float64).max)
 
 
-def make_collator(pad_token_id: int) -> Callable[[Sequence[Mapping[str, Sequence[int]]]], dict[str, Tensor]]:
+def make_collator(language: LanguageModel) -> Callable[[Sequence[Mapping[str, Sequence[int]]]], dict[str, Tensor]]:
     """Make what puts rows into a batch.
 
     Args:
-        pad_token_id: Token to pad with, on the right.
+        language: Whose rows they are.
 
     Returns:
-        A function from rows to `input_ids`, `attention_mask` and `labels`.
+        A function from rows to `input_ids`, `attention_mask` and `labels`, of an encoder-decoder `decoder_input_ids`
+        too.
     """
 
     def batch_of(features: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        batch = collate(features, pad_token_id)
+        batch = language.collate(features)
         # never a target; some versions of the Trainer would count it among those that the loss is divided by
-        batch["labels"][:, 0] = NO_LOSS
+        batch["labels"][:, : language.shift] = NO_LOSS
         return batch
 
     return batch_of
 
 
-def token_sums(logits: Tensor, labels: Int64[Tensor, "rows tokens"]) -> Float64[Tensor, "rows 3"]:
+def token_sums(logits: Tensor, targets: Int64[Tensor, "rows tokens"]) -> Float64[Tensor, "rows 3"]:
     """Sum up what a model says of the tokens of each row.
 
     Args:
-        logits: rows × tokens × vocabulary; those at position t are held against the label at t + 1.
-        labels: Token ids, -100 where a token carries no loss.
+        logits: rows × tokens × vocabulary.
+        targets: Token that each position's logits are held against, -100 where none is.
 
     Returns:
         For each row Σ −log p of its targets, the number of them that are the likeliest token, and their number.
     """
-    sums = torch.zeros(len(labels), 3, dtype=torch.float64, device=logits.device)
-    for row, (said, label) in enumerate(zip(logits[:, :-1], labels[:, 1:], strict=True)):  # one in float32 at a time
-        asked = label != NO_LOSS
-        of_row, targets = said[asked].float(), label[asked]
-        sums[row, 0] = nn.functional.cross_entropy(of_row, targets, reduction="none").double().sum()
-        sums[row, 1] = (of_row.argmax(-1) == targets).sum()
-        sums[row, 2] = len(targets)
+    sums = torch.zeros(len(targets), 3, dtype=torch.float64, device=logits.device)
+    for row, (said, wanted) in enumerate(zip(logits, targets, strict=True)):  # one in float32 at a time
+        asked = wanted != NO_LOSS
+        of_row, tokens = said[asked].float(), wanted[asked]
+        sums[row, 0] = nn.functional.cross_entropy(of_row, tokens, reduction="none").double().sum()
+        sums[row, 1] = (of_row.argmax(-1) == tokens).sum()
+        sums[row, 2] = len(tokens)
     return sums
 
 
@@ -71,7 +73,13 @@ def measure(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class LanguageTrainer(Trainer):  # type: ignore[misc]  # transformers comes without types
-    """A Trainer that evaluates by sums over each row's tokens: no logits outlive their batch."""
+    """A Trainer that evaluates by sums over each row's tokens: no logits outlive their batch.
+
+    Attributes:
+        shift: Logits at position t are held against the label at t + shift.
+    """
+
+    shift = 1
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -90,5 +98,5 @@ class LanguageTrainer(Trainer):  # type: ignore[misc]  # transformers comes with
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = token_sums(model(**inputs).logits, labels)
+            sums = token_sums(model(**inputs).logits, targets_of(labels, self.shift))
         return None, sums, sums

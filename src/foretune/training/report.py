@@ -8,6 +8,7 @@ from rich.text import Text
 
 from foretune.forecasting.report import columns_of_tokens, length_of_tokens
 from foretune.report.terminal import print_facts
+from foretune.settings.groups import LANGUAGE_KINDS
 from foretune.tasks.metrics import metrics_of
 
 
@@ -29,9 +30,9 @@ def print_tune_plan(console: Console, facts: dict[str, Any], placement: str) -> 
             f"{data['train_rows']} rows train ({data['train_split']}), {data['eval_rows']} rows of "
             f"{data['eval_split']} evaluate, {data['train_eval_rows']} training rows evaluated again",
         ),
-        *(_tokens(data) if data["task"] == "causal-lm" else _texts(data)),
+        *(_tokens(data) if data["task"] in LANGUAGE_KINDS else _texts(data)),
         ("adapter", f"{placement}; {len(counts['modules'])} modules, {counts['trainable_parameters']:,} parameters"),
-        *(_head(facts) if data["task"] != "causal-lm" else [("", note) for note in facts["notes"]]),
+        *([("", note) for note in facts["notes"]] if data["task"] in LANGUAGE_KINDS else _head(facts)),
     ]
     print_facts(console, rows)
 

@@ -122,7 +122,7 @@ def tune(
     `foretune tune --output`.
 
     Args:
-        model: transformers sequence classifier in eval mode, or for language causal language model; or a peft model of
+        model: transformers sequence classifier in eval mode, or for language a language model; or a peft model of
             one with its adapter (then it is trained).
         tokenizer: Its tokenizer.
         config: peft's configuration; None if the model is a peft model already.
