@@ -220,6 +220,4 @@ def test_a_study_says_that_it_does_not_take_them(model, tmp_path, capsys):
         "placements: [{target_modules: [q_proj]}]\n"
     )
     assert run(["study", str(grid), "--output", str(tmp_path / "out")]) == 2
-    assert "foretune study does not take causal language models yet: foretune forecast, rank and tune do" in error_of(
-        capsys
-    )
+    assert "foretune study does not take language models yet: foretune forecast, rank and tune do" in error_of(capsys)

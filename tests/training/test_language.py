@@ -15,6 +15,7 @@ import foretune as ft
 from chats import MARKED, make_tokenizer
 from finetunes import SETTINGS, completions, model_of, plan_of, task_of, weights
 from foretune.errors import DataError, ModelError
+from foretune.language.encode import targets_of
 from foretune.language.load import language_task_from_datasets
 from foretune.report.terminal import console
 from foretune.tasks.metrics import PERPLEXITY, TOKEN_ACCURACY, metric_named, metrics_of
@@ -79,7 +80,7 @@ def test_steps_are_those_of_adamw_on_the_mean_over_targets(tmp_path):
     plan = plan_of(task_of(), settings)
     model = copy.deepcopy(plan.placed)
     fitted = fit(plan, tmp_path)
-    batch = make_collator(plan.tokenizer.pad_token_id)(plan.train.features)
+    batch = make_collator(plan.language)(plan.train.features)
     labels = batch.pop("labels")[:, 1:]
     asked = labels != -100
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -126,7 +127,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_numbers(tmp_path, undisturbed
 def test_no_logits_outlive_their_batch():
     logits = torch.randn(2, 5, 7)
     labels = torch.tensor([[1, 2, -100, 3, 4], [-100, -100, -100, -100, -100]])
-    sums = token_sums(logits, labels)
+    sums = token_sums(logits, targets_of(labels, 1))
     assert sums.shape == (2, 3)
     log_p = torch.log_softmax(logits[0].double(), -1)
     assert float(sums[0, 0]) == pytest.approx(-float(log_p[0, 2] + log_p[2, 3] + log_p[3, 4]), rel=1e-6)

@@ -33,6 +33,7 @@ from foretune.report.provenance import now, versions
 from foretune.report.store import finite
 from foretune.sequence_plan import OnBatch, SequencePlan, describe_sequences
 from foretune.settings.commands import ForecastSettings
+from foretune.settings.groups import LanguageKind
 from foretune.settings.sizes import parse_bytes
 
 SCHEMA = 1
@@ -145,10 +146,6 @@ class SequenceForecast:
             )
             found.append(f"The run on the {known:,} known rows is simulated, of {rows:,}; {more}.")
         return found
-
-
-def _unknown(plan: SequencePlan) -> str:
-    return NONE_OF_PAIRS if plan.language.kind == "seq2seq" else NO_CALIBRATION
 
 
 def forecast_sequences(

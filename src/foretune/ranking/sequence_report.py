@@ -5,9 +5,9 @@ from typing import Any
 
 from peft import LoraConfig
 
-from foretune.forecasting.sequence_calibration import KIND
 from foretune.forecasting.sequence_simulation import DRAWS
 from foretune.models.adapter_file import save_adapter
+from foretune.models.output_layer import TASK_TYPES
 from foretune.ranking.adapter import candidate_config
 from foretune.ranking.finalists import Quick
 from foretune.ranking.report import SCHEMA, RankRun, configuration_with, flags_file
@@ -17,6 +17,7 @@ from foretune.report.provenance import versions
 from foretune.report.store import Writer, finite, plain_text, write_json, write_run
 from foretune.sequence_plan import LOSS_UNIT
 from foretune.settings.commands import ADAPTER_FILE, CHOSEN
+from foretune.settings.groups import LanguageKind
 
 
 def sequence_content(ranking: SequenceRanking, run: RankRun, *, choose: int | None = None) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _content(ranking: SequenceRanking) -> dict[str, Any]:
         "samples": ranking.samples,
         "train_rows": ranking.train_rows,
         "eval_rows": ranking.eval_rows,
-        "objective": {"kind": KIND, "noun": "tokens", "loss_unit": LOSS_UNIT},
+        "objective": {"kind": _kind(ranking), "noun": "tokens", "loss_unit": LOSS_UNIT},
         "steps": ranking.steps,
         "base": ranking.base.to_dict(),
         "sketches": {"draws": DRAWS, "kept": ranking.kept[0], "kept_least": ranking.kept[1]},
@@ -72,6 +73,10 @@ def _content(ranking: SequenceRanking) -> dict[str, Any]:
         "notes": list(ranking.notes),
         "seconds": dict(ranking.seconds),
     }
+
+
+def _kind(ranking: SequenceRanking) -> LanguageKind:
+    return next(kind for kind, name in TASK_TYPES.items() if name == ranking.template.task_type)
 
 
 def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
@@ -136,6 +141,6 @@ def sequence_adapter(ranking: SequenceRanking, entry: Quick) -> LoraConfig:
         entry: Candidate.
 
     Returns:
-        The configuration, of task `CAUSAL_LM`.
+        The configuration, of task `CAUSAL_LM` or `SEQ_2_SEQ_LM`.
     """
     return candidate_config(entry.candidate, ranking.sites, ranking.template, ranking.modules)
