@@ -112,12 +112,12 @@ def test_kernels_go_together_and_replay(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--reduction", "margin"], "reduction = 'margin': a causal language model has loss, loss-sum or fisher"),
-        (["--reduction", "class:1"], "reduction = 'class:1': a causal language model has"),
-        (["--head", "probe"], "head = 'probe': no head trains in a causal language model, leave it out"),
-        (["--heads", "2"], "heads = 2: no head trains in a causal language model, leave it out"),
-        (["--ntk-params", "adapter+head"], "ntk_params = 'adapter+head': no head trains in a causal language model"),
-        (["--ridge", "0.1"], "ridge = 0.1: no kernel regression is made of a causal language model, leave it out"),
+        (["--reduction", "margin"], "reduction = 'margin': a language model has loss, loss-sum or fisher"),
+        (["--reduction", "class:1"], "reduction = 'class:1': a language model has"),
+        (["--head", "probe"], "head = 'probe': no head trains in a language model, leave it out"),
+        (["--heads", "2"], "heads = 2: no head trains in a language model, leave it out"),
+        (["--ntk-params", "adapter+head"], "ntk_params = 'adapter+head': no head trains in a language model"),
+        (["--ridge", "0.1"], "ridge = 0.1: no kernel regression is made of a language model, leave it out"),
     ],
 )
 def test_what_means_nothing_is_refused(model, tmp_path, capsys, more, said):

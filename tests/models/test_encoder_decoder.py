@@ -76,13 +76,28 @@ def test_an_untied_output_layer_that_is_not_there_is_refused(tmp_path):
         load_language_model(str(tmp_path / "m"), device="cpu")
 
 
+def untie(configured):
+    """As config.json of T5 1.1 and FLAN has it."""
+    content = json.loads(configured.read_text())
+    content.pop("scale_decoder_outputs", None)
+    configured.write_text(json.dumps({**content, "tie_word_embeddings": False}))
+
+
+def test_a_t5_that_says_that_it_is_not_tied_needs_its_output_layer(tmp_path):
+    source = pairs.save(tmp_path / "m")
+    configured = tmp_path / "m" / "config.json"
+    untie(configured)
+    with pytest.raises(ModelError, match=r"does not give the layer of the next token's logits \(lm_head.weight\)"):
+        load_language_model(source, device="cpu")
+
+
 def test_an_output_layer_of_its_own_is_kept(tmp_path):
     """As T5 1.1 and FLAN have it."""
     source = pairs.save(tmp_path / "m")
     path, configured = tmp_path / "m" / "model.safetensors", tmp_path / "m" / "config.json"
     own = torch.randn(pairs.VOCABULARY, 8)
     save_file({**load_file(path), "lm_head.weight": own}, path, {"format": "pt"})
-    configured.write_text(json.dumps({**json.loads(configured.read_text()), "tie_word_embeddings": False}))
+    untie(configured)
     loaded = load_language_model(source, device="cpu")
     assert torch.equal(loaded.model.lm_head.weight, own)
     assert not torch.equal(loaded.model.get_input_embeddings().weight, own)

@@ -205,11 +205,23 @@ def _check_output(model: nn.Module, names: CheckpointNames, named: str) -> None:
     """A checkpoint of the backbone alone, or of a classifier, whose output layer would be drawn at random."""
     last = output_layer(model)
     new = sorted({*names.missing, *(name for name, _, _ in names.mismatched)})
-    if new and all(name.startswith(f"{last}.") for name in new):
+    backbone = tuple(f"{name}." for name, _ in model.named_children() if not f"{last}.".startswith(f"{name}."))
+    # T5's configuration ties every model; what it keeps of config.json is that the logits are not scaled as tied ones
+    tied = last is not None and model.get_submodule(last).weight is getattr(_table(model), "weight", None)
+    if tied and getattr(model.config, "scale_decoder_outputs", True) is False:
+        new.append(f"{last}.weight")
+    if new and not any(name.startswith(backbone) for name in new):
         raise ModelError(
             f"the checkpoint of {named} does not give the layer of the next token's logits ({few(new)}): take the one "
             f"that {_AUTO[kind_of(model.config)][0]} saved, or set tie_word_embeddings in config.json if it is tied"
         )
+
+
+def _table(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 def _check_vocabulary(model: Any, tokenizer: Any, named: str) -> None:

@@ -1,4 +1,4 @@
-"""Tangent features of sequences, and the kernels of a causal language model's adapter.
+"""Tangent features of sequences, and the kernels of a language model's adapter.
 
 A sequence i has the loss z⁰_i, a sum over its T_i targets, and the losses z^s_i of labels that the model draws
 (`foretune.ntk.sequence_losses`). Of an adapted module y_t = W h_t + s·B A h_t, with g_t = ∂z/∂y_t,
@@ -112,7 +112,7 @@ def check_kernel_name(name: str | None) -> SequenceKernelName:
         if (name or "loss") == known:
             found: SequenceKernelName = known
             return found
-    raise ConfigError(f"reduction = {shown(name)}: a causal language model has loss, loss-sum or fisher")
+    raise ConfigError(f"reduction = {shown(name)}: a language model has loss, loss-sum or fisher")
 
 
 def _outputs(name: str, count: int, *, block: bool = False) -> OutputReduction:

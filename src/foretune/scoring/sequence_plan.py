@@ -25,10 +25,10 @@ from foretune.tasks.sampling import draw_indices
 
 LABEL_DRAWS = 4  # labels drawn for each target, of the Fisher kernel
 _OF_CLASSIFIERS = {
-    "head": "no head trains in a causal language model",
-    "heads": "no head trains in a causal language model",
-    "ntk_params": "no head trains in a causal language model",
-    "ridge": "no kernel regression is made of a causal language model",
+    "head": "no head trains in a language model",
+    "heads": "no head trains in a language model",
+    "ntk_params": "no head trains in a language model",
+    "ridge": "no kernel regression is made of a language model",
 }
 
 
@@ -73,7 +73,7 @@ def _draw(every: TokenRows, n: int, seed: int, repeat: int) -> TokenRows:
 
 
 def check_language_settings(settings: ScoreSettings) -> SequenceKernelName:
-    """Refuse what means nothing of a causal language model.
+    """Refuse what means nothing of a language model.
 
     Args:
         settings: How it is scored.

@@ -106,6 +106,6 @@ def sequence_notes(result: dict[str, Any]) -> list[str]:
         )
     said.append(
         "Risk bounds, kernel-target alignment and kernel regression are of squared loss on outputs with targets, and a "
-        "causal language model has no such kernel here: they are not applicable. foretune forecast simulates the run."
+        "language model has no such kernel here: they are not applicable. foretune forecast simulates the run."
     )
     return said

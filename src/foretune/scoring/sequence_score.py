@@ -1,4 +1,4 @@
-"""The score of a causal language model's adapter: a tangent kernel of its sequences and the spectrum of it.
+"""The score of a language model's adapter: a tangent kernel of its sequences and the spectrum of it.
 
 Of what is scored of a classifier, the spectrum and κ keep their meaning: they say how differently the sequences pull
 at the adapter (`loss`), or how the loss curves in its parameters (`fisher`). Bounds, kernel-target alignment and kernel
