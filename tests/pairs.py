@@ -8,6 +8,7 @@ import transformers as tf
 from chats import make_tokenizer
 from foretune.language.encode import NO_LOSS
 from foretune.language.load import language_task_from_datasets
+from foretune.models.encoder_decoder import decoder_inputs
 from foretune.models.language_model import own_language_model, place_language
 from foretune.models.placement import lora_config
 from foretune.ntk.sequence_losses import SequenceBatch
@@ -27,6 +28,26 @@ FAMILIES = {
     | {"dropout_rate": 0.0},
     "bart": {"d_model": 8, "max_position_embeddings": 64, "decoder_start_token_id": 0, **SIDES, **NO_DROPOUT},
 }
+GEMMA = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+} | {
+    "intermediate_size": 12,
+    "vocab_size": VOCABULARY,
+}
+# whose gradients alone are tested
+OTHERS = {
+    **dict.fromkeys(["mbart", "pegasus", "marian", "m2m_100", "blenderbot", "plbart"], FAMILIES["bart"]),
+    "bigbird_pegasus": {**FAMILIES["bart"], "attention_type": "original_full"},
+    **dict.fromkeys(["mt5", "umt5"], FAMILIES["t5"]),
+    "longt5": {**FAMILIES["t5"], "local_radius": 3},
+    "t5gemma": {"encoder": GEMMA, "decoder": GEMMA, "decoder_start_token_id": 2},
+}
+LED = {f"max_{side}_position_embeddings": 64 for side in ("encoder", "decoder")} | {"attention_window": 4, "d_model": 8}
+REFUSED = {"led": {**SIDES, **LED, "decoder_start_token_id": 0}}
 # what all-linear adapts, below the layers of both sides
 KINDS = {
     "t5": {
@@ -59,7 +80,7 @@ def build(name="t5", *, dtype=torch.float32, spread=4.0, **options):
     """A tiny model with weights `spread` times the usual, so that its logits differ; nothing is dropped."""
     torch.manual_seed(3)
     common = {"vocab_size": VOCABULARY, "eos_token_id": 0, "pad_token_id": 1, "bos_token_id": 2}
-    config = tf.AutoConfig.for_model(name, **{**common, **FAMILIES[name], **options})
+    config = tf.AutoConfig.for_model(name, **{**common, **(FAMILIES | OTHERS | REFUSED)[name], **options})
     model = tf.AutoModelForSeq2SeqLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -123,7 +144,7 @@ def batch_of(model, made, places=None):
     inputs = {
         "input_ids": padded(read, 1),
         "attention_mask": padded([[1] * len(ids) for ids in read], 0),
-        "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=labels),
+        **decoder_inputs(model, labels),
     }
     return SequenceBatch(torch.tensor(places), inputs, labels, shift=0)
 
@@ -133,7 +154,8 @@ def loss_and_gradients(model, read, written, weights):
     start = model.get_base_model().config.decoder_start_token_id
     for weight in weights:
         weight.requires_grad_(True)
-    logits = model(input_ids=torch.tensor([read]), decoder_input_ids=torch.tensor([[start, *written[:-1]]])).logits[0]
+    ids, shifted = torch.tensor([read]), torch.tensor([[start, *written[:-1]]])
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=shifted).logits[0]
     total = logits.new_zeros(())
     for position, token in enumerate(written):
         total = total - torch.log_softmax(logits[position], dim=0)[token]

@@ -151,6 +151,19 @@ def test_a_decoder_that_looks_ahead_is_refused():
         own_language_model(Ahead(pairs.build().config), pairs.tokenizer_of(), bare=True)
 
 
+@pytest.mark.parametrize("name", ["m2m_100", "blenderbot"])
+def test_a_model_without_a_method_for_it_reads_what_it_makes_of_the_labels(name):
+    own = pairs.own(name)
+    features = [{"input_ids": [5, 6, 0], "attention_mask": [1] * 3, "labels": list(range(7, n))} for n in (9, 12)]
+    batch = own.collate(features)
+    with torch.no_grad():
+        labels = batch.pop("labels")
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        torch.testing.assert_close(own.model(**batch).logits, own.model(**inputs, labels=labels).logits, rtol=0, atol=0)
+        held = place(own.model, lora_config(own.model, AdapterConfig()), seed=0)
+    assert torch.equal(decoder_inputs(held, labels)["decoder_input_ids"], batch["decoder_input_ids"])
+
+
 def test_a_model_that_does_not_say_what_its_decoder_reads_is_refused():
     class Silent(tf.T5ForConditionalGeneration):
         prepare_decoder_input_ids_from_labels = None

@@ -54,6 +54,27 @@ def test_losses_and_gradients_are_those_of_a_loop_over_sequences(model, adapted)
     assert sketches.kept == pytest.approx([1.0] * len(adapted.sites), abs=1e-10)
 
 
+@pytest.mark.parametrize("name", sorted(pairs.OTHERS))
+def test_gradients_of_other_families(name):
+    model = pairs.placed(name)
+    adapted, made = read_adapters(model, draws=1, seed=0), pairs.sequences(3)
+    sketches = sketch(adapted, made)
+    for row, (read, written) in enumerate(made):
+        loss, gradients = pairs.loss_and_gradients(model, read, written, weights_of(adapted))
+        assert sketches.losses[row] == pytest.approx(loss, rel=1e-6)
+        for site, gradient in enumerate(gradients):
+            found = whole(sketches, site)[row, 0].double()
+            torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()) + 1e-9)
+
+
+def test_what_sees_positions_of_its_own_is_named():
+    model = pairs.placed("led")
+    with pytest.raises(
+        KernelError, match=r"module '.*longformer_self_attn.query' sees 8 × 3 × 8 numbers of 3 sequences"
+    ):
+        sketch(read_adapters(model, draws=1, seed=0), pairs.sequences(3))
+
+
 def test_batches_and_padding_change_nothing(adapted):
     made = pairs.sequences(seed=4)
     together, apart = sketch(adapted, made), sketch(adapted, made, parts=[[2], [4, 1], [3, 0]])

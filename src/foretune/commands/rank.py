@@ -57,7 +57,7 @@ def rank(
 
     Then: foretune tune --config ranking/chosen.yaml --output tuned
 
-    Adapters of a causal language model (--task causal-lm) are ranked by the loss of their simulated runs.
+    Adapters of a language model (--task causal-lm, seq2seq) are ranked by the loss of their simulated runs.
 
     Args:
         model: Folders or hub ids of the pretrained models.

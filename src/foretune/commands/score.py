@@ -133,7 +133,7 @@ def _score(
 def _score_language(
     config: Configuration[ScoreSettings], output: Path | None, splits: "Splits", *, brief: bool
 ) -> dict[str, Any]:
-    """The same of a causal language model."""
+    """The same of a language model."""
     from foretune.report.terminal import console, progress
 
     log = console(stderr=True)

@@ -36,7 +36,8 @@ def tune(
 ) -> None:
     """Fine-tune one LoRA configuration for real: the run that `foretune forecast` forecasts with the same flags.
 
-    Causal language models too: on conversations, prompts with completions, or texts (--task causal-lm).
+    Language models too: causal ones on conversations, prompts with completions, or texts (--task causal-lm),
+    encoder-decoders on prompts with completions (--task seq2seq).
 
     Example: foretune tune --config forecast/config.yaml --epochs 5 --learning-rate 5e-3 --output tuned
 
