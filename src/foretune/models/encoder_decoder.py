@@ -25,7 +25,7 @@ def kind_of(config: Any) -> LanguageKind:
 def decoder_inputs(model: Any, labels: Tensor) -> dict[str, Tensor]:
     """Make what the decoder reads of the labels that it is to write, as DataCollatorForSeq2Seq does.
 
-    Of a model that has no method for it (M2M100, NLLB, Blenderbot), as the model itself does when labels alone are given.
+    Of a model that has no method for it (M2M100, NLLB, Blenderbot), as the model itself does with labels alone.
 
     Args:
         model: transformers language model, or a peft model of one.
