@@ -44,9 +44,10 @@ def error_of(capsys):
 
 def test_a_forecast_and_its_run(common, model, tmp_path, capsys):
     forecast, tuned = tmp_path / "forecast", tmp_path / "tuned"
-    assert run(["forecast", *common, *FEW, "--lora-r", "4", "--output", str(forecast)]) == 0
+    known = ["--samples", "16", "--eval-samples", "4"]
+    assert run(["forecast", *common, *known, "--lora-r", "4", "--output", str(forecast)]) == 0
     said = capsys.readouterr()
-    assert "No calibration knows encoder-decoders yet" in " ".join(said.out.split())
+    assert "no run of this model" in " ".join(said.out.split())
     assert "prompt, completion (prompt-completion); loss on: completion" in said.err
     assert (
         run(["tune", "--config", str(forecast / "config.yaml"), "--forecast", str(forecast), "--output", str(tuned)])
@@ -79,7 +80,7 @@ def test_a_ranking_and_the_forecast_of_its_first_row(common, tmp_path):
     assert run(["rank", *common, *FEW, "--finalists", "4", "--ranks", "2", "4", "--output", str(out)]) == 0
     (held,) = result_of(out)["rankings"]
     assert held["objective"]["kind"] == "seq2seq"
-    assert held["notes"][0].startswith("No calibration knows encoder-decoders yet")
+    assert any("no run of this model" in note for note in held["notes"])
     (row,) = [row for row in held["rows"] if row["recommended"]]
     assert run(["forecast", "--config", str(out / "chosen.yaml"), "--output", str(forecast)]) == 0
     said = result_of(forecast)
@@ -187,3 +188,13 @@ def test_the_file_of_another_adapter_is_refused(model, tmp_path, capsys):
     tokens = ["tune", "--model", model, "--dataset", write(tmp_path / "data"), "--adapter-config", str(file)]
     assert run(tokens) == 2
     assert "task_type 'CAUSAL_LM': only 'SEQ_2_SEQ_LM' is supported" in error_of(capsys)
+
+
+def test_a_spend_buys_a_trial_of_an_encoder_decoder(model, tmp_path, capsys):
+    data = write(tmp_path / "data", n_train=80)
+    tokens = ["forecast", "--model", model, "--dataset", data, *FLAGS, *FEW, "--lora-r", "2", "--spend", "60%"]
+    assert run([*tokens, "--output", str(tmp_path / "out")]) == 0
+    (trial,) = result_of(tmp_path / "out")["trials"]
+    assert 32 <= trial["rows"] <= 40
+    assert trial["outcomes"]["eval_loss"] < result_of(tmp_path / "out")["base"]["eval_loss"]
+    assert "to make" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def forecast(
 ) -> None:
     """Forecast the run of `foretune tune` with the same flags: its end with 90% intervals, and the course there.
 
-    Of a causal language model (--task causal-lm): the simulated run, plugged into the model, with an interval where
+    Of a language model (--task causal-lm, seq2seq): the simulated run, plugged into the model, with an interval where
     the calibration has seen runs of the model.
 
     Example: foretune forecast --model ./MiniLM --dataset ./sst2 --target-modules query value --epochs 5 --output run

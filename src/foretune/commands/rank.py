@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from foretune.readers.folder import Splits
     from foretune.trials.stages import Telling
 
-_ALONE = "foretune rank takes causal language models one at a time yet: name one --model and one --dataset"
+_ALONE = "foretune rank takes language models one at a time yet: name one --model and one --dataset"
 
 
 def rank(
@@ -57,7 +57,7 @@ def rank(
 
     Then: foretune tune --config ranking/chosen.yaml --output tuned
 
-    Adapters of a language model (--task causal-lm, seq2seq) are ranked by the loss of their simulated runs.
+    Adapters of a language model (--task causal-lm, seq2seq) are ranked by the forecast loss, or by the simulated one.
 
     Args:
         model: Folders or hub ids of the pretrained models.
@@ -191,14 +191,15 @@ def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
 
 
 def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
-    """The same of a causal language model, which no calibration knows."""
+    """The same of a language model."""
     from foretune.report.store import to_json
     from foretune.report.terminal import console, print_json, progress
 
     settings = run.settings
     if wanted.calibration is not None:
         raise ConfigError(
-            f"--calibration {str(wanted.calibration)!r}: none knows causal language models yet, leave it out"
+            f"--calibration {str(wanted.calibration)!r}: language models are ranked by the one that comes with "
+            "foretune, leave it out"
         )
     if len(run.models) * len(run.data) > 1:
         raise ConfigError(_ALONE)

@@ -71,6 +71,7 @@ NOUNS: dict[TaskKind, str] = {
     "regression": "outputs",
     "multi-label": "labels",
     "causal-lm": "losses",
+    "seq2seq": "losses",
 }
 Span = tuple[float, float]
 

@@ -22,7 +22,7 @@ from foretune.forecasting.shown import Shown
 from foretune.forecasting.simulated_runs import case_values, kind_of, simulate_runs
 from foretune.problem import Plan
 from foretune.settings.groups import Recipe
-from foretune.tasks.metrics import Metric
+from foretune.tasks.metrics import PERPLEXITY, Metric
 
 POINT = 0.01  # of the metric: what a doubling must gain to be worth it
 ROUNDING = 1e-9
@@ -178,7 +178,7 @@ def rows_curve(points: Sequence[RowsPoint]) -> RowsCurve:
         The curve.
     """
     forecast = points[0].forecast
-    metric = EVAL_LOSS if forecast.kind == "causal-lm" else forecast.metric
+    metric = EVAL_LOSS if forecast.metric == PERPLEXITY else forecast.metric
     known = [(point, levels[metric.name]) for point in points if (levels := point.forecast.levels) is not None]
     known = [(point, interval) for point, interval in known if isfinite(interval.value)]
     if not known:

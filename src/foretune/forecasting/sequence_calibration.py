@@ -31,9 +31,7 @@ from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Interval, RunForecast
 from foretune.forecasting.reach import Domain, Reach, Run, reach
 from foretune.forecasting.shown import Shown
-from foretune.settings.groups import TaskKind
 
-KIND: TaskKind = "causal-lm"
 SCHEMA = 1
 LANGUAGE_CALIBRATION = "language_calibration.json"  # beside this file
 LARGEST_EXPONENT = 700.0
@@ -219,14 +217,14 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
     if reached.withheld or not all(map(isfinite, (case.base, case.third, case.end))):
         simulated = (perplexity_of(case.end), case.end)
         far = reached if reached.withheld else Reach(inf, ("the simulated run diverges",))
-        return RunForecast(None, simulated, far, KIND, calibrated=False, note=note)
+        return RunForecast(None, simulated, far, run.kind, calibrated=False, note=note)
     half = reached.widening * float(student.ppf(0.95, line.degrees)) * line.deviation(case, doublings, gain)
     low, high = max(0.0, value - half), value + half
     levels = {
         "eval_loss": Interval(value, low, high),
         "perplexity": Interval(perplexity_of(value), perplexity_of(low), perplexity_of(high)),
     }
-    return RunForecast(levels, (levels["perplexity"].value, value), reached, KIND, note=note)
+    return RunForecast(levels, (levels["perplexity"].value, value), reached, run.kind, note=note)
 
 
 def _reach(domain: Domain, run: Run, *, trial: bool = False) -> Reach:

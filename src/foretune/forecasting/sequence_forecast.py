@@ -33,7 +33,6 @@ from foretune.report.provenance import now, versions
 from foretune.report.store import finite
 from foretune.sequence_plan import OnBatch, SequencePlan, describe_sequences
 from foretune.settings.commands import ForecastSettings
-from foretune.settings.groups import LanguageKind
 from foretune.settings.sizes import parse_bytes
 
 SCHEMA = 1

@@ -15,7 +15,6 @@ from foretune.forecasting.reach import Run
 from foretune.forecasting.rows import RowsCurve, RowsPoint, rows_curve
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.sequence_calibration import (
-    KIND,
     SequenceCalibration,
     SequenceCase,
     apply_sequence_calibration,
@@ -84,7 +83,7 @@ class Levels:
             batch_size=recipe.train_batch_size,
             learning_rate=rate,
             update_rate=rate * speed,
-            kind=KIND,
+            kind=self.plan.language.kind,
         )
 
     def forecast(self, found: SequenceRun, run: Run, shown: Sequence[Shown] = ()) -> RunForecast:

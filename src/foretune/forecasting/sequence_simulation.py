@@ -16,7 +16,7 @@ from torch import Tensor
 from foretune.forecasting.linear_model import Start
 from foretune.forecasting.linearise import start_of
 from foretune.forecasting.schedule import Schedule, schedule_of
-from foretune.forecasting.sequence_calibration import KIND, perplexity_of
+from foretune.forecasting.sequence_calibration import perplexity_of
 from foretune.forecasting.sequence_runs import SequenceRuns, SequenceSample
 from foretune.forecasting.simulate import train_runs
 from foretune.forecasting.simulated_runs import SimulatedRun, adapters_side_by_side, best_of, ending
@@ -26,7 +26,7 @@ from foretune.ntk.sequence_losses import sequence_losses
 from foretune.ntk.sketches import find_bases, sketch_sequences, sketch_width
 from foretune.sequence_plan import OnBatch, SequencePlan, sequence_batches
 from foretune.settings.commands import ForecastSettings
-from foretune.tasks.metrics import main_metric
+from foretune.tasks.metrics import PERPLEXITY
 
 DRAWS = 2  # labels drawn for each target, for the curvature of the loss
 FIRST = 16  # sequences that the directions of the sketches are found on
@@ -59,7 +59,7 @@ class Measured:
         """
         return {
             "eval_loss": self.loss,
-            f"eval_{main_metric(KIND).name}": self.perplexity,
+            f"eval_{PERPLEXITY.name}": self.perplexity,
             "eval_token_accuracy": self.accuracy,
         }
 
@@ -225,7 +225,7 @@ def simulate_sequences(
     Returns:
         One for each adapter.
     """
-    train, looks, metric = linearised.train, plug_steps(schedule), main_metric(KIND)
+    train, looks, metric = linearised.train, plug_steps(schedule), PERPLEXITY
     names = [site.name for site in linearised.sites]
     before = linearised.base
     found: list[SequenceRun] = []

@@ -239,7 +239,6 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
         base: The model without training.
         samples: Known sequences.
         train_rows: Training rows of the run.
-        kind: Kind of the model.
 
     Returns:
         Sentences.

@@ -214,7 +214,7 @@ def rank_sequences(
         eval_rows=len(plan.rows.evaluation.features),
         kept=known.shares,
         equal_size=ready.equal_size,
-        notes=(*plan.language.notes, *ready.notes, *notes_of(rows, base, known.n, plan.train_rows, plan.language.kind)),
+        notes=(*plan.language.notes, *ready.notes, *notes_of(rows, base, known.n, plan.train_rows)),
         seconds=seconds,
         calibration=levels.calibration.source,
     )

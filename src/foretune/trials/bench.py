@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from peft import LoraConfig
 from torch import Tensor
 
-from foretune.language.encode import collate
 from foretune.language.rows import LanguageTask
 from foretune.models.classifier import Classifier, batches, encode
 from foretune.models.language_model import LanguageModel
@@ -218,7 +217,7 @@ class LanguageBench:
     @property
     def kind(self) -> TaskKind:
         """Kind of task."""
-        return "causal-lm"
+        return self.language.kind
 
     @property
     def model(self) -> Any:
@@ -294,7 +293,7 @@ class LanguageBench:
         longest = max(len(feature["input_ids"]) for feature in features)
         fit = LOGITS // (longest * int(self.model.config.get_text_config().vocab_size))
         features = features[: max(1, fit)]
-        batch = collate(features, self.tokenizer.pad_token_id)
+        batch = self.language.collate(features)
         del batch["labels"]
         return {name: tensor.to(self.language.device) for name, tensor in batch.items()}, len(features)
 
