@@ -1,9 +1,10 @@
 """Forecasts of fine-tunes of SmolLM2, and the fine-tunes themselves.
 
 python studies/smollm2/run.py MODEL DATA OUTPUT [--minutes M] [--sets NAME …]: MODEL is the folder of SmolLM2 as
-safetensors, DATA holds yelp, cola, imdb, mr, trec and sst2, each with train.csv and validation.csv that have the columns
-`text` and `label`. Every piece of work is a file in OUTPUT, claimed by another, so that several processes share it and a
-stopped one is gone on with (delete `*.claim` first). A forecast knows the pretrained model and the known rows alone.
+safetensors, DATA holds yelp, cola, imdb, mr, trec and sst2, each with train.csv and validation.csv that have the
+columns `text` and `label`. Every piece of work is a file in OUTPUT, claimed by another, so that several processes share
+it and a stopped one is gone on with (delete `*.claim` first). A forecast knows the pretrained model and the known rows
+alone.
 """
 
 import argparse
@@ -98,6 +99,9 @@ def rivals(plan: SequencePlan) -> dict[str, dict[str, float]]:
 
     The latter is ‖W h‖ √d_in / (‖W‖ ‖h‖), the mean over positions and modules: low where a module's inputs do not lie
     along its weight, which is where PLoP puts adapters.
+
+    Returns:
+        Numbers by adapter.
     """
     ratios: dict[str, list[float]] = {site.name: [] for site in plan.adapted.sites}
     hooks = []
@@ -204,10 +208,8 @@ def pieces(sets: list[str]) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for name in sets:
         yield f"forecast-{name}-{KNOWN}", ("forecast", name, KNOWN, grid())
     cells = [(KNOWN, *cell) for cell in grid()]
-    order = [*((name, cell) for cell in cells for name in answers)]
-    order += [(name, (TRIAL, *cell)) for cell in LARGER for name in sets]
-    order += [(name, (LARGE, *cell)) for cell in LARGER for name in sets]
-    order += [(name, cell) for cell in cells for name in texts]
+    order = [(name, (rows, *cell)) for rows in (TRIAL, LARGE) for cell in LARGER for name in sets]
+    order += [(name, cell) for cell in cells for name in (*answers, *texts)]
     for name, cell in order:
         yield f"run-{name}-{cell[0]}-{cell[1]}-{cell[2]:g}", ("run", name, cell)
     for name in sets:  # with the known rows again and again

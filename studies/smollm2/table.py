@@ -1,7 +1,7 @@
 """Fit the calibration of language models and judge it: `python studies/smollm2/table.py RESULTS [CALIBRATION]`.
 
-RESULTS is what collect.py wrote. Prints Markdown; every data set by a fit on the others, those of one source of texts left
-out together. With CALIBRATION the fit on all is written there.
+RESULTS is what collect.py wrote. Prints Markdown; every data set by a fit on the others. With CALIBRATION the fit on
+all is written there.
 """
 
 import json
@@ -24,6 +24,20 @@ from foretune.report.store import write_json
 MODEL = "4be92a9aa8e36"  # fingerprint of SmolLM2-135M-Instruct, read from its GGUF file
 RANKS = {"all-r4": 4, "all-r32": 32}
 ANSWERS = ("trec-kind", "sst2-mood")
+STRATA: tuple[tuple[str, bool, int, tuple[float, ...] | None, int | None], ...] = (
+    ("texts, N = n, 1e-4 and 3e-4", False, 64, (1e-4, 3e-4), None),
+    ("texts, N = n, 1e-3", False, 64, (1e-3,), None),
+    ("texts, N = n, 3e-3", False, 64, (3e-3,), None),
+    ("texts, N = n, a trial on 19 %", False, 64, None, 12),
+    ("texts, N = 4 n", False, 256, None, None),
+    ("texts, N = 4 n, a trial on 5 %", False, 256, None, 12),
+    ("texts, N = 4 n, a trial on 25 %", False, 256, None, 64),
+    ("answers, N = n", True, 64, None, None),
+    ("answers, N = n, a trial on 19 %", True, 64, None, 12),
+    ("answers, N = 4 n", True, 256, None, None),
+    ("answers, N = 4 n, a trial on 5 %", True, 256, None, 12),
+    ("answers, N = 4 n, a trial on 25 %", True, 256, None, 64),
+)
 
 
 def key(one: dict[str, Any], rows: int | None = None) -> tuple[str, int, str, float]:
@@ -95,44 +109,53 @@ def levels(entries: Sequence[tuple[FinishedSequence, Any]]) -> list[str]:
             said = apply_sequence_calibration(fit, one.case, one.run).levels
             level = None if said is None else said["eval_loss"]
             told.append((one, cell, level))
-    lines = [
-        "| known before | runs | sets | error, nats | relative | bias | as simulated | in interval | width | of the change |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for words, wanted in (
-        ("texts, N = n, 1e-4 and 3e-4", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 64 and c[3] < 1e-3),
-        ("texts, N = n, 1e-3", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 64 and c[3] == 1e-3),
-        ("texts, N = n, 3e-3", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 64 and c[3] > 1e-3),
-        ("texts, N = 4 n", lambda o, c: c[0] not in ANSWERS and o.case.trial is None and c[1] == 256),
-        ("texts, N = 4 n, a trial on 5 %", lambda o, c: c[0] not in ANSWERS and c[1] == 256 and o.case.trial is not None and o.case.trial[0] == 12),
-        ("texts, N = 4 n, a trial on 25 %", lambda o, c: c[0] not in ANSWERS and c[1] == 256 and o.case.trial is not None and o.case.trial[0] == 64),
-        ("answers, N = n", lambda o, c: c[0] in ANSWERS and o.case.trial is None and c[1] == 64),
-        ("answers, N = n, a trial on 19 %", lambda o, c: c[0] in ANSWERS and o.case.trial is not None and c[1] == 64),
-        ("answers, N = 4 n", lambda o, c: c[0] in ANSWERS and o.case.trial is None and c[1] == 256),
-        ("answers, N = 4 n, a trial on 25 %", lambda o, c: c[0] in ANSWERS and c[1] == 256 and o.case.trial is not None and o.case.trial[0] == 64),
-    ):  # fmt: skip
-        some = [(one, level) for one, cell, level in told if wanted(one, cell)]
-        if not some:
-            continue
-        given = [(one, level) for one, level in some if level is not None]
-        errors = np.array([level.value - one.loss for one, level in given])
-        real = np.array([one.loss for one, _ in given])
-        raw = np.array([one.case.end - one.loss for one, _ in given])
-        change = np.array([abs(one.case.base - one.loss) for one, _ in given])
-        held = [level.low <= one.loss <= level.high for one, level in given]
-        lines.append(
-            f"| {words} | {len(given)} | {len({one.group for one, _ in given})} | {np.abs(errors).mean():.3f} | "
-            f"{100 * np.abs(errors / real).mean():.1f}% | {errors.mean():+.3f} | {np.abs(raw).mean():.3f} | {share(held)} | "
-            f"{np.mean([level.high - level.low for _, level in given]):.2f} | {100 * np.abs(errors).mean() / change.mean():.0f}% |"
-        )
+    header = ("known before", "runs", "sets", "error, nats", "relative", "bias", "as simulated", "in interval", "width")
+    lines = [row_of(*header, "of the change"), row_of("---", *(["---:"] * len(header)))]
+    for words, answers, rows, rates, trial in STRATA:
+        some = [
+            (one, level)
+            for one, cell, level in told
+            if (cell[0] in ANSWERS) == answers
+            and cell[1] == rows
+            and (rates is None or cell[3] in rates)
+            and (one.case.trial[0] if one.case.trial else None) == trial
+            and level is not None
+        ]
+        if some:
+            lines.append(row_of(words, *judged(some)))
     return lines
+
+
+def judged(some: Sequence[tuple[FinishedSequence, Any]]) -> list[str]:
+    """Errors and intervals of forecasts with a level."""
+    errors = np.array([level.value - one.loss for one, level in some])
+    real = np.array([one.loss for one, _ in some])
+    raw = np.array([one.case.end - one.loss for one, _ in some])
+    change = np.array([abs(one.case.base - one.loss) for one, _ in some])
+    return [
+        str(len(some)),
+        str(len({one.group for one, _ in some})),
+        f"{np.abs(errors).mean():.3f}",
+        f"{100 * np.abs(errors / real).mean():.1f}%",
+        f"{errors.mean():+.3f}",
+        f"{np.abs(raw).mean():.3f}",
+        share([level.low <= one.loss <= level.high for one, level in some]),
+        f"{np.mean([level.high - level.low for _, level in some]):.2f}",
+        f"{100 * np.abs(errors).mean() / change.mean():.0f}%",
+    ]
+
+
+def row_of(*cells: str) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def orders(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> list[str]:
     """Order within a data set: of all cells on 64 rows, and of the adapters at one rate."""
+    header = ("forecast", "linearised", "size", "gradient norm", "PLoP", "first epoch", "lost, nats", "by size")
     lines = [
-        "| set, rate | cells | forecast | linearised | size | gradient norm | PLoP | first epoch | lost, nats | by size | by first epoch |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        row_of("set, rate", "cells", *header, "by first epoch"),
+        row_of("---", "---:", *(["---:"] * len(header)), "---:"),
     ]
     for name in dict.fromkeys(cell[0] for cell in forecasts):
         for rate in (3e-4, 1e-3, None):
@@ -149,18 +172,11 @@ def orders(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> list[str]:
                 "first": [runs[at]["epochs"][1]["eval_loss"] for at in cells],
             }
             rho = [spearmanr(value, real).statistic if len(set(value)) > 1 else nan for value in by.values()]
-            lost = [
-                real[np.flatnonzero(value == np.min(value))].mean() - real.min()
-                for value in map(np.array, (by["forecast"], by["size"], by["first"]))
-            ]
+            chosen = [np.array(by[name]) for name in ("forecast", "size", "first")]
+            lost = [real[np.flatnonzero(value == value.min())].mean() - real.min() for value in chosen]
             which = name if rate is None else f"{name}, {rate:g}"
-            lines.append(
-                f"| {which} | {len(cells)} | "
-                + " | ".join(f"{value:+.2f}" for value in rho)
-                + " | "
-                + " | ".join(f"{value:.3f}" for value in lost)
-                + " |"
-            )
+            cells_of = [f"{value:+.2f}" for value in rho] + [f"{value:.3f}" for value in lost]
+            lines.append(row_of(which, str(len(cells)), *cells_of))
     return lines
 
 
@@ -172,22 +188,9 @@ def practice(runs: dict[Any, Any]) -> list[str]:
         return nan if one is None else one["epochs"][-1]["eval_loss"]
 
     names = list(dict.fromkeys(cell[0] for cell in runs))
-    lines = [
-        "| set | "
-        + " | ".join(
-            (
-                "attention − all, 3e-4",
-                "feed-forward − all, 3e-4",
-                "low − high, 3e-4",
-                "r 4 − r 32, 3e-4",
-                "r 4 − r 32, 1e-3",
-                "3e-4 − 1e-3, all",
-                "3e-3 − 1e-3, all",
-            )
-        )
-        + " |",
-        "| --- |" + " ---: |" * 7,
-    ]
+    header = ("attention − all, 3e-4", "feed-forward − all, 3e-4", "low − high, 3e-4", "r 4 − r 32, 3e-4")
+    header += ("r 4 − r 32, 1e-3", "3e-4 − 1e-3, all", "3e-3 − 1e-3, all")
+    lines = [row_of("set", *header), row_of("---", *(["---:"] * len(header)))]
     for name in names:
         values = [
             loss(name, "attention", 3e-4) - loss(name, "all", 3e-4),
@@ -198,7 +201,7 @@ def practice(runs: dict[Any, Any]) -> list[str]:
             loss(name, "all", 3e-4) - loss(name, "all", 1e-3),
             loss(name, "all", 3e-3) - loss(name, "all", 1e-3),
         ]
-        lines.append(f"| {name} | " + " | ".join("–" if value != value else f"{value:+.3f}" for value in values) + " |")
+        lines.append(row_of(name, *("–" if value != value else f"{value:+.3f}" for value in values)))
     return lines
 
 
