@@ -107,7 +107,7 @@ def exact_fisher(model, ids, labels, weight):
 
 def calibration(model):
     """A calibration that has seen short runs of a model."""
-    plain = SequenceLine(hold=1.5, growth=0.1, trust=0.0, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
+    plain = SequenceLine(hold=1.5, growth=0.2, trust=0.0, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
     domain = Domain(
         models=(model,),
         hidden_head=False,
@@ -123,6 +123,6 @@ def calibration(model):
         update_rate=(1e-5, 1e0),
         kind="causal-lm",
     )
-    tried = dataclasses.replace(plain, trust=1.0, growth=0.05)
+    tried = dataclasses.replace(plain, trust=1.0)
     trials = dataclasses.replace(domain, known_rows=(4.0, 64.0), rows_ratio=(1.0, 8.0))
     return SequenceCalibration(plain, tried, ("a", "b", "c"), "made", domain, trials)

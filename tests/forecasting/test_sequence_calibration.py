@@ -14,9 +14,11 @@ from foretune.forecasting.sequence_calibration import (
     SequenceCase,
     SequenceLine,
     apply_sequence_calibration,
+    grown,
     language_calibration_from,
     largest_trial,
     shipped_language_calibration,
+    slope,
     trial_value,
 )
 from foretune.forecasting.sequence_fit import FinishedSequence, fit_sequences
@@ -37,7 +39,7 @@ RUN = Run(
     update_rate=2.4e-3,
     kind="causal-lm",
 )
-LINE = SequenceLine(hold=1.5, growth=0.1, trust=0.8, spread=0.01, apart=0.3, beyond=0.05, groups=6, runs=90)
+LINE = SequenceLine(hold=1.5, growth=0.3, trust=0.8, spread=0.01, apart=0.3, beyond=0.1, groups=6, runs=90)
 nats = st.floats(0.01, 12.0)
 rows = st.sampled_from([8, 16, 64, 100, 256, 4096])
 
@@ -58,57 +60,80 @@ def made(seed, groups=6, each=40, *, line=LINE, trial=False):
             apart = float(random.choice([0.001, 0.5]))
             case = SequenceCase(base, third, end, end + apart, 64, int(random.choice([64, 256, 1024])))
             run = dataclasses.replace(RUN, train_rows=case.train_rows)
-            value, doublings, gain = line.value(case), case.doublings, line.gain(case)
+            value, doublings = line.value(case), case.doublings
+            seen = value
             if trial:
                 m = int(random.choice([64, 128]))
                 case = dataclasses.replace(case, trial=(m, value + float(random.normal(0.0, 0.3))))
-                value, doublings, gain = trial_value(line, case, value)
-            loss = value + float(random.normal(0.0, line.deviation(case, doublings, gain)))
+                value, doublings, seen = trial_value(line, case, value)
+            loss = value + float(random.normal(0.0, line.deviation(case, doublings, seen)))
             finished.append(FinishedSequence(case, run, loss, f"set {group}"))
     return finished
 
 
+def logit(share):
+    return math.log(share / (1.0 - share))
+
+
 @given(cases())
 def test_without_trials_it_is_the_end_or_what_the_first_third_holds_out_whichever_is_lower(case):
-    value = LINE.value(case)
     gain = max(case.base - case.end, 1.5 * max(0.0, case.base - case.third))
     assert LINE.gain(case) == gain
     alike = dataclasses.replace(case, train_rows=case.known_rows)
-    assert LINE.value(alike) == pytest.approx(max(0.0, case.base - gain))
-    assert LINE.value(alike) <= case.end + 1e-9
-    steps = max(0.0, math.log2(case.train_rows / case.known_rows))
-    assert value == pytest.approx(max(0.0, case.base - gain - 0.1 * steps * max(0.0, gain)))
-    assert value <= LINE.value(alike)
+    if gain <= 0.99 * case.base:
+        assert LINE.value(alike) == pytest.approx(case.base - gain)
+    value, steps = LINE.value(case), max(0.0, math.log2(case.train_rows / case.known_rows))
+    assert value <= LINE.value(alike) + 1e-12
+    if 0.0 < gain < 0.9 * case.base:
+        assert value > 0.0
+        assert logit((case.base - value) / case.base) == pytest.approx(logit(gain / case.base) + 0.3 * steps)
+    if gain <= 0.0:
+        assert value == case.base - gain
 
 
 @given(cases(trial=True))
 def test_a_trial_draws_the_forecast_towards_what_it_showed(case):
     plain = LINE.value(case)
-    value, doublings, gain = trial_value(LINE, case, plain)
+    value, doublings, level = trial_value(LINE, case, plain)
     m, ended = case.trial
-    level = max(0.0, ended - 0.1 * doublings * gain)
+    assert doublings == max(0.0, math.log2(case.train_rows / m))
+    assert level == pytest.approx(case.base - grown(case.base, case.base - ended, 0.3 * doublings))
     assert min(plain, level) - 1e-9 <= value <= max(plain, level) + 1e-9
     share = min(1.0, 2.0 * math.sqrt(min(1.0, m / case.train_rows)))
     assert value == pytest.approx(plain + 0.8 * share * (level - plain))
-    assert doublings == max(0.0, math.log2(case.train_rows / m))
+
+
+@given(nats, st.floats(0.0, 1.0), st.floats(0.0, 5.0))
+def test_a_gain_rises_with_its_odds_as_the_slope_says(base, share, odds):
+    gain = share * base
+    assert gain - 1e-9 * base <= grown(base, gain, odds) <= base or share > 0.99
+    step = 1e-5
+    if 0.01 < share < 0.98:
+        rise = (grown(base, gain, odds + step) - grown(base, gain, odds - step)) / (2 * step)
+        assert slope(base, grown(base, gain, odds)) == pytest.approx(rise, rel=1e-4, abs=1e-8)
 
 
 @given(cases(), st.floats(0.0, 6.0), st.floats(0.0, 6.0))
 def test_the_error_grows_with_the_distance_and_with_what_was_left(case, one, other):
     near, far = sorted((one, other))
-    assert LINE.spread <= LINE.deviation(case, near, LINE.gain(case))
-    assert LINE.deviation(case, near, 0.5) <= LINE.deviation(case, far, 0.5) + 1e-12
+    loss = 0.7 * case.base
+    assert LINE.spread <= LINE.deviation(case, near, loss) <= LINE.deviation(case, far, loss) + 1e-12
+    expected = 0.01**2 + (0.3 * case.apart) ** 2 + (0.1 * far * 0.3 * case.base * 0.7) ** 2
+    assert LINE.deviation(case, far, loss) == pytest.approx(math.sqrt(expected))
 
 
 def test_a_fit_finds_the_coefficients_again():
-    calibration = fit_sequences(made(0) + made(1, trial=True), "made")
+    believed = dataclasses.replace(LINE, trust=1.0)
+    calibration = fit_sequences(made(0) + made(1, line=believed, trial=True), "made")
     plain, tried = calibration.plain, calibration.tried
     assert plain.hold == pytest.approx(1.5, abs=0.1)
-    assert plain.growth == pytest.approx(0.1, abs=0.02)
+    assert plain.growth == pytest.approx(0.3, abs=0.05)
     assert plain.spread == pytest.approx(0.01, rel=0.5)
     assert plain.apart == pytest.approx(0.3, rel=0.3)
-    assert plain.beyond == pytest.approx(0.05, rel=0.4)
-    assert tried.trust == pytest.approx(0.8, abs=0.1)
+    assert plain.beyond == pytest.approx(0.1, rel=0.4)
+    assert (tried.hold, tried.growth, tried.trust) == (plain.hold, plain.growth, 1.0)
+    assert tried.spread >= plain.spread
+    assert tried.beyond == pytest.approx(0.1, rel=0.5)
     assert (plain.groups, plain.runs, tried.runs) == (6, 240, 240)
     assert calibration.domain.rows_ratio == (1.0, 16.0)
     assert calibration.trial_domain.known_rows == (64.0, 128.0)
@@ -128,7 +153,7 @@ def test_an_interval_is_that_of_the_formula_and_perplexity_its_exponential():
     case = SequenceCase(5.0, 4.5, 4.2, 4.3, 64, 256)
     forecast = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, train_rows=256))
     level, line = forecast.levels["eval_loss"], calibration.plain
-    half = student.ppf(0.95, 5) * line.deviation(case, 2.0, line.gain(case))
+    half = student.ppf(0.95, 5) * line.deviation(case, 2.0, line.value(case))
     assert level.value == pytest.approx(line.value(case))
     assert (level.low, level.high) == (pytest.approx(level.value - half), pytest.approx(level.value + half))
     said = forecast.levels["perplexity"]

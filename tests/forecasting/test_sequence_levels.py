@@ -9,6 +9,7 @@ import foretune as ft
 from foretune.forecasting.files import save_sequence_forecast
 from foretune.forecasting.reach import INSIDE
 from foretune.forecasting.schedule import schedule_of
+from foretune.forecasting.sequence_calibration import grown
 from foretune.forecasting.sequence_forecast import forecast_sequences
 from foretune.forecasting.sequence_levels import levels_of, speed_of
 from foretune.forecasting.sequence_simulation import linearise_sequences, n_passed, simulate_sequences
@@ -58,7 +59,7 @@ def test_the_level_is_that_of_the_run_on_the_known_rows_and_of_what_more_rows_br
     losses = run.run.trajectory.eval_loss
     third = losses[0] + (losses[1] - losses[0]) * 2 / 3  # of six steps the second; it is looked at after three
     gain = max(losses[0] - losses[-1], 1.5 * (losses[0] - third))
-    expected = losses[0] - 1.1 * gain  # 24 rows are a doubling of 12
+    expected = losses[0] - grown(losses[0], gain, 0.2)  # 24 rows are a doubling of 12
     level = result.curve.end["eval_loss"]
     assert level.value == pytest.approx(expected, abs=1e-5)
     assert result.curve.forecast.reach == INSIDE
@@ -136,7 +137,7 @@ def test_a_trial_is_the_level_where_it_counts(plan, calibration):
         plan, dataclasses.replace(SETTINGS, rows=None), calibration=calibration, shown=[trial]
     )
     base = with_trial.base.loss
-    expected = 1.5 - 0.05 * max(0.0, base - 1.5)  # trust 1 and 12 of 24 rows: nothing but the trial
+    expected = base - grown(base, base - 1.5, 0.2)  # trust 1 and 12 of 24 rows: nothing but the trial
     assert with_trial.curve.end["eval_loss"].value == pytest.approx(expected, abs=1e-6)
 
 

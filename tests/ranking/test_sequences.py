@@ -9,6 +9,7 @@ import torch
 
 import foretune as ft
 from foretune.errors import ConfigError, PlacementError
+from foretune.forecasting.sequence_calibration import grown
 from foretune.forecasting.sequence_forecast import forecast_sequences
 from foretune.forecasting.sequence_levels import levels_of
 from foretune.forecasting.sequence_simulation import linearise_sequences
@@ -316,4 +317,5 @@ def test_of_a_model_that_was_seen_every_row_has_a_level_with_its_interval(ready)
     trial = Shown(16, 0, 6, {"eval_loss": 1.5, "perplexity": math.exp(1.5)}, math.exp(1.5), 2, diverged=False)
     row = found.rows[-1]
     after = levels_of(ready.plan, calibration).forecast(row.found, row.run, [trial]).levels["eval_loss"]
-    assert after.value == pytest.approx(1.5 - 0.05 * math.log2(20 / 16) * (found.base.loss - 1.5), abs=1e-6)
+    base = found.base.loss
+    assert after.value == pytest.approx(base - grown(base, base - 1.5, 0.2 * math.log2(20 / 16)), abs=1e-6)

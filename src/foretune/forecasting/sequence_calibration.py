@@ -5,17 +5,19 @@ model, its A and B give the loss l before training, s₃ after a third of the st
 ends at q. With D = max(l − s, hold · max(0, l − s₃)), a = min(|q − s|, max(0, l − s, l − s₃)) and
 δ = max(0, log2(N / n)) the forecast without trials is
 
-    p = l − D − growth · δ · max(0, D),    error² ~ spread² + apart² a² + beyond² δ² D²:
+    p = l − G(D, δ),    logit(G(D, δ) / l) = logit(D / l) + growth · δ        (G = D where D ≤ 0),
+
+    error² ~ spread² + apart² a² + beyond² δ² g²,    g = G (1 − G / l):
 
 what a run gains at first the simulated one tells well, also where it is carried off the ground that it was linearised
 on; the real one then goes on to find gradients that the model did not have before training, where the simulated one
-stalls or rises. More rows than are known lower the loss further. A trial on m rows that ended at t is the level; with
-δ = max(0, log2(N / m))
+stalls or rises. Twice as many rows raise the odds of the share of the loss that is gained, so that it never falls below
+0. A trial on m rows that ended at t is the level; with δ = max(0, log2(N / m))
 
-    y = p + trust · (t − growth · δ · max(0, l − t) − p),    error² ~ the same with δ of the trial.
+    y = p + trust · min(1, 2 √(m / N)) · (l − G(l − t, δ) − p),    error² ~ the same with δ and G of the trial.
 
-All coefficients are fitted on finished runs of other data sets (`foretune.forecasting.sequence_fit`), 1 ≤ hold ≤ 2.5
-and 0 ≤ trust ≤ 1 among them.
+Coefficients are fitted on finished runs of other data sets (`foretune.forecasting.sequence_fit`), but trust, which is 1
+where there is a trial.
 """
 
 import json
@@ -35,6 +37,7 @@ from foretune.forecasting.shown import Shown
 SCHEMA = 1
 LANGUAGE_CALIBRATION = "language_calibration.json"  # beside this file
 LARGEST_EXPONENT = 700.0
+MOST = 0.99  # of a loss that can be gained
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ class SequenceLine:
 
     Attributes:
         hold: What a run gains at least, in units of what it has gained after a third of its steps.
-        growth: Further gain with a doubling of the rows, as a share of the gain.
+        growth: By what the log-odds of the share of the loss that is gained rise with a doubling of the rows.
         trust: Share of the way from the forecast without trials to the trial; 0 without trials.
         spread: Standard deviation of the error, in nats.
         apart: By how much it grows with `SequenceCase.apart`, in quadrature.
-        beyond: By how much it grows with δ D, in quadrature.
+        beyond: Spread of the log-odds with a doubling of the rows, in quadrature.
         groups: Data sets that it was fitted on.
         runs: Runs.
     """
@@ -120,21 +123,51 @@ class SequenceLine:
         Returns:
             p, in nats a token, never below 0.
         """
-        gain = self.gain(case)
-        return max(0.0, case.base - gain - self.growth * case.doublings * max(0.0, gain))
+        return case.base - grown(case.base, self.gain(case), self.growth * case.doublings)
 
-    def deviation(self, case: SequenceCase, doublings: float, gain: float) -> float:
+    def deviation(self, case: SequenceCase, doublings: float, loss: float) -> float:
         """Standard deviation of the error.
 
         Args:
             case: Run.
             doublings: δ, from the rows that were seen to those of the run.
-            gain: D of what was seen.
+            loss: Loss l − G that is forecast from what was seen.
 
         Returns:
-            √(spread² + apart² a² + beyond² δ² D²).
+            √(spread² + apart² a² + beyond² δ² g²).
         """
-        return sqrt(self.spread**2 + (self.apart * case.apart) ** 2 + (self.beyond * doublings * gain) ** 2)
+        free = slope(case.base, case.base - loss)
+        return sqrt(self.spread**2 + (self.apart * case.apart) ** 2 + (self.beyond * doublings * free) ** 2)
+
+
+def grown(base: float, gain: float, odds: float) -> float:
+    """Raise a gain by log-odds.
+
+    Args:
+        base: Loss l before training.
+        gain: D.
+        odds: What the log-odds of D / l rise by.
+
+    Returns:
+        G; D as it is where it is no gain. No more than 99 % of l counts as gained.
+    """
+    if gain <= 0.0:
+        return gain
+    share = min(gain / base, MOST)
+    return base / (1.0 + (1.0 - share) / share * exp(-odds))
+
+
+def slope(base: float, gain: float) -> float:
+    """Say by how much a gain rises with its log-odds.
+
+    Args:
+        base: Loss l before training.
+        gain: G.
+
+    Returns:
+        g = G (1 − G / l), in nats; 0 where it is no gain.
+    """
+    return max(0.0, gain * (1.0 - gain / base))
 
 
 @dataclass(frozen=True)
@@ -175,7 +208,7 @@ def trial_value(line: SequenceLine, case: SequenceCase, plain: float) -> tuple[f
         plain: Forecast p without it.
 
     Returns:
-        y in nats a token, δ from the trial's rows to those of the run, and the trial's gain max(0, l − t).
+        y in nats a token, δ from the trial's rows to those of the run, and the loss that the trial alone says.
 
     Raises:
         ConfigError: If the run has no trial.
@@ -183,10 +216,10 @@ def trial_value(line: SequenceLine, case: SequenceCase, plain: float) -> tuple[f
     if case.trial is None:
         raise ConfigError("this run has no trial: forecast it without")
     rows, ended = case.trial
-    doublings, gain = max(0.0, log2(case.train_rows / rows)), max(0.0, case.base - ended)
+    doublings = max(0.0, log2(case.train_rows / rows))
     weight = line.trust * min(1.0, 2.0 * sqrt(min(1.0, rows / case.train_rows)))
-    level = max(0.0, ended - line.growth * doublings * gain)
-    return plain + weight * (level - plain), doublings, gain
+    level = case.base - grown(case.base, case.base - ended, line.growth * doublings)
+    return plain + weight * (level - plain), doublings, level
 
 
 def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceCase, run: Run) -> RunForecast:
@@ -206,19 +239,19 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
     """
     reached, line, note = _reach(calibration.domain, run), calibration.plain, ""
     value = line.value(case)
-    doublings, gain = case.doublings, line.gain(case)
+    doublings, seen = case.doublings, value
     if case.trial is not None and calibration.tried is not None and calibration.trial_domain is not None:
         of_trial = _reach(calibration.trial_domain, replace(run, known_rows=case.trial[0]), trial=True)
         if of_trial.doublings > reached.doublings:
             note = f"The trial on {case.trial[0]:,} rows changes no forecast: {'; '.join(of_trial.reasons)}."
         else:
             reached, line = of_trial, calibration.tried
-            value, doublings, gain = trial_value(line, case, value)
+            value, doublings, seen = trial_value(line, case, value)
     if reached.withheld or not all(map(isfinite, (case.base, case.third, case.end))):
         simulated = (perplexity_of(case.end), case.end)
         far = reached if reached.withheld else Reach(inf, ("the simulated run diverges",))
         return RunForecast(None, simulated, far, run.kind, calibrated=False, note=note)
-    half = reached.widening * float(student.ppf(0.95, line.degrees)) * line.deviation(case, doublings, gain)
+    half = reached.widening * float(student.ppf(0.95, line.degrees)) * line.deviation(case, doublings, seen)
     low, high = max(0.0, value - half), value + half
     levels = {
         "eval_loss": Interval(value, low, high),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 from scipy.optimize import nnls
@@ -10,11 +11,17 @@ from foretune.arrays import Array
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import LEAST_GROUPS
 from foretune.forecasting.reach import Domain, Run, domain_of
-from foretune.forecasting.sequence_calibration import SequenceCalibration, SequenceCase, SequenceLine, trial_value
+from foretune.forecasting.sequence_calibration import (
+    SequenceCalibration,
+    SequenceCase,
+    SequenceLine,
+    slope,
+    trial_value,
+)
 
-ROUNDS = 20  # of reweighting: the errors' spread hangs on the coefficients and they on it
+ROUNDS = 8  # of reweighting: the errors' spread hangs on the coefficients and they on it
 HOLDS = np.linspace(1.0, 2.5, 31)
-GROWTHS = np.linspace(0.0, 0.5, 26)
+GROWTHS = np.linspace(0.0, 1.0, 26)
 LEAST_SPREAD = 0.002  # nats: no closer is the end of a run known, from one processor to another
 
 
@@ -38,9 +45,9 @@ class FinishedSequence:
 def fit_sequences(finished: Sequence[FinishedSequence], source: str) -> SequenceCalibration:
     """Fit a calibration.
 
-    The coefficients minimise Σ w e² over the runs without a trial, then over those with one, each weighted by 1 over
-    the variance of its error and every data set alike; the variance is fitted to the squared errors with its three
-    terms ≥ 0, and both in turn. Those with a trial begin at the forecast without it.
+    `hold` and `growth` make Σ w (log v + e²/v) least over a grid, e the errors of the runs without a trial, v their
+    variances and every data set of the same weight; the variance is fitted to the squared errors with its three terms
+    ≥ 0. Runs with a trial take the same, `trust` 1 and variances of their own, whose constant is no less.
 
     Args:
         finished: Finished runs of 3 data sets or more.
@@ -86,69 +93,58 @@ def _weights(finished: Sequence[FinishedSequence]) -> Array:
     return np.array([1.0 / groups.count(group) for group in groups])
 
 
-def _variance(squares: Array, features: Array, weights: Array) -> tuple[Array, Array]:
+def _variance(squares: Array, features: Array, weights: Array, *, least: float = LEAST_SPREAD) -> tuple[Array, Array]:
     """Fit squared errors by features with coefficients ≥ 0, and say what it gives for each run."""
-    variance = np.full(len(squares), max(float(weights @ squares / weights.sum()), LEAST_SPREAD**2))
+    variance = np.full(len(squares), max(float(weights @ squares / weights.sum()), least**2))
     found = np.zeros(features.shape[1])
     for _ in range(ROUNDS):
         root = np.sqrt(weights) / variance  # the spread of e² is that of its mean
         found, _ = nnls(features * root[:, None], squares * root)
-        found[0] = max(found[0], LEAST_SPREAD**2)
+        found[0] = max(found[0], least**2)
         variance = features @ found
     return found, variance
 
 
+def _features(cases: Sequence[SequenceCase], doublings: Sequence[float], losses: Sequence[float]) -> Array:
+    """What the variance of each error is made of."""
+    free = [slope(case.base, case.base - loss) for case, loss in zip(cases, losses, strict=True)]
+    terms = zip(cases, doublings, free, strict=True)
+    return np.array([[1.0, case.apart**2, (step * of_odds) ** 2] for case, step, of_odds in terms])
+
+
+def _bare(hold: float, growth: float, trust: float) -> SequenceLine:
+    return SequenceLine(hold, growth, trust, spread=0.0, apart=0.0, beyond=0.0, groups=0, runs=0)
+
+
 def _fit_plain(finished: Sequence[FinishedSequence]) -> SequenceLine:
-    """`hold` on a grid, as the gain is a maximum; `growth` by least squares."""
+    """`hold` and `growth` on grids, as the gain is a maximum; `growth` is 0 where no run has more rows than known."""
     cases, weights = [one.case for one in finished], _weights(finished)
-    real = np.array([one.loss for one in finished])
+    real, steps = np.array([one.loss for one in finished]), [case.doublings for case in cases]
     best: tuple[float, SequenceLine] | None = None
-    for hold in HOLDS:
-        line = SequenceLine(float(hold), growth=0.0, trust=0.0, spread=0.0, apart=0.0, beyond=0.0, groups=0, runs=0)
-        at_known = np.array([case.base - line.gain(case) for case in cases])
-        more = np.array([case.doublings * max(0.0, line.gain(case)) for case in cases])
-        features = np.array([[1.0, case.apart**2, step**2] for case, step in zip(cases, more, strict=True)])
-        growth, parts, variance = _alternate(real - at_known, -more, features, weights)
-        errors = real - np.maximum(0.0, at_known - growth * more)
-        likelihood = float(weights @ (np.log(variance) + errors**2 / variance))
+    for hold, growth in product(HOLDS, GROWTHS if any(steps) else (0.0,)):
+        line = _bare(float(hold), float(growth), 0.0)
+        told = [line.value(case) for case in cases]
+        squares = (np.array(told) - real) ** 2
+        parts, variance = _variance(squares, _features(cases, steps, told), weights)
+        likelihood = float(weights @ (np.log(variance) + squares / variance))
         if best is None or likelihood < best[0]:
-            best = (likelihood, _line((float(hold), growth, 0.0), parts, finished))
+            best = (likelihood, _line((line.hold, line.growth, 0.0), parts, finished))
     assert best is not None
     return best[1]
 
 
-def _alternate(rest: Array, x: Array, features: Array, weights: Array) -> tuple[float, Array, Array]:
-    """Fit rest ≈ c x with 0 ≤ c ≤ 1 and the variance of what is left, in turn."""
-    variance, coefficient, parts = np.ones(len(rest)), 0.0, np.zeros(features.shape[1])
-    for _ in range(ROUNDS):
-        w = weights / variance
-        coefficient = float(np.clip(float((w * x) @ rest) / max(float((w * x) @ x), 1e-12), 0.0, 1.0))
-        parts, variance = _variance((rest - coefficient * x) ** 2, features, weights)
-    return coefficient, parts, variance
+def _fit_tried(finished: Sequence[FinishedSequence], plain: SequenceLine) -> SequenceLine:
+    """The variance alone: a trial is believed, and grows with the rows as all runs do."""
+    cases, weights = [one.case for one in finished], _weights(finished)
+    whole = replace(plain, trust=1.0)
+    told = [trial_value(whole, case, plain.value(case)) for case in cases]
+    squares = (np.array([value for value, _, _ in told]) - np.array([one.loss for one in finished])) ** 2
+    features = _features(cases, [steps for _, steps, _ in told], [level for _, _, level in told])
+    parts, _ = _variance(squares, features, weights, least=plain.spread)
+    return _line((plain.hold, plain.growth, 1.0), parts, finished)
 
 
 def _line(coefficients: tuple[float, float, float], parts: Array, finished: Sequence[FinishedSequence]) -> SequenceLine:
     hold, growth, trust = coefficients
     spread, apart, beyond = (float(part) for part in np.sqrt(parts))
     return SequenceLine(hold, growth, trust, spread, apart, beyond, len({one.group for one in finished}), len(finished))
-
-
-def _fit_tried(finished: Sequence[FinishedSequence], plain: SequenceLine) -> SequenceLine:
-    """`growth` on a grid, as it multiplies `trust`; `trust` by least squares."""
-    weights, real = _weights(finished), np.array([one.loss for one in finished])
-    best: tuple[float, SequenceLine] | None = None
-    for growth in GROWTHS:
-        whole = replace(plain, growth=float(growth), trust=1.0)
-        before = np.array([plain.value(one.case) for one in finished])
-        told = [trial_value(whole, one.case, value) for one, value in zip(finished, before, strict=True)]
-        way = np.array([value for value, _, _ in told]) - before
-        features = np.array(
-            [[1.0, one.case.apart**2, (step * gain) ** 2] for one, (_, step, gain) in zip(finished, told, strict=True)]
-        )
-        trust, parts, variance = _alternate(real - before, way, features, weights)
-        likelihood = float(weights @ (np.log(variance) + (before + trust * way - real) ** 2 / variance))
-        line = _line((plain.hold, float(growth), trust), parts, finished)
-        if best is None or likelihood < best[0]:
-            best = (likelihood, line)
-    assert best is not None
-    return best[1]
