@@ -23,7 +23,7 @@ from foretune.ntk.sequence_losses import SequenceBatch
 from foretune.settings.groups import LanguageKind, Sample
 from foretune.tasks.sampling import draw_indices, split_rows
 
-LOGITS = 2**26  # numbers of a batch's logits at most; float32 takes 256 MiB of them, three times in a backward pass
+LOGITS = 2**25  # numbers of a batch's logits at most; float32 takes 128 MiB of them, three times in a backward pass
 LOSS_UNIT = "nats a token"
 OnBatch = Callable[[int], None]
 

@@ -156,21 +156,36 @@ def row_of(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def orders(forecasts: dict[Any, Any], runs: dict[Any, Any]) -> list[str]:
+def orders(
+    forecasts: dict[Any, Any], runs: dict[Any, Any], entries: Sequence[tuple[FinishedSequence, Any]]
+) -> list[str]:
     """Order within a data set: of all cells on 64 rows, and of the adapters at one rate."""
-    header = ("forecast", "linearised", "size", "gradient norm", "PLoP", "first epoch", "lost, nats", "by size")
+    header = (
+        "forecast",
+        "as simulated",
+        "linearised",
+        "size",
+        "gradient norm",
+        "PLoP",
+        "first epoch",
+        "lost, nats",
+        "by size",
+    )
     lines = [
         row_of("set, rate", "cells", *header, "by first epoch"),
         row_of("---", "---:", *(["---:"] * len(header)), "---:"),
     ]
     for name in dict.fromkeys(cell[0] for cell in forecasts):
+        line = fit_sequences([one for one, _ in entries if one.group != name and counts(one)], "others").plain
+        level = {cell: line.value(one.case) for one, cell in entries if one.case.trial is None}
         for rate in (3e-4, 1e-3, None):
             cells = [at for at in forecasts if at[0] == name and at[1] == 64 and rate in (None, at[3]) and at in runs]
             if len(cells) < 5:
                 continue
             real = np.array([runs[at]["epochs"][-1]["eval_loss"] for at in cells])
             by = {
-                "forecast": [forecasts[at]["eval_loss"][-1] for at in cells],
+                "forecast": [level[at] for at in cells],
+                "simulated": [forecasts[at]["eval_loss"][-1] for at in cells],
                 "linearised": [forecasts[at]["linear"] for at in cells],
                 "size": [-forecasts[at]["parameters"] for at in cells],
                 "gradient": [-forecasts[at]["gradient_norm"] for at in cells],
@@ -235,7 +250,7 @@ def main(results: Path, to: Path | None) -> None:
     print(calibration.plain, calibration.tried, calibration.domain, calibration.trial_domain, sep="\n\n")
     if to is not None:
         write_json(to, calibration.to_dict())
-    for table in (levels(entries), orders(forecasts, runs), practice(runs), every(forecasts, runs)):
+    for table in (levels(entries), orders(forecasts, runs, entries), practice(runs), every(forecasts, runs)):
         print("", *table, sep="\n")
 
 

@@ -68,8 +68,12 @@ def test_the_folder_holds_what_a_ranking_holds(ranked):
         lines = list(csv.DictReader(file))
     assert [line["adapter"] for line in lines] == [row["adapter"] for row in held["rows"]]
     assert [float(line["eval_loss"]) for line in lines] == pytest.approx(
+        [row["eval_loss"] for row in held["rows"]], rel=1e-5
+    )
+    assert [float(line["simulated_eval_loss"]) for line in lines] == pytest.approx(
         [row["simulated"]["eval_loss"] for row in held["rows"]], rel=1e-5
     )
+    assert {line["eval_loss_low"] for line in lines} == {""}
     with (ranked / "candidates.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == held["candidates"]
     config = json.loads((ranked / "adapter_config.json").read_text(encoding="utf-8"))
@@ -135,7 +139,7 @@ def test_the_table_says_that_it_is_not_calibrated(common, capsys):
     assert run(["rank", *common, *flags]) == 0
     said = capsys.readouterr()
     words = " ".join(said.out.split())
-    assert "Simulated runs, not calibrated: no level is forecast." in words
+    assert "Not calibrated for such runs: no level is forecast." in words
     assert "no level is forecast" in words
     assert "learning rate" in words
     assert "without training:" in words

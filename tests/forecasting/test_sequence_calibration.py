@@ -177,7 +177,8 @@ def test_outside_of_what_was_seen_intervals_widen_and_then_there_are_none():
     other = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, model="0" * 13))
     assert other.levels is None
     assert not other.calibrated
-    assert other.order == (pytest.approx(math.exp(4.2)), 4.2)
+    value = calibration.plain.value(case)
+    assert other.order == (pytest.approx(math.exp(value)), value)
     assert "no run of this model" in other.reach.verdict
 
 
@@ -204,7 +205,9 @@ def test_the_largest_trial_counts_and_none_that_diverged():
 def test_a_simulated_run_that_diverges_has_no_level():
     calibration = fit_sequences(made(0), "made")
     case = SequenceCase(5.0, 4.2, math.nan, 4.2, 64, 64)
-    assert apply_sequence_calibration(calibration, case, RUN).levels is None
+    said = apply_sequence_calibration(calibration, case, RUN)
+    assert said.levels is None
+    assert said.order == (math.inf, math.inf)
 
 
 def test_too_few_data_sets_make_no_calibration():

@@ -73,10 +73,11 @@ def test_rows_are_what_separate_forecasts_say(language, task, ranking):
             ranking.sites[position].name for position in row.quick.candidate.sites
         }
         alone = forecast_sequences(plan, settings)
-        assert row.loss == pytest.approx(alone.run.run.end.eval_loss, abs=1e-5)
+        assert row.loss == pytest.approx(alone.curve.forecast.order[1], abs=1e-5)
+        assert row.found.run.end.eval_loss == pytest.approx(alone.run.run.end.eval_loss, abs=1e-5)
         assert row.found.linear_loss == pytest.approx(alone.run.linear_loss, abs=1e-4)
         assert row.steps == alone.to_dict()["steps"]
-        losses.append(alone.run.run.end.eval_loss)
+        losses.append(alone.curve.forecast.order[1])
     assert losses == sorted(losses)
     assert ranking.base.loss == pytest.approx(alone.run.run.probe_loss, abs=1e-6)
     assert losses[0] < ranking.base.loss
@@ -273,8 +274,9 @@ def test_the_content_is_json_and_gives_no_level(ranking):
     assert all(row["forecast"]["levels"] is None for row in held["rows"])
     assert held["candidates"] == len(ranking.quick)
     for row, known in zip(held["rows"], ranking.rows, strict=True):
-        assert row["simulated"]["eval_loss"] == known.loss
-        assert row["simulated"]["eval_perplexity"] == pytest.approx(math.exp(known.loss))
+        assert row["eval_loss"] == known.loss
+        assert row["simulated"]["eval_loss"] == known.found.run.end.eval_loss
+        assert row["simulated"]["eval_perplexity"] == pytest.approx(math.exp(known.found.run.end.eval_loss))
         assert row["layers"] == sorted({int(name.split(".")[2]) for name in row["modules"]})
         assert set(row["modules"]) == set(
             adapted_names(made.tiny_language_model(), sequence_adapter(ranking, known.quick))

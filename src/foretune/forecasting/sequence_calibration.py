@@ -235,7 +235,7 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
         run: What kind of run it is.
 
     Returns:
-        The forecast of `eval_loss` and `perplexity`; where it is withheld as simulated, and not calibrated.
+        The forecast of `eval_loss` and `perplexity`; where it is withheld there is the order alone, by the same values.
     """
     reached, line, note = _reach(calibration.domain, run), calibration.plain, ""
     value = line.value(case)
@@ -247,10 +247,11 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
         else:
             reached, line = of_trial, calibration.tried
             value, doublings, seen = trial_value(line, case, value)
-    if reached.withheld or not all(map(isfinite, (case.base, case.third, case.end))):
-        simulated = (perplexity_of(case.end), case.end)
-        far = reached if reached.withheld else Reach(inf, ("the simulated run diverges",))
-        return RunForecast(None, simulated, far, run.kind, calibrated=False, note=note)
+    if not all(map(isfinite, (case.base, case.third, case.end))):
+        diverges = Reach(inf, ("the simulated run diverges",))
+        return RunForecast(None, (inf, inf), diverges, run.kind, calibrated=False, note=note)
+    if reached.withheld:
+        return RunForecast(None, (perplexity_of(value), value), reached, run.kind, calibrated=False, note=note)
     half = reached.widening * float(student.ppf(0.95, line.degrees)) * line.deviation(case, doublings, seen)
     low, high = max(0.0, value - half), value + half
     levels = {

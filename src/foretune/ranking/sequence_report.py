@@ -88,6 +88,7 @@ def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
         "rank": row.quick.candidate.rank,
         "recipe": vars(row.recipe),
         "steps": row.steps,
+        "eval_loss": row.loss,
         "forecast": row.forecast.to_dict(),
         "simulated": row.found.end_to_dict(),
         "apart": row.found.apart,

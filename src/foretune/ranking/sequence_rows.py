@@ -54,7 +54,7 @@ class SequenceRow:
 
     @property
     def loss(self) -> float:
-        """Evaluation loss at the run's end, in nats a token: as forecast, or as simulated where that has no level."""
+        """Evaluation loss at the run's end, in nats a token, as forecast; a level where the forecast has one."""
         return self.forecast.order[1]
 
     @property

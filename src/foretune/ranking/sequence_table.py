@@ -29,8 +29,7 @@ def sequence_table(ranking: SequenceRanking) -> Table:
     )
     rows = []
     for place, row in enumerate(ranking.rows, start=1):
-        end = row.found.run.end
-        loss, perplexity = _level(row, "eval_loss", end.eval_loss, 3), _level(row, "perplexity", end.eval_metric, 2)
+        loss, perplexity = _level(row, "eval_loss", row.loss, 3), _level(row, "perplexity", row.forecast.order[0], 2)
         rows.append(
             (
                 f"{place}{' =' if row.tie else ''}{' *' if row.recommended else ''}",
@@ -50,10 +49,10 @@ def sequence_table(ranking: SequenceRanking) -> Table:
     return Table(_caption(ranking, late=late), header, tuple(rows), right_from=2)
 
 
-def _level(row: SequenceRow, name: str, simulated: float, digits: int) -> str:
-    """A forecast with its interval, or what was simulated."""
+def _level(row: SequenceRow, name: str, value: float, digits: int) -> str:
+    """A forecast with its interval, or what puts it into order."""
     if row.forecast.levels is None:
-        return f"{simulated:.{digits}f}"
+        return f"{value:.{digits}f}"
     level = row.forecast.levels[name]
     return f"{level.value:.{digits}f} [{level.low:.{digits}f}, {level.high:.{digits}f}]"
 
@@ -73,11 +72,11 @@ def _trials(row: SequenceRow) -> str:
 
 def _caption(ranking: SequenceRanking, *, late: bool) -> str:
     level = any(row.forecast.levels is not None for row in ranking.rows)
-    simulated = "of the model with the simulated A and B plugged in"
     words = [
-        "Forecasts with their 90 % intervals, where there is none simulated runs. eval loss: nats a token at the end."
+        "Forecasts with 90 % intervals; without one it is the order alone. eval loss: nats a token at the end."
         if level
-        else f"Simulated runs, not calibrated: no level is forecast. eval loss: nats a token at the end, {simulated}.",
+        else "Not calibrated for such runs: no level is forecast. eval loss: nats a token at the end, which the rows are "
+        "in the order of, from the model with the simulated A and B plugged in.",
         f"'=': within {TIE:g} nats of the first; '*': recommended, the cheapest of these.",
     ]
     if ranking.spent is not None:
@@ -107,12 +106,13 @@ def sequence_numbers(ranking: SequenceRanking) -> Table:
         *("place", "model", "dataset", "adapter", "rank", "learning_rate", "epochs", "steps"),
         *("eval_loss", "eval_perplexity", "eval_token_accuracy", "linear_eval_loss", "train_loss", "best_step"),
         *("parameters", "megabytes", "step_cost", "quick_score", "apart", "tie", "recommended"),
+        *("eval_loss_low", "eval_loss_high", "simulated_eval_loss"),
         *(("trial_rows", "trial_eval_loss", "diverged") if ranking.spent is not None else ()),
     )
     rows = []
     for place, row in enumerate(ranking.rows, start=1):
         end, found = row.found.run.end, row.found
-        losses = (end.eval_loss, end.eval_metric, found.token_accuracy[-1], found.linear_loss, end.train_loss)
+        losses = (row.loss, row.forecast.order[0], found.token_accuracy[-1], found.linear_loss, end.train_loss)
         rows.append(
             (
                 *(str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)),
@@ -121,10 +121,20 @@ def sequence_numbers(ranking: SequenceRanking) -> Table:
                 *(str(row.best_step), str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"),
                 f"{row.quick.score:.6g}",
                 *("yes" if yes else "no" for yes in (row.found.apart, row.tie, row.recommended)),
+                *_ends(row),
+                f"{end.eval_loss:.6g}",
                 *(_trial_cells(row) if ranking.spent is not None else ()),
             )
         )
     return Table("Finalists.", header, tuple(rows), right_from=4)
+
+
+def _ends(row: SequenceRow) -> tuple[str, str]:
+    """Ends of the interval, empty where there is none."""
+    if row.forecast.levels is None:
+        return "", ""
+    level = row.forecast.levels["eval_loss"]
+    return f"{level.low:.6g}", f"{level.high:.6g}"
 
 
 def _trial_cells(row: SequenceRow) -> tuple[str, str, str]:
