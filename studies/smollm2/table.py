@@ -29,14 +29,10 @@ STRATA: tuple[tuple[str, bool, int, tuple[float, ...] | None, int | None], ...] 
     ("texts, N = n, 1e-4 and 3e-4", False, 64, (1e-4, 3e-4), None),
     ("texts, N = n, 1e-3", False, 64, (1e-3,), None),
     ("texts, N = n, 3e-3", False, 64, (3e-3,), None),
-    ("texts, N = n, a trial on 19 %", False, 64, None, 12),
     ("texts, N = 4 n", False, 256, None, None),
-    ("texts, N = 4 n, a trial on 5 %", False, 256, None, 12),
     ("texts, N = 4 n, a trial on 25 %", False, 256, None, 64),
     ("answers, N = n", True, 64, None, None),
-    ("answers, N = n, a trial on 19 %", True, 64, None, 12),
     ("answers, N = 4 n", True, 256, None, None),
-    ("answers, N = 4 n, a trial on 5 %", True, 256, None, 12),
     ("answers, N = 4 n, a trial on 25 %", True, 256, None, 64),
 )
 
@@ -210,7 +206,7 @@ def practice(runs: dict[Any, Any]) -> list[str]:
 
     names = list(dict.fromkeys(cell[0] for cell in runs))
     header = ("attention − all, 3e-4", "feed-forward − all, 3e-4", "low − high, 3e-4", "r 4 − r 32, 3e-4")
-    header += ("r 4 − r 32, 1e-3", "3e-4 − 1e-3, all", "3e-3 − 1e-3, all")
+    header += ("3e-4 − 1e-3, all",)
     lines = [row_of("set", *header), row_of("---", *(["---:"] * len(header)))]
     for name in names:
         values = [
@@ -218,9 +214,7 @@ def practice(runs: dict[Any, Any]) -> list[str]:
             loss(name, "feed-forward", 3e-4) - loss(name, "all", 3e-4),
             loss(name, "low", 3e-4) - loss(name, "high", 3e-4),
             loss(name, "all-r4", 3e-4) - loss(name, "all-r32", 3e-4),
-            loss(name, "all-r4", 1e-3) - loss(name, "all-r32", 1e-3),
             loss(name, "all", 3e-4) - loss(name, "all", 1e-3),
-            loss(name, "all", 3e-3) - loss(name, "all", 1e-3),
         ]
         lines.append(row_of(name, *("–" if value != value else f"{value:+.3f}" for value in values)))
     return lines

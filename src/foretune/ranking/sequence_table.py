@@ -75,8 +75,8 @@ def _caption(ranking: SequenceRanking, *, late: bool) -> str:
     words = [
         "Forecasts with 90 % intervals; without one it is the order alone. eval loss: nats a token at the end."
         if level
-        else "Not calibrated for such runs: no level is forecast. eval loss: nats a token at the end, which the rows are "
-        "in the order of, from the model with the simulated A and B plugged in.",
+        else "Not calibrated for such runs: no level is forecast. eval loss: nats a token at the end, which the rows "
+        "are in the order of, from the model with the simulated A and B plugged in.",
         f"'=': within {TIE:g} nats of the first; '*': recommended, the cheapest of these.",
     ]
     if ranking.spent is not None:
