@@ -174,6 +174,11 @@ def test_outside_of_what_was_seen_intervals_widen_and_then_there_are_none():
     assert width(longest=48) == pytest.approx(width() * 48 / 32)
     assert width(longest=65) is None
     assert width(learning_rate=1e-3, update_rate=1.6e-2) is None
+    few = dataclasses.replace(RUN, batch_size=10, train_rows=80)  # 21 steps on the known rows, where 24 were seen
+    said = apply_sequence_calibration(calibration, case, few)
+    assert any("21 steps on the 64 known rows, checked from 24" in reason for reason in said.reach.reasons)
+    assert said.reach.doublings == pytest.approx(math.log2(10 / 8) + math.log2(24 / 21))
+    assert apply_sequence_calibration(calibration, case, dataclasses.replace(few, batch_size=16)).levels is None
     other = apply_sequence_calibration(calibration, case, dataclasses.replace(RUN, model="0" * 13))
     assert other.levels is None
     assert not other.calibrated

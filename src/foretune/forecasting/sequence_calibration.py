@@ -24,14 +24,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
-from math import exp, inf, isfinite, log2, sqrt
+from math import ceil, exp, inf, isfinite, log2, sqrt
 from typing import Any
 
 from scipy.stats import t as student
 
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Interval, RunForecast
-from foretune.forecasting.reach import Domain, Reach, Run, reach
+from foretune.forecasting.reach import ROUNDING, Domain, Reach, Run, reach
 from foretune.forecasting.shown import Shown
 
 SCHEMA = 1
@@ -226,8 +226,9 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
     """Forecast the end of a run.
 
     Its interval is value ± 2^d · t · deviation with the 95 % quantile t of Student's distribution with data sets less
-    one degrees of freedom and d from `reach`; there is none for d > 1. A trial farther from what was checked than the
-    run itself changes nothing, which `note` says.
+    one degrees of freedom and d from `reach`; there is none for d > 1. The run on the rows that were seen, simulated or
+    as a trial, counts as farther away by the halvings from the fewest steps of the fit: it is mostly warm-up, and more
+    rows then bring more. A trial farther from what was checked than the run itself changes nothing, which `note` says.
 
     Args:
         calibration: Calibration.
@@ -237,11 +238,12 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
     Returns:
         The forecast of `eval_loss` and `perplexity`; where it is withheld there is the order alone, by the same values.
     """
-    reached, line, note = _reach(calibration.domain, run), calibration.plain, ""
+    least = calibration.domain.steps[0]
+    reached, line, note = _reach(calibration.domain, run, least=least), calibration.plain, ""
     value = line.value(case)
     doublings, seen = case.doublings, value
     if case.trial is not None and calibration.tried is not None and calibration.trial_domain is not None:
-        of_trial = _reach(calibration.trial_domain, replace(run, known_rows=case.trial[0]), trial=True)
+        of_trial = _reach(calibration.trial_domain, replace(run, known_rows=case.trial[0]), least=least, trial=True)
         if of_trial.doublings > reached.doublings:
             note = f"The trial on {case.trial[0]:,} rows changes no forecast: {'; '.join(of_trial.reasons)}."
         else:
@@ -261,11 +263,18 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
     return RunForecast(levels, (levels["perplexity"].value, value), reached, run.kind, note=note)
 
 
-def _reach(domain: Domain, run: Run, *, trial: bool = False) -> Reach:
-    """Of a model that was not seen that alone is said: the rest is no reason then."""
+def _reach(domain: Domain, run: Run, *, least: float, trial: bool = False) -> Reach:
+    # of a model that was not seen that alone is said: the rest is no reason then
     if run.model not in domain.models:
         return Reach(inf, ("the calibration has seen no run of this model",))
-    return reach(domain, run, trial=trial)
+    found = reach(domain, run, trial=trial)
+    steps = run.epochs * ceil(run.known_rows / run.batch_size)
+    lacking = log2(least / steps)
+    if lacking <= ROUNDING:
+        return found
+    rows = "rows of the trial" if trial else "known rows"
+    reason = f"{steps:,} steps on the {run.known_rows:,} {rows}, checked from {least:,.0f}"
+    return Reach(found.doublings + lacking, (*found.reasons, reason))
 
 
 def perplexity_of(loss: float) -> float:
