@@ -13,9 +13,10 @@ import foretune as ft
 from foretune.errors import DataError
 from foretune.models.language_model import own_language_model
 from foretune.models.placement import place
+from foretune.sequence_plan import choose_rows
 from foretune.settings.groups import Batching, Recipe
 from foretune.trials import carry
-from foretune.trials.bench import Candidate, language_bench_of
+from foretune.trials.bench import Candidate, LanguageBench
 from foretune.trials.carry import describe_plan, run_trials, seconds_per_pass
 from foretune.trials.plan import Trial, TrialPlan, plan_trials
 from foretune.trials.run import run_trial
@@ -40,6 +41,11 @@ def completions(n):
 @pytest.fixture(scope="module")
 def language():
     return made.reader()
+
+
+def language_bench_of(language, task, batching, *, eval_samples):
+    rows = choose_rows(language, task, batching.max_length, eval_samples=eval_samples, seed=batching.seed)
+    return LanguageBench(language, task, rows, batching)
 
 
 def bench_at(language, *, n_train=80, batching=BATCHING, eval_samples=6, loss_on=None):

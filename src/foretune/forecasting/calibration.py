@@ -96,7 +96,7 @@ class Calibration:
 
     @property
     def kind(self) -> TaskKind:
-        """TaskKind of task that it was fitted on."""
+        """Kind of task that it was fitted on."""
         return "classification" if self.domain is None else self.domain.kind
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class RunForecast:
         order: Main metric and evaluation loss, to put adapters of one model and data set into order by; no levels,
             where those are withheld. Calibrated; of a kind of task that the calibration has not seen as simulated.
         reach: Whether the run lies within what the calibration has seen.
-        kind: TaskKind of task.
+        kind: Kind of task.
         calibrated: Whether a calibration of this kind of task was applied.
         note: Why trials of the run change nothing; empty where they do, or there are none.
         breadth: How much larger its spread is than that of a run on two classes with all rows known.

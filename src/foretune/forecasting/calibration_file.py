@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foretune.errors import ConfigError, border
 from foretune.forecasting.calibration import LEAST_GROUPS, SCHEMA, Calibration
@@ -13,6 +13,8 @@ from foretune.forecasting.line import Line
 from foretune.forecasting.outcomes import Outcome, outcomes_of
 from foretune.forecasting.terms import TERMS
 from foretune.forecasting.with_trials import TRIAL_TERMS
+
+T = TypeVar("T")
 
 
 def shipped_calibration() -> Calibration:
@@ -61,20 +63,13 @@ def calibration_from(content: Any) -> Calibration:
     Raises:
         ConfigError: If it is none, or one of another version.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     if not isinstance(content, Mapping) or "schema" not in content or "terms" not in content:
         raise ConfigError("this is no calibration")
     said = (content["schema"], content["terms"], content.get("trial_terms"))
     if said != (SCHEMA, list(TERMS), list(TRIAL_TERMS)):
         raise ConfigError(f"calibration of schema {content['schema']!r}, not {SCHEMA}: fit it again")
     fields = {name: value for name, value in content.items() if name not in ("schema", "terms", "trial_terms")}
-    try:
-        calibration = TypeAdapter(Calibration).validate_json(json.dumps(fields), strict=True)
-    except (ValidationError, ValueError, TypeError) as error:
-        what = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        where = ".".join(map(str, what["loc"]))
-        raise ConfigError(f"this is no calibration: {where} {what['msg']}") from error
+    calibration = strictly(Calibration, fields, "calibration")
     needed = outcomes_of(calibration.kind)
     if set(calibration.lines) != set(needed):
         raise ConfigError(f"calibration of {', '.join(sorted(calibration.lines))}: needs {', '.join(needed)}")
@@ -109,3 +104,27 @@ def _check_lines(lines: Mapping[Outcome, Line], terms: int) -> None:
         whole = len(line.coefficients) == terms and all(map(isfinite, numbers))
         if not whole or line.groups < LEAST_GROUPS or min(line.spread, line.within, line.growth, line.variety) < 0:
             raise ConfigError(f"calibration with {name} {line}: fit it again")
+
+
+def strictly(kind: type[T], fields: Any, what: str) -> T:
+    """Make a dataclass of JSON values that are exactly what it takes.
+
+    Args:
+        kind: The class.
+        fields: Values by name.
+        what: What it is called in a message.
+
+    Returns:
+        The object.
+
+    Raises:
+        ConfigError: Naming the first value that does not fit.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(fields), strict=True)
+    except (ValidationError, ValueError, TypeError) as error:
+        found = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        where = ".".join(map(str, found["loc"]))
+        raise ConfigError(f"this is no {what}: {where} {found['msg']}") from error

@@ -11,11 +11,10 @@ the first off `foretune.forecasting.risk`.
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from scipy.stats import t as student
-
 from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.risk import MARGIN, Risk
 from foretune.forecasting.verdicts import probability_above
+from foretune.tasks.metrics import EVAL_LOSS
 
 Trouble = Literal["collapse", "no effect", "worse"]
 TOLD = 0.2  # a probability from here on is told
@@ -136,16 +135,10 @@ def cautions_of_loss(forecast: RunForecast, degrees: float, *, base: float, marg
     """
     if forecast.levels is None:
         return ()
-    level = forecast.levels["eval_loss"]
-    deviation = (level.high - level.value) / float(student.ppf(0.95, degrees))
-    below, above = (
-        float(student.cdf((base + by - level.value) / deviation, degrees))
-        if deviation
-        else float(level.value < base + by)
-        for by in (-margin, margin)
-    )
+    level = forecast.levels[EVAL_LOSS.name]
+    least, above = (probability_above(level, EVAL_LOSS, base + by, degrees) for by in (-margin, margin))
     without = f"the {base:.3f} nats a token that it has without training"
     return (
-        _told("no effect", above - below, f"end within {margin:g} of {without}"),
-        _told("worse", 1.0 - above, f"end {margin:g} or more above {without}"),
+        _told("no effect", least - above, f"end within {margin:g} of {without}"),
+        _told("worse", above, f"end {margin:g} or more above {without}"),
     )

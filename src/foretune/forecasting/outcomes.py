@@ -21,7 +21,7 @@ def outcomes_of(kind: TaskKind) -> tuple[Outcome, ...]:
     """What is forecast of a run.
 
     Args:
-        kind: TaskKind of task.
+        kind: Kind of task.
 
     Returns:
         Both losses, and the name of the main metric.
@@ -38,7 +38,7 @@ def scale(outcome: Outcome, value: float, kind: TaskKind = "classification") -> 
     Args:
         outcome: Which outcome.
         value: Accuracy as a fraction or another metric, or loss.
-        kind: TaskKind of task.
+        kind: Kind of task.
 
     Returns:
         A metric on its own scale (`Metric.to_scale`); logarithm of a loss kept within `LOSS_LIMITS`, of nats

@@ -22,11 +22,10 @@ from foretune.forecasting.shown import Shown
 from foretune.forecasting.simulated_runs import case_values, kind_of, simulate_runs
 from foretune.problem import Plan
 from foretune.settings.groups import Recipe
-from foretune.tasks.metrics import PERPLEXITY, Metric
+from foretune.tasks.metrics import EVAL_LOSS, PERPLEXITY, Metric
 
 POINT = 0.01  # of the metric: what a doubling must gain to be worth it
 ROUNDING = 1e-9
-EVAL_LOSS = Metric("eval_loss", "evaluation loss", "log", percent=False, better=-1)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from scipy.stats import t as student
 
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Interval, RunForecast
+from foretune.forecasting.calibration_file import strictly
 from foretune.forecasting.reach import ROUNDING, Domain, Reach, Run, reach
 from foretune.forecasting.shown import Shown
 
@@ -327,14 +328,9 @@ def language_calibration_from(content: Any) -> SequenceCalibration:
     Raises:
         ConfigError: If it is none, or one of another version.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     if not isinstance(content, Mapping) or content.get("schema") != SCHEMA:
         raise ConfigError(f"this is no calibration of language models of schema {SCHEMA}: fit it again")
     fields = {name: value for name, value in content.items() if name != "schema"}
-    try:
-        found = TypeAdapter(SequenceCalibration).validate_json(json.dumps(fields), strict=True)
-    except (ValidationError, ValueError) as error:
-        raise ConfigError(f"this is no calibration of language models: {error}") from error
+    found = strictly(SequenceCalibration, fields, "calibration of language models")
     found.domain.check()
     return found

@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from foretune.forecasting.cautions import cautions_of_loss
@@ -16,7 +17,7 @@ from foretune.forecasting.curve import Curve, bend
 from foretune.forecasting.rows import RowsCurve
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.seal import HASH, content_hash
-from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
+from foretune.forecasting.sequence_calibration import SequenceCalibration
 from foretune.forecasting.sequence_levels import forecast_sequence_rows, levels_of, speed_of, stretched
 from foretune.forecasting.sequence_simulation import (
     DRAWS,
@@ -170,22 +171,20 @@ def forecast_sequences(
         The forecast.
     """
     start = time.perf_counter()
-    known = calibration or shipped_language_calibration()
-    levels = levels_of(plan, known)
+    levels = levels_of(plan, calibration)
     linearised = linearise_sequences(plan, parse_bytes("memory", settings.memory), on_batch=on_batch)
     adapter = linearised.start(range(len(linearised.sites)))
-    simulated: dict[int, SequenceRun] = {}
 
+    @cache
     def simulate(rows: int) -> SequenceRun:
-        if rows not in simulated:
-            schedule = schedule_of(settings, rows, seed=settings.seed)
-            (simulated[rows],) = simulate_sequences(plan, linearised, [adapter], schedule, on_batch=on_batch)
-        return simulated[rows]
+        schedule = schedule_of(settings, rows, seed=settings.seed)
+        (simulated,) = simulate_sequences(plan, linearised, [adapter], schedule, on_batch=on_batch)
+        return simulated
 
     found, speed = simulate(levels.seen(plan.train_rows)), speed_of(adapter)
     run = levels.run(settings, plan.train_rows, speed)
     forecast = levels.forecast(found, run, shown)
-    told = cautions_of_loss(forecast, known.plain.degrees, base=linearised.base.loss, margin=EFFECT)
+    told = cautions_of_loss(forecast, levels.calibration.plain.degrees, base=linearised.base.loss, margin=EFFECT)
     curve = replace(_stretch(bend(found.run, forecast), run.steps), cautions=told)
     rows = None
     if settings.rows is not None:
@@ -202,7 +201,7 @@ def forecast_sequences(
         max(basis.h.shape[1] for basis in sketches.bases),
         {"load": seconds_load, "forecast": spent, "total": seconds_load + spent},
         rows,
-        known.source,
+        levels.calibration.source,
     )
 
 

@@ -19,6 +19,7 @@ from foretune.forecasting.sequence_calibration import (
     SequenceCase,
     apply_sequence_calibration,
     largest_trial,
+    shipped_language_calibration,
 )
 from foretune.forecasting.sequence_simulation import SequenceRun
 from foretune.forecasting.shown import Shown
@@ -101,17 +102,17 @@ class Levels:
         return apply_sequence_calibration(self.calibration, case_of(found, run, trial), run)
 
 
-def levels_of(plan: SequencePlan, calibration: SequenceCalibration) -> Levels:
+def levels_of(plan: SequencePlan, calibration: SequenceCalibration | None) -> Levels:
     """Prepare what turns the simulated runs of a plan into forecasts.
 
     Args:
         plan: The placed model and the rows.
-        calibration: Calibration.
+        calibration: Calibration; None takes the one that comes with foretune.
 
     Returns:
         The levels.
     """
-    return Levels(plan, calibration, fingerprint(plan.placed))
+    return Levels(plan, calibration or shipped_language_calibration(), fingerprint(plan.placed))
 
 
 def case_of(found: SequenceRun, run: Run, trial: tuple[int, float] | None = None) -> SequenceCase:
@@ -164,18 +165,17 @@ def forecast_sequence_rows(
         levels: Plan and calibration.
         recipe: How it trains.
         rows: Numbers of rows, rising.
-        simulate: Gives the simulated run on so many known rows; called once for each number.
+        simulate: Gives the simulated run on so many known rows, which several numbers may share.
         speed: s·r of the adapter.
         shown: What trials of it showed.
 
     Returns:
         The curve.
     """
-    found = {seen: simulate(seen) for seen in sorted({levels.seen(number) for number in rows})}
     points = []
     for number in rows:
         run = levels.run(recipe, number, speed)
-        points.append(RowsPoint(number, levels.forecast(found[levels.seen(number)], run, shown)))
+        points.append(RowsPoint(number, levels.forecast(simulate(levels.seen(number)), run, shown)))
     return rows_curve(points)
 
 

@@ -31,7 +31,7 @@ def terms(outcome: Outcome, values: Mapping[str, float], kind: TaskKind = "class
     Args:
         outcome: Which outcome.
         values: From `case_values`.
-        kind: TaskKind of task.
+        kind: Kind of task.
 
     Returns:
         s, and x in the order of `TERMS`.

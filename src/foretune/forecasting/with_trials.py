@@ -52,7 +52,7 @@ def together(shown: Sequence[Shown], kind: TaskKind) -> Trials | None:
 
     Args:
         shown: Trials.
-        kind: TaskKind of task.
+        kind: Kind of task.
 
     Returns:
         The largest and a smaller one; None where there is none, or the largest diverged, which is no level to go by.
@@ -83,7 +83,7 @@ def trial_terms(outcome: Outcome, trials: Trials, plain: float, train_rows: int,
         trials: What its trials showed.
         plain: Forecast without trials p, on the scale.
         train_rows: Rows N of the run.
-        kind: TaskKind of task.
+        kind: Kind of task.
 
     Returns:
         p, and x in the order of `TRIAL_TERMS`.

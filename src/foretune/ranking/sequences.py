@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from peft import LoraConfig
 
 from foretune.forecasting.schedule import schedule_of
-from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
+from foretune.forecasting.sequence_calibration import SequenceCalibration
 from foretune.forecasting.sequence_levels import levels_of, speed_of
 from foretune.forecasting.sequence_simulation import (
     FIRST,
@@ -187,7 +187,7 @@ def rank_sequences(
     clock = time.perf_counter()
     starts = [linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists]
     made: list[SequenceRow] = []
-    levels = levels_of(plan, calibration or shipped_language_calibration())
+    levels = levels_of(plan, calibration)
     for recipe in settings.each():
         schedule = schedule_of(recipe, levels.seen(plan.train_rows), seed=settings.seed)
         runs = simulate_sequences(plan, linearised, starts, schedule, on_batch=on_batch)

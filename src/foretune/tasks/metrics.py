@@ -100,6 +100,7 @@ R2 = Metric("r2", "R²", "identity", percent=False)
 MICRO_F1 = Metric("micro_f1", "micro F1", "logit", percent=True)
 EXACT = Metric("exact_match", "all labels right", "logit", percent=True)
 PERPLEXITY = Metric("perplexity", "perplexity", "log", percent=False, better=-1)
+EVAL_LOSS = Metric("eval_loss", "evaluation loss", "log", percent=False, better=-1)  # of a language model, in nats
 TOKEN_ACCURACY = Metric("token_accuracy", "token accuracy", "logit", percent=True)
 # Of each kind of task, the main one first: a run is judged and candidates are ordered by that.
 METRICS: dict[Kind, tuple[Metric, ...]] = {

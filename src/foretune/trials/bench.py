@@ -1,10 +1,10 @@
-"""What trials are made on: a classifier or a causal language model, with the rows of the run that is forecast."""
+"""What trials are made on: a classifier or a language model, with the rows of the run that is forecast."""
 
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from peft import LoraConfig
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from foretune.language.rows import LanguageTask
 from foretune.models.classifier import Classifier, batches, encode
 from foretune.models.language_model import LanguageModel
-from foretune.sequence_plan import LOGITS, ChosenRows, choose_rows
+from foretune.sequence_plan import LOGITS, ChosenRows, SequencePlan
 from foretune.settings.commands import TuneSettings, fields_of
 from foretune.settings.groups import Batching, Recipe, TaskKind
 from foretune.tasks.load import Task
@@ -25,6 +25,7 @@ from foretune.trials.plan import Extent, Trial
 from foretune.trials.rows import restrict
 from foretune.trials.sequences import restrict_sequences
 
+Loaded = TypeVar("Loaded", Classifier, LanguageModel)
 OUTPUTS = 1  # of a language model: the fewest rows of a trial do not hang on its vocabulary
 
 
@@ -173,9 +174,7 @@ class ClassifierBench:
         Returns:
             What is to be trained.
         """
-        classifier = self.classifier
-        if candidate.config is None:  # the adapter is on the model: it would be trained itself
-            classifier = dataclasses.replace(classifier, model=copy.deepcopy(classifier.model))
+        classifier = _left_alone(self.classifier, candidate)
         plan = prepare_tune(classifier, self._task(trial), candidate.config, _settings(self, candidate, trial))
         return dataclasses.replace(plan, course=course)
 
@@ -200,7 +199,7 @@ class ClassifierBench:
 
 @dataclass(frozen=True)
 class LanguageBench:
-    """The bench of a causal language model.
+    """The bench of a language model.
 
     Attributes:
         language: Model and tokenizer, without what a trial puts on it: trials work on copies.
@@ -274,9 +273,7 @@ class LanguageBench:
         Returns:
             What is to be trained.
         """
-        language = self.language
-        if candidate.config is None:  # the adapter is on the model: it would be trained itself
-            language = dataclasses.replace(language, model=copy.deepcopy(language.model))
+        language = _left_alone(self.language, candidate)
         plan = prepare_language(language, self._task(trial), candidate.config, _settings(self, candidate, trial))
         return dataclasses.replace(plan, course=course)
 
@@ -299,6 +296,13 @@ class LanguageBench:
 
     def _task(self, trial: Trial) -> LanguageTask:
         return restrict_sequences(self.task, trial.rows, self.rows, seed=trial.seed)
+
+
+def _left_alone(loaded: Loaded, candidate: Candidate) -> Loaded:
+    """The model to put a candidate on: a copy where the adapter is on it already, for it would be trained itself."""
+    if candidate.config is not None:
+        return loaded
+    return dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
 
 
 def _settings(bench: Bench, candidate: Candidate, trial: Trial) -> TuneSettings:
@@ -325,22 +329,16 @@ def bench_of(classifier: Classifier, task: Task, batching: Batching, *, eval_sam
     return ClassifierBench(classifier, task, held, batching)
 
 
-def language_bench_of(
-    language: LanguageModel, task: LanguageTask, batching: Batching, *, eval_samples: int | None
-) -> LanguageBench:
-    """Choose and tokenise the rows that a language model's trials are made on and evaluated on.
+def bench_of_plan(plan: SequencePlan) -> LanguageBench:
+    """Make a language model's trials on the rows of its forecast.
 
     Args:
-        language: Model and tokenizer; left as it is.
-        task: Data of the full run.
-        batching: Length, batches of evaluation and seed of the full run.
-        eval_samples: Rows to evaluate on, at most; None for all.
+        plan: Plan of the forecast or ranking, whose adapters lie on a copy of the model.
 
     Returns:
         The bench.
     """
-    rows = choose_rows(language, task, batching.max_length, eval_samples=eval_samples, seed=batching.seed)
-    return LanguageBench(language, task, rows, batching)
+    return LanguageBench(plan.language, plan.task, plan.rows, plan.settings)
 
 
 def measures(kind: TaskKind) -> Sequence[Metric]:

@@ -19,7 +19,7 @@ from foretune.sequence_plan import SequencePlan, prepare_sequences
 from foretune.settings.commands import ForecastSettings
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
-from foretune.trials.bench import Bench, Candidate, LanguageBench, bench_of
+from foretune.trials.bench import Bench, Candidate, bench_of, bench_of_plan
 from foretune.trials.carry import OnProgress, run_trials
 from foretune.trials.plan import TrialPlan, plan_trials
 from foretune.trials.run import Tried
@@ -63,11 +63,10 @@ def buy_trials(
     Raises:
         ConfigError: If the spend is none, or buys no trial.
     """
-    share = parse_spend(settings.spend)
-    if not share:
-        return None
-    bench = bench_of(classifier, task, settings, eval_samples=settings.eval_samples)
-    return _bought(bench, Candidate(name, config, settings), settings, share)
+    candidate = Candidate(name, config, settings)
+    return _bought(
+        lambda: bench_of(classifier, task, settings, eval_samples=settings.eval_samples), candidate, settings
+    )
 
 
 def buy_sequence_trials(
@@ -87,14 +86,14 @@ def buy_sequence_trials(
     Raises:
         ConfigError: If the spend is none, or buys no trial.
     """
+    return _bought(lambda: bench_of_plan(ready), Candidate(name, config, settings), settings)
+
+
+def _bought(bench_of_run: Callable[[], Bench], candidate: Candidate, settings: ForecastSettings) -> Bought | None:
     share = parse_spend(settings.spend)
     if not share:
         return None
-    bench = LanguageBench(ready.language, ready.task, ready.rows, settings)
-    return _bought(bench, Candidate(name, config, settings), settings, share)
-
-
-def _bought(bench: Bench, candidate: Candidate, settings: ForecastSettings, share: float) -> Bought:
+    bench = bench_of_run()
     plan = plan_trials([settings], bench.extent(), share, seed=settings.seed)
     return Bought(bench, candidate, plan, open_store(bench))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import fsum
 from typing import Any, overload
 
 import numpy as np
@@ -21,17 +20,15 @@ from foretune.ranking.report import adapter_of
 from foretune.ranking.rows import Ranking, Row, Spent, ordered, sort_key
 from foretune.ranking.sequence_rows import SequenceRanking
 from foretune.settings.commands import RankSettings
-from foretune.settings.groups import Recipe
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
 from foretune.trials.bench import Candidate, ClassifierBench, bench_of
 from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
 from foretune.trials.forecast import record
-from foretune.trials.plan import Extent, TrialPlan, affordable
+from foretune.trials.plan import Extent, affordable
 from foretune.trials.run import Tried
 from foretune.trials.sequence_ranking import rank_language
-from foretune.trials.spend import whole_run
-from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages
+from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages, seconds_of, telling_to
 from foretune.trials.store import open_store
 
 
@@ -121,8 +118,7 @@ def rank(
     classifier = own_classifier(model, tokenizer, task.objective, bare=True)
     check_spend(classifier, task, wanted)
     ranking = rank_adapters(classifier, task, wanted, calibrated, on_progress=on_progress)
-    tell = on_progress or (lambda *_: None)
-    telling = Telling(on_progress=lambda done, total: tell("sample passes of the trials", round(done), round(total)))
+    telling = None if on_progress is None else telling_to(on_progress)
     return try_finalists(ranking, classifier, task, wanted, calibrated, telling=telling)
 
 
@@ -171,7 +167,7 @@ def try_finalists(
         return [sort_key(row) for row in _conclude(forecasts, tried)]
 
     plan, tried = in_stages(finalists, told, places)
-    return _ranked(forecasts, _conclude(forecasts, tried), finalists.recipes, plan, tried)
+    return _ranked(forecasts, _conclude(forecasts, tried), finalists.spent(plan), tried)
 
 
 def _conclude(forecasts: _Forecasts, tried: Sequence[Sequence[Tried]]) -> tuple[Row, ...]:
@@ -217,27 +213,19 @@ def largest_within(head: Sequence[tuple[int, float]], rows: int) -> float | None
     return next((metric for size, metric in reversed(head) if size <= rows), None)
 
 
-def _ranked(
-    forecasts: _Forecasts,
-    rows: Sequence[Row],
-    each: Sequence[Recipe],
-    plan: TrialPlan,
-    tried: Sequence[Sequence[Tried]],
-) -> Ranking:
+def _ranked(forecasts: _Forecasts, rows: Sequence[Row], spent: Spent, tried: Sequence[Sequence[Tried]]) -> Ranking:
     """Order and mark the rows again, and say what was spent."""
     ranking, calibration = forecasts.ranking, forecasts.calibration
     risk, recipes = calibration.risk, ranking.recipes
     again = marked(ordered(rows, calibration), equal_sizes=ranking.equal_size is not None)
     of_before = set(notes_of(ranking.rows, recipes, risk))
     kept = [note for note in ranking.notes if note not in of_before]
-    whole = whole_run(each, forecasts.bench.extent().run_rows)
-    seconds = fsum(one.seconds for of_row in tried for one in of_row)
     return replace(
         ranking,
         rows=again,
         notes=(*kept, *notes_of(again, recipes, risk), *_trial_notes(again, calibration, ranking)),
-        seconds={**ranking.seconds, "trials": seconds},
-        spent=Spent(plan.passes / whole, plan.passes, plan.note),
+        seconds={**ranking.seconds, "trials": seconds_of(tried)},
+        spent=spent,
     )
 
 

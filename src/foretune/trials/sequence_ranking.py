@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import fsum
 from typing import Any
 
-from foretune.forecasting.sequence_calibration import SequenceCalibration, shipped_language_calibration
+from foretune.forecasting.sequence_calibration import SequenceCalibration
 from foretune.forecasting.sequence_levels import Levels, levels_of
 from foretune.language.rows import LanguageTask
 from foretune.models.language_model import LanguageModel
 from foretune.ranking.rank import OnProgress
-from foretune.ranking.rows import Spent
 from foretune.ranking.sequence_report import sequence_adapter
 from foretune.ranking.sequence_rows import (
     SequenceRanking,
@@ -24,12 +22,11 @@ from foretune.ranking.sequence_rows import (
 from foretune.ranking.sequences import SequenceCandidates, n_ranked, prepare_ranking, rank_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.spend import parse_spend
-from foretune.trials.bench import Candidate, LanguageBench
+from foretune.trials.bench import Candidate, bench_of_plan
 from foretune.trials.forecast import record
 from foretune.trials.plan import affordable
 from foretune.trials.run import Tried
-from foretune.trials.spend import whole_run
-from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages
+from foretune.trials.stages import Finalists, Telling, TriedEach, in_stages, seconds_of, telling_to
 from foretune.trials.store import open_store
 
 
@@ -61,8 +58,7 @@ def rank_language(
         tell("sequences through the model", done, total)
 
     ranking = rank_sequences(ready, settings, passed)
-    telling = Telling(on_progress=lambda done, total: tell("sample passes of the trials", round(done), round(total)))
-    return try_sequences(ranking, ready, settings, telling=telling)
+    return try_sequences(ranking, ready, settings, telling=telling_to(tell))
 
 
 def check_sequence_spend(ready: SequenceCandidates, settings: RankSettings) -> None:
@@ -77,7 +73,7 @@ def check_sequence_spend(ready: SequenceCandidates, settings: RankSettings) -> N
     """
     share = parse_spend(settings.spend)
     if share:
-        affordable(settings.each(), _bench(ready, settings).extent(), share)
+        affordable(settings.each(), bench_of_plan(ready.plan).extent(), share)
 
 
 def try_sequences(
@@ -111,13 +107,13 @@ def try_sequences(
     share = parse_spend(settings.spend)
     if not share:
         return ranking
-    bench = _bench(ready, settings)
+    bench = bench_of_plan(ready.plan)
     candidates = tuple(
         Candidate(in_words(ranking, row), sequence_adapter(ranking, row.quick), row.recipe) for row in ranking.rows
     )
     finalists = Finalists(bench, candidates, open_store(bench), share)
 
-    levels = levels_of(ready.plan, calibration or shipped_language_calibration())
+    levels = levels_of(ready.plan, calibration)
 
     def places(tried: TriedEach) -> list[Any]:
         rows = _with_trials(ranking.rows, tried, levels)
@@ -128,19 +124,14 @@ def try_sequences(
     rows = in_order(_with_trials(ranking.rows, tried, levels), equal_sizes=ranking.equal_size is not None)
     of_before = set(_notes(ranking, ranking.rows))
     kept = [note for note in ranking.notes if note not in of_before]
-    whole = whole_run(finalists.recipes, bench.extent().run_rows)
     return replace(
         ranking,
         rows=rows,
         notes=(*kept, *_notes(ranking, rows)),
-        seconds={**ranking.seconds, "trials": fsum(one.seconds for of_row in tried for one in of_row)},
-        spent=Spent(plan.passes / whole, plan.passes, plan.note),
+        seconds={**ranking.seconds, "trials": seconds_of(tried)},
+        spent=finalists.spent(plan),
         compared=compared_rows(rows),
     )
-
-
-def _bench(ready: SequenceCandidates, settings: RankSettings) -> LanguageBench:
-    return LanguageBench(ready.plan.language, ready.plan.task, ready.plan.rows, settings)
 
 
 def _with_trials(rows: Sequence[SequenceRow], tried: Sequence[Sequence[Tried]], levels: Levels) -> list[SequenceRow]:

@@ -5,12 +5,15 @@ from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
+from foretune.ranking.rank import OnProgress
+from foretune.ranking.rows import Spent
 from foretune.report.tables import Table
 from foretune.settings.groups import Recipe
 from foretune.trials.bench import Bench, Candidate
 from foretune.trials.carry import describe_plan, run_trials, seconds_per_pass
 from foretune.trials.plan import Trial, TrialPlan, affordable, plan_trials
 from foretune.trials.run import Tried
+from foretune.trials.spend import whole_run
 from foretune.trials.store import Store, find, trial_key
 
 TriedEach = tuple[tuple[Tried, ...], ...]  # of each candidate its trials, those with the fewest rows first
@@ -76,6 +79,43 @@ class Finalists:
         """
         keys = [trial_key(self.store, self.bench, self.candidates[trial.candidate], trial) for trial in trials]
         return all(find(self.store, key, self.bench.kind) is not None for key in keys)
+
+    def spent(self, plan: TrialPlan) -> Spent:
+        """Say what a plan takes.
+
+        Args:
+            plan: All trials.
+
+        Returns:
+            Its cost, of one full run by the dearest recipe.
+        """
+        whole = whole_run(self.recipes, self.bench.extent().run_rows)
+        return Spent(plan.passes / whole, plan.passes, plan.note)
+
+
+def telling_to(on_progress: OnProgress) -> Telling:
+    """Tell a ranking's listener how its trials go.
+
+    Args:
+        on_progress: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        Who is told.
+    """
+    what = "sample passes of the trials"
+    return Telling(on_progress=lambda done, total: on_progress(what, round(done), round(total)))
+
+
+def seconds_of(tried: Sequence[Sequence[Tried]]) -> float:
+    """Add up what trials took, now or before.
+
+    Args:
+        tried: Of each candidate its trials.
+
+    Returns:
+        Seconds.
+    """
+    return fsum(one.seconds for of_candidate in tried for one in of_candidate)
 
 
 def in_stages(
