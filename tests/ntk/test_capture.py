@@ -193,8 +193,8 @@ def test_an_output_that_a_module_does_not_reach_is_zero():
         def __init__(self, inner):
             self.inner = inner
 
-        def use(self, module, h):
-            receive = self.inner.use(module, h)
+        def use(self, module, h, y):
+            receive = self.inner.use(module, h, y)
             return lambda output, g: receive(output, g) if output == 0 else None
 
         def finish(self):

@@ -16,7 +16,7 @@ SITE = Site("m", None, "m", 3, 2, 4, 1.0)
 
 
 def features(b, logits):
-    return TangentFeatures((SITE,), MARGIN, 1, (b,), (None,), (), logits)
+    return TangentFeatures((SITE,), MARGIN, 1, (b,), (None,), (None,), (), logits)
 
 
 def test_features_of_one_shape_are_taken():

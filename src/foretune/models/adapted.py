@@ -14,6 +14,26 @@ from foretune.models.sites import Site
 
 
 @dataclass(frozen=True)
+class Vector:
+    """Numbers θ that a module trains, each of which multiplies one number of every position.
+
+    With g_t = ∂z/∂y_t the gradient of one example is ∂z/∂θ = Σ_t project(g_t) ⊙ factor(h_t, y_t).
+
+    Attributes:
+        name: Of the parameter in the module, such as `ia3_l`.
+        numbers: Length w.
+        factor: Takes n × positions × d_in inputs and n × positions × d_out outputs to n × positions × w; None for 1,
+            as of a bias.
+        project: Takes n × positions × d_out gradients to n × positions × w; None where they stay as they are.
+    """
+
+    name: str
+    numbers: int
+    factor: Callable[[Tensor, Tensor], Tensor] | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A site with the tensors that its features need.
 
@@ -22,12 +42,27 @@ class Adapter:
         module: The module whose input is h and whose output is y.
         rows: (draws · r) × d_in rows of A, draw-major; the first r are the adapter's own.
         b: d_out × r matrix B, or None where B = 0 (then ∂z/∂A = 0).
+        vectors: What the module trains beside A and B.
     """
 
     site: Site
     module: nn.Module
     rows: Float[Tensor, "rows d_in"]
     b: Float[Tensor, "d_out r"] | None
+    vectors: tuple[Vector, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trained parameters of any form, whose gradients automatic differentiation takes: the general path.
+
+    Attributes:
+        site: Their place, of rank 0, with as many `others` as they have numbers.
+        parameters: The parameters themselves by their names in the model, in the order of the features.
+    """
+
+    site: Site
+    parameters: Mapping[str, nn.Parameter]
 
 
 @dataclass(frozen=True)
@@ -57,6 +92,7 @@ class AdaptedModel:
         head: Trained linear modules of the classifier head by name; empty to leave it out.
         forward: Context of the forward pass (it may switch adapters off that do nothing).
         layout: How the model lays out its examples; None where nobody has looked.
+        groups: Parameters that no formula covers; where there are some, everything goes the general path.
     """
 
     model: nn.Module
@@ -65,11 +101,12 @@ class AdaptedModel:
     head: Mapping[str, nn.Module] = field(default_factory=dict)
     forward: Callable[[], AbstractContextManager[None]] = nullcontext
     layout: Layout | None = None
+    groups: tuple[Group, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Sites in the order of the features."""
-        return tuple(adapter.site for adapter in self.adapters)
+        return (*(adapter.site for adapter in self.adapters), *(group.site for group in self.groups))
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Adapter sites: the linear modules that carry a low-rank adapter, as plain numbers."""
+"""Adapter sites: the modules that carry an adapter, as plain numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Site:
-    """One adapted linear module y = W h + scaling · B A h.
+    """One adapted module: y = W h + scaling · B A h, and whatever else it trains.
 
     Attributes:
         name: Module path in the base model, e.g. `bert.encoder.layer.0.attention.self.query`.
@@ -14,11 +14,12 @@ class Site:
         kind: Path below the layer, e.g. `attention.self.query`.
         d_in: Columns of A.
         d_out: Rows of B.
-        rank: Rows of A.
+        rank: Rows of A; 0 where the module has no A and B.
         scaling: s = α/r, or α/√r for rank-stabilised LoRA.
         rank_exponent: e such that keeping the first r' rows of A as an adapter of rank r' multiplies the
             kernel of these rows by (r/r')^e: 2 for s = α/r, 1 for α/√r, and 2 more for the `gaussian`
             initialisation, whose standard deviation is 1/r.
+        others: Trained numbers beside A and B: the magnitudes of DoRA, the scales of (IA)³, all of another method.
     """
 
     name: str
@@ -29,11 +30,12 @@ class Site:
     rank: int
     scaling: float
     rank_exponent: float = 2.0
+    others: int = 0
 
     @property
     def n_parameters(self) -> int:
-        """Parameters of A and B together."""
-        return self.rank * (self.d_in + self.d_out)
+        """Trained parameters together."""
+        return self.rank * (self.d_in + self.d_out) + self.others
 
 
 def split_name(name: str) -> tuple[int | None, str]:

@@ -29,12 +29,13 @@ Directions = Float[Array, "classes k"]
 class Sink(Protocol):
     """What becomes of inputs and gradients."""
 
-    def use(self, module: str, h: Float[Tensor, "n positions d_in"]) -> Receive:
-        """Take the inputs of one use of a module; one that runs several times in a pass has as many.
+    def use(self, module: str, h: Float[Tensor, "n positions d_in"], y: Float[Tensor, "n positions d_out"]) -> Receive:
+        """Take the inputs and outputs of one use of a module; one that runs several times in a pass has as many.
 
         Args:
             module: Its name.
             h: n × positions × d_in inputs.
+            y: n × positions × d_out outputs; the model may change them in place after this call.
 
         Returns:
             What takes, for each output a that depends on this use, a and its n × positions × d_out gradients g_a.
@@ -92,7 +93,7 @@ def run_logits(adapted: AdaptedModel, batch: Batch) -> Tensor:
 
 
 def observe(
-    adapted: AdaptedModel, batch: Batch, directions: Directions, on_use: Callable[[str, Tensor], Receive]
+    adapted: AdaptedModel, batch: Batch, directions: Directions, on_use: Callable[[str, Tensor, Tensor], Receive]
 ) -> Observation:
     """Run one forward pass and one backward pass for each output, with hooks on all adapted and head modules.
 
@@ -100,8 +101,8 @@ def observe(
         adapted: Model in eval mode.
         batch: Inputs of n examples.
         directions: C × k: output a of an example is `logits @ directions[:, a]`; with k = 0 there is no backward pass.
-        on_use: Called in the forward pass with a module's name and its inputs as they are; what it returns is called
-            in the backward pass of each output that depends on this use.
+        on_use: Called in the forward pass with a module's name, its inputs and its outputs as they are; what it returns
+            is called in the backward pass of each output that depends on this use.
 
     Returns:
         Logits, and which modules ran and matter.
@@ -118,7 +119,7 @@ def observe_totals(
     adapted: AdaptedModel,
     batch: Batch,
     totals: Callable[[Tensor], Float[Tensor, " k"]],
-    on_use: Callable[[str, Tensor], Receive],
+    on_use: Callable[[str, Tensor, Tensor], Receive],
 ) -> Observation:
     """Run one forward pass and one backward pass for each of some numbers, with hooks on all adapted and head modules.
 
@@ -139,7 +140,7 @@ def observe_totals(
         def forward(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
             used.add(name)
             with torch.no_grad():
-                receive = on_use(name, args[0].detach())
+                receive = on_use(name, args[0].detach(), result.detach())
 
             def backward(gradient: Tensor) -> None:
                 reached.add(name)
@@ -194,8 +195,8 @@ def capture(adapted: AdaptedModel, batch: Batch, directions: Directions, sink: S
             raise SharedError(f"module {name!r} does not have the examples on its first axis: use --batch-size 1")
         return tensor.reshape(n, -1, tensor.shape[-1])
 
-    def on_use(name: str, h: Tensor) -> Receive:
-        receive = sink.use(name, by_example(name, h))
+    def on_use(name: str, h: Tensor, y: Tensor) -> Receive:
+        receive = sink.use(name, by_example(name, h), by_example(name, y))
         return lambda output, gradient: receive(output, by_example(name, gradient))
 
     observed = observe(adapted, batch, directions, on_use)

@@ -129,6 +129,7 @@ def adapter_features(factors: TokenFactors, rows: Sequence[Float[Tensor, "_ _"]]
         draws,
         tuple(blocks),
         (None,) * len(blocks),
+        (None,) * len(blocks),
         (),
         factors.logits.to(rows[0].dtype),
     )
@@ -154,12 +155,13 @@ class KeepTokens:
         self._g: list[Tensor] = []
         self._inputs = torch.empty(0, 0)
 
-    def use(self, module: str, h: Float[Tensor, "n positions d_in"]) -> Receive:
+    def use(self, module: str, h: Float[Tensor, "n positions d_in"], _: Float[Tensor, "n positions d_out"]) -> Receive:
         """As `foretune.ntk.capture.Sink.use`.
 
         Args:
             module: Name.
             h: Inputs.
+            _: Outputs, which factors do without.
 
         Returns:
             What takes the gradients.

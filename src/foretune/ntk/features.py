@@ -49,6 +49,7 @@ class TangentFeatures:
         draws: Draws of A, D.
         b: For each site the k × n × (D·r) × d_out gradients with respect to Bᵀ.
         a: For each site the k × n × r × d_in gradients with respect to A, or None where B = 0.
+        v: For each site the k × n × w gradients with respect to what it trains beside A and B, or None.
         head: One factor for each head module.
         logits: n × C outputs at initialisation.
     """
@@ -58,6 +59,7 @@ class TangentFeatures:
     draws: int
     b: tuple[Float[Tensor, "k n _ _"], ...]
     a: tuple[Float[Tensor, "k n _ _"] | None, ...]
+    v: tuple[Float[Tensor, "k n _"] | None, ...]
     head: tuple[HeadFactor, ...]
     logits: Float[Tensor, "n classes"]
 
@@ -65,6 +67,11 @@ class TangentFeatures:
     def n(self) -> int:
         """Number of examples."""
         return int(self.logits.shape[0])
+
+    @property
+    def gradients(self) -> tuple[Float[Tensor, "k n ..."], ...]:
+        """All gradients of the sites."""
+        return tuple(tensor for tensor in (*self.b, *self.a, *self.v) if tensor is not None)
 
 
 def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n: int) -> TangentFeatures:
@@ -121,9 +128,9 @@ def _tensors(features: TangentFeatures) -> Iterator[tuple[Tensor, int]]:
     """All tensors with the axis of their examples."""
     for b in features.b:
         yield b, 1
-    for a in features.a:
-        if a is not None:
-            yield a, 1
+    for of_site in (*features.a, *features.v):
+        if of_site is not None:
+            yield of_site, 1
     for factor in features.head:
         for tensor, axis in ((factor.g, 1), (factor.h, 0), (factor.dense, 1)):
             if tensor is not None:
@@ -147,6 +154,7 @@ def _mapped(features: TangentFeatures, change: Callable[[Tensor, int], Tensor]) 
         features,
         b=tuple(change(b, 1) for b in features.b),
         a=tuple(optional(a, 1) for a in features.a),
+        v=tuple(optional(v, 1) for v in features.v),
         head=tuple(HeadFactor(optional(f.g, 1), optional(f.h, 0), optional(f.dense, 1), f.bias) for f in features.head),
         logits=change(features.logits, 0),
     )

@@ -4,19 +4,24 @@ For an adapted module y_t = W h_t + s·B A h_t and a scalar output z of one exam
 
     ∂z/∂B = s · Σ_t g_t (A h_t)ᵀ        ∂z/∂A = s · Σ_t (Bᵀ g_t) h_tᵀ
 
-so h and g (`foretune.ntk.capture`) give the adapter's gradient of every example at once; they are reduced to it as they
-come. With B = 0 the adapter does not touch the forward pass, ∂z/∂A vanishes, and the feature of one row of A depends
-on that row alone: further rows (other draws of A) cost one thin product each and no pass of their own.
+What else a module trains, such as the magnitudes of DoRA or the scales of (IA)³, multiplies single numbers of every
+position (`foretune.models.adapted.Vector`), and
+
+    ∂z/∂θ = Σ_t project(g_t) ⊙ factor(h_t, y_t)
+
+so h, y and g (`foretune.ntk.capture`) give the adapter's gradient of every example at once; they are reduced to it as
+they come. With B = 0 the adapter does not touch the forward pass, ∂z/∂A vanishes, and the feature of one row of A
+depends on that row alone: further rows (other draws of A) cost one thin product each and no pass of their own.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foretune.models.adapted import AdaptedModel, Adapter, Batch
+from foretune.models.adapted import AdaptedModel, Adapter, Batch, Vector
 from foretune.ntk.capture import Receive, Uses, capture_in_turn
 from foretune.ntk.features import HeadFactor, TangentFeatures, join_features
 from foretune.tasks.outputs import OutputReduction
@@ -59,8 +64,12 @@ class _Blocks:
         self.rows = adapter.rows * scaling
         self.b = None if adapter.b is None else adapter.b * scaling
         self.of_b, self.of_a = _Total(n_outputs), _Total(n_outputs)
+        self.of_vectors = [(vector, _Total(n_outputs)) for vector in adapter.vectors]
 
-    def use(self, h: Float[Tensor, "n t d_in"]) -> Receive:
+    def use(self, h: Float[Tensor, "n t d_in"], y: Float[Tensor, "n t d_out"]) -> Receive:
+        reduce_vectors = [_reduced(vector, total, h, y) for vector, total in self.of_vectors]
+        if not len(self.rows):
+            return lambda output, g: _each(reduce_vectors, output, g)
         b, kept = self.b, None if self.b is None else h
         rows_h = torch.nn.functional.linear(h.to(self.rows.dtype), self.rows).transpose(1, 2)
 
@@ -68,14 +77,32 @@ class _Blocks:
             self.of_b.add(output, rows_h, g.to(rows_h.dtype))
             if b is not None and kept is not None:
                 self.of_a.add(output, (g.to(b.dtype) @ b).transpose(1, 2), kept.to(b.dtype))
+            _each(reduce_vectors, output, g)
 
         return reduce
 
-    def complete(self) -> tuple[Tensor, Tensor | None]:
+    def complete(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         b = self.of_b.complete(self.rows, self.n, (len(self.rows), self.site.d_out))
-        if self.b is None:
-            return b, None
-        return b, self.of_a.complete(self.b, self.n, (self.site.rank, self.site.d_in))
+        a = None if self.b is None else self.of_a.complete(self.b, self.n, (self.site.rank, self.site.d_in))
+        vectors = [total.complete(self.rows, self.n, (1, vector.numbers))[:, :, 0] for vector, total in self.of_vectors]
+        return b, a, torch.cat(vectors, dim=2) if vectors else None
+
+
+def _each(reduce: Sequence[Receive], output: int, g: Tensor) -> None:
+    for one in reduce:
+        one(output, g)
+
+
+def _reduced(vector: Vector, total: _Total, h: Tensor, y: Tensor) -> Receive:
+    """Sum project(g) ⊙ factor(h, y) over the positions, as a product of 1 × t and t × w where the factor is 1."""
+    factor = None if vector.factor is None else vector.factor(h, y)  # y may be changed in place after this call
+
+    def reduce(output: int, g: Tensor) -> None:
+        by_number = g if vector.project is None else vector.project(g)
+        by_number = by_number if factor is None else by_number * factor
+        total.add(output, by_number.new_ones(len(g), 1, g.shape[1]), by_number)
+
+    return reduce
 
 
 class ReduceBlocks:
@@ -94,20 +121,22 @@ class ReduceBlocks:
         self._uses = {name: Uses(module, n) for name, module in adapted.head.items()}
         self._b: list[Tensor] = []
         self._a: list[Tensor | None] = []
+        self._v: list[Tensor | None] = []
         self._head: list[HeadFactor] = []
 
-    def use(self, module: str, h: Float[Tensor, "n positions d_in"]) -> Receive:
+    def use(self, module: str, h: Float[Tensor, "n positions d_in"], y: Float[Tensor, "n positions d_out"]) -> Receive:
         """As `foretune.ntk.capture.Sink.use`.
 
         Args:
             module: Name.
             h: Inputs.
+            y: Outputs.
 
         Returns:
             What takes the gradients.
         """
         blocks = self._blocks.get(module)
-        return self._uses[module].use(h) if blocks is None else blocks.use(h)
+        return self._uses[module].use(h) if blocks is None else blocks.use(h, y)
 
     def finish(self) -> Iterator[tuple[str, Tensor]]:
         """As `foretune.ntk.capture.Sink.finish`.
@@ -116,12 +145,11 @@ class ReduceBlocks:
             Module and gradients.
         """
         for name, blocks in self._blocks.items():
-            b, a = blocks.complete()
+            b, a, v = blocks.complete()
             self._b.append(b)
             self._a.append(a)
-            yield name, b
-            if a is not None:
-                yield name, a
+            self._v.append(v)
+            yield from ((name, tensor) for tensor in (b, a, v) if tensor is not None)
         for name, uses in self._uses.items():
             factor = _head_factor(uses, self._reduction.n_outputs, bias=_has_bias(self._adapted, name))
             self._head.append(factor)
@@ -143,6 +171,7 @@ class ReduceBlocks:
             draws=self._adapted.draws,
             b=tuple(self._b),
             a=tuple(self._a),
+            v=tuple(self._v),
             head=tuple(self._head),
             logits=logits,
         )

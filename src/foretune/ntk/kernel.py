@@ -101,10 +101,12 @@ def _check_same(left: TangentFeatures, right: TangentFeatures, ranks: tuple[int,
     if not same or len(left.head) != len(right.head):
         raise KernelError("the two samples' features differ in sites, draws of A, head or output reduction")
     smallest = min((site.rank for site in left.sites), default=0)
-    if any(rank < 1 for rank in ranks) or (len(ranks) > 1 and ranks[-2] > smallest):
+    if len(ranks) > 1 and not 1 <= min(ranks) <= ranks[-2] <= smallest:
         raise KernelError(f"ranks {list(ranks)} must lie between 1 and the smallest rank of a site, {smallest}")
     if len(ranks) > 1 and any(a is not None for a in left.a):
         raise KernelError("smaller ranks can be read off only where B = 0: here every rank needs its own pass")
+    if len(ranks) > 1 and any(v is not None for v in left.v):
+        raise KernelError("smaller ranks can be read off plain LoRA alone: here every rank needs its own pass")
 
 
 def tangent_kernel(
@@ -173,9 +175,9 @@ def _blocks(
     other = one if right is left else _stacked(right, sites, draws, rows)
     grams: Tensor = (one @ other.mT).unflatten(0, (len(sites), len(draws))) / len(draws[0])
     for gram, index in zip(grams, sites, strict=True):
-        a_left, a_right = left.a[index], right.a[index]
-        if a_left is not None and a_right is not None:
-            gram += _gram(a_left, a_right, reduction)
+        for of_left, of_right in ((left.a[index], right.a[index]), (left.v[index], right.v[index])):
+            if of_left is not None and of_right is not None:
+                gram += _gram(of_left, of_right, reduction)
     return reduction.scale * grams
 
 
@@ -188,8 +190,9 @@ def _stacked(
     shape = (len(sites), len(draws), n, k, len(draws[0]), len(rows), width)
     stacked = torch.empty(shape, dtype=torch.float64, device=first.device)
     for place, index in enumerate(sites):
-        of_draws = features.b[index].unflatten(2, (features.draws, -1))[:, :, :, rows.start : rows.stop]
-        stacked[place] = of_draws.unflatten(2, (len(draws), len(draws[0]))).permute(2, 1, 0, 3, 4, 5)
+        of_draws = features.b[index].unflatten(2, (features.draws, features.sites[index].rank))
+        kept = of_draws[:, :, :, rows.start : rows.stop]
+        stacked[place] = kept.unflatten(2, (len(draws), len(draws[0]))).permute(2, 1, 0, 3, 4, 5)
     by_matrix: Tensor = stacked.flatten(0, 1)
     return by_matrix.flatten(1, 2).flatten(2) if features.reduction.block else by_matrix.flatten(2)
 

@@ -77,7 +77,7 @@ def find_layout(
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))
         # texts that go one at a time never met
         logits = _look(adapted, both, forward_only).logits if singly else beside.logits
-        gradients = [b[:, 0] for b in own.b], [b[:, place] for b in beside.b]
+        gradients = [part[:, 0] for part in own.gradients], [part[:, place] for part in beside.gradients]
         return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
 
     change_of_outputs = change()
@@ -109,9 +109,9 @@ class _Seen:
 def _look(adapted: AdaptedModel, batch: Batch, directions: Directions) -> _Seen:
     shapes: dict[str, list[torch.Size]] = {name: [] for name in adapted.modules}
 
-    def note(name: str, h: Tensor) -> Receive:
+    def note(name: str, h: Tensor, _: Tensor) -> Receive:
         shapes[name].append(h.shape)
-        return lambda _, __: None
+        return lambda *_: None
 
     observed = observe(adapted, batch, directions, note)
     return _Seen(observed.logits, shapes, tuple(name for name in shapes if name not in observed.reached))

@@ -26,7 +26,7 @@ class _OutputLayer:
         self._uses, self._direction = Uses(layer, n), direction
         self.inputs = torch.empty(0, 0)
 
-    def use(self, _: str, h: Float[Tensor, "n positions p"]) -> Receive:
+    def use(self, _: str, h: Float[Tensor, "n positions p"], __: Float[Tensor, "n positions classes"]) -> Receive:
         return self._uses.use(h)
 
     def finish(self) -> Iterator[tuple[str, Tensor]]:

@@ -40,7 +40,7 @@ def pass_sequences(
     adapted: AdaptedModel,
     batch: SequenceBatch,
     draws: int,
-    on_use: Callable[[str, Tensor], Receive],
+    on_use: Callable[[str, Tensor, Tensor], Receive],
     *,
     seed: int,
     with_loss: bool = True,
@@ -51,8 +51,9 @@ def pass_sequences(
         adapted: Model in eval mode with its adapters.
         batch: Sequences.
         draws: Draws S of the labels.
-        on_use: Called with a module's name and its n × T × d_in inputs, T the positions that it sees: the decoder's or
-            the encoder's; what it returns takes the number of an output and its n × T × d_out gradients.
+        on_use: Called with a module's name, its n × T × d_in inputs and n × T × d_out outputs, T the positions that it
+            sees: the decoder's or the encoder's; what it returns takes the number of an output and its n × T × d_out
+            gradients.
         seed: Of the draws.
         with_loss: Whether the loss z⁰ is differentiated, as output 0 before the draws; else the draws alone.
 
@@ -79,8 +80,8 @@ def pass_sequences(
             f"{' or '.join(map(str, lengths))} positions, as experts do: leave it out of the target modules"
         )
 
-    def use(name: str, h: Tensor) -> Receive:
-        receive = on_use(name, by_sequence(name, h))
+    def use(name: str, h: Tensor, y: Tensor) -> Receive:
+        receive = on_use(name, by_sequence(name, h), by_sequence(name, y))
         return lambda output, gradient: receive(output, by_sequence(name, gradient))
 
     observed = observe_totals(adapted, Batch(batch.rows, batch.inputs), totals, use)

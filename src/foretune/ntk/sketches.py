@@ -145,11 +145,11 @@ def find_bases(adapted: AdaptedModel, batches: Iterable[SequenceBatch], q: int, 
     batches = list(batches)
     for batch, chosen in zip(batches, _choose(batches, seed), strict=True):
 
-        def on_use(name: str, h: Tensor, chosen: dict[int, Tensor] = chosen) -> Receive:
+        def on_use(name: str, h: Tensor, _: Tensor, chosen: dict[int, Tensor] = chosen) -> Receive:
             mask = chosen[h.shape[1]]
             of_h = h[mask]
 
-            def receive(_: int, g: Tensor) -> None:
+            def receive(__: int, g: Tensor) -> None:
                 kept_h[name].append(of_h)
                 kept_g[name].append(g[mask])
 
@@ -246,7 +246,7 @@ def sketch_sequences(
             for name, b in by_name.items()
         }
 
-        def on_use(name: str, h: Tensor, sums: dict[str, Tensor] = sums) -> Receive:
+        def on_use(name: str, h: Tensor, _: Tensor, sums: dict[str, Tensor] = sums) -> Receive:
             basis = by_name[name]
             of_h = h.to(basis.h.dtype) @ basis.h
 
