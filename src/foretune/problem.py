@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn
 
 from foretune.errors import ConfigError
-from foretune.models.adapted import AdaptedModel, Batch, Layout
+from foretune.models.adapted import AdaptedModel, Adapter, Batch, Layout
 from foretune.models.classifier import Classifier, Encoded, batches, encode
 from foretune.models.head_parts import trained_head
-from foretune.models.placement import is_base, place, read_adapters
+from foretune.models.placement import place, read_adapters
+from foretune.models.tuner import is_base
 from foretune.ntk.layout import find_layout
 from foretune.settings.commands import ScoreSettings
 from foretune.settings.groups import Sample
@@ -121,7 +122,7 @@ def _encode_rows(split: TextSplit, rows: NDArray[np.int64], classifier: Classifi
 
 
 def place_for(
-    task: Task, classifier: Classifier, config: LoraConfig | None, *, seed: int, inplace: bool = False
+    task: Task, classifier: Classifier, config: PeftConfig | None, *, seed: int, inplace: bool = False
 ) -> PeftModel:
     """Put the adapters on a model that fits the task.
 
@@ -151,7 +152,7 @@ def place_for(
 def prepare(
     classifier: Classifier,
     task: Task,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     settings: ScoreSettings,
     *,
     inplace: bool = False,
@@ -193,10 +194,18 @@ def prepare(
         adapted, classifier, encoded, n_outputs=task.objective.n_outputs, batch_size=settings.batch_size
     )
     adapted = replace(adapted, layout=layout, head=_reached(adapted.head, layout))  # BigBird does not read its pooler
-    if config is not None and config.target_modules == "all-linear":  # the user named none of them
-        reached = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in layout.idle)
+    if config is not None:
+        reached = tuple(
+            one for one in adapted.adapters if one.site.name not in layout.idle or not _unnamed(one, config)
+        )
         adapted = replace(adapted, adapters=reached)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
+
+
+def _unnamed(adapter: Adapter, config: PeftConfig) -> bool:
+    """Whether the user asked for all of its kind, and not for this one."""
+    of_biases = getattr(config, "bias", "none") == "all" and not adapter.site.rank
+    return of_biases or getattr(config, "target_modules", None) == "all-linear"
 
 
 def _reached(head: Mapping[str, nn.Module], layout: Layout) -> Mapping[str, nn.Module]:
@@ -244,8 +253,8 @@ def expected_bytes(plan: Plan) -> dict[str, int]:
     model, settings = plan.placed, plan.settings
     size = next(iter(model.parameters())).element_size()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    width = sum(adapter.rows.shape[0] * adapter.site.d_out for adapter in plan.adapted.adapters)
-    width += sum(adapter.site.rank * adapter.site.d_in for adapter in plan.adapted.adapters if adapter.b is not None)
+    width = sum(adapter.width(plan.adapted.draws) for adapter in plan.adapted.adapters)
+    width += sum(group.site.others for group in plan.adapted.groups)
     features = settings.samples * plan.reduction.n_outputs * width * size
     longest = max(int(part.lengths.max()) for part in plan.encoded)
     config = model.config

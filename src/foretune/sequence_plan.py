@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel
 
 from foretune.errors import ConfigError, DataError
 from foretune.language.encode import SHIFT, EncodedRows, count_targets, encode_rows
@@ -18,7 +18,9 @@ from foretune.models.adapted import AdaptedModel
 from foretune.models.alignment import table_size
 from foretune.models.language_model import LanguageModel
 from foretune.models.output_layer import task_type
-from foretune.models.placement import is_base, place, read_adapters
+from foretune.models.placement import place, read_adapters
+from foretune.models.tuner import is_base
+from foretune.ntk.premises import check_new_adapters
 from foretune.ntk.sequence_losses import SequenceBatch
 from foretune.settings.groups import LanguageKind, Sample
 from foretune.tasks.sampling import draw_indices, split_rows
@@ -189,7 +191,7 @@ def _select(encoded: EncodedRows, rows: Iterable[int], which: str) -> TokenRows:
     return TokenRows(features, np.array(kept, dtype=np.int64), encoded.kind)
 
 
-def place_adapters(language: LanguageModel, config: LoraConfig | None, *, seed: int, inplace: bool) -> PeftModel:
+def place_adapters(language: LanguageModel, config: PeftConfig | None, *, seed: int, inplace: bool) -> PeftModel:
     """Put adapters on a language model.
 
     Args:
@@ -213,7 +215,7 @@ def place_adapters(language: LanguageModel, config: LoraConfig | None, *, seed: 
 def prepare_sequences(
     language: LanguageModel,
     task: LanguageTask,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     settings: Sample,
     *,
     inplace: bool = False,
@@ -232,9 +234,11 @@ def prepare_sequences(
 
     Raises:
         DataError: If fewer than two known rows carry loss.
+        KernelError: If the adapter is no plain LoRA with B = 0.
     """
     placed = place_adapters(language, config, seed=settings.seed, inplace=inplace)
     adapted = read_adapters(placed, draws=1, seed=settings.seed)
+    check_new_adapters(adapted)
     rows = choose_rows(language, task, settings.max_length, eval_samples=settings.eval_samples, seed=settings.seed)
     n_train = len(rows.train.features)
     if n_train < 2:

@@ -183,10 +183,10 @@ def test_draws_of_a_from_one_pass_are_adapters_of_their_own():
 
 
 def test_bytes_are_those_of_the_tensors(adapted, trained):
-    for one, with_a in ((adapted, False), (read_adapters(trained, seed=0), True)):
+    for one in (adapted, read_adapters(trained, seed=0)):
         features = features_of(one, made.sequences(), draws=2)
         held = sum(t.nbytes for part in (features.tangent.b, features.tangent.a) for t in part if t is not None)
-        said = feature_bytes(one.sites, n=5, outputs=3, draws=1, with_a=with_a, element_size=8)
+        said = feature_bytes(one, n=5, outputs=3, draws=1, element_size=8)
         assert said["features"] == held
         assert said["kernels"] > 8 * 15 * 15
 

@@ -12,7 +12,7 @@ from foretune.settings.commands import Configuration
 from foretune.settings.groups import LANGUAGE_KINDS, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import PeftConfig
     from rich.console import Console
 
     from foretune.language.rows import LanguageTask
@@ -35,7 +35,7 @@ class Loaded:
 
     task: "Task"
     classifier: "Classifier"
-    lora: "LoraConfig"
+    lora: "PeftConfig"
     words: str
 
 
@@ -52,7 +52,7 @@ class LoadedLanguage:
 
     task: "LanguageTask"
     language: "LanguageModel"
-    lora: "LoraConfig"
+    lora: "PeftConfig"
     words: str
 
 
@@ -125,7 +125,7 @@ def _may_be_language(model: ModelConfig, data: DataConfig) -> bool:
         return False
 
 
-def read_adapter(config: Configuration[Any], *, language: bool = False) -> "LoraConfig | None":
+def read_adapter(config: Configuration[Any], *, language: bool = False) -> "PeftConfig | None":
     """Read the adapter where a file describes it.
 
     Args:
@@ -148,7 +148,7 @@ def read_adapter(config: Configuration[Any], *, language: bool = False) -> "Lora
 
 
 def load(
-    config: Configuration[Any], given: "LoraConfig | None", *, seed: int, splits: "Splits | None" = None
+    config: Configuration[Any], given: "PeftConfig | None", *, seed: int, splits: "Splits | None" = None
 ) -> Loaded:
     """Load the data and the model of a configuration.
 
@@ -176,7 +176,7 @@ def load(
     return Loaded(task, classifier, lora_config(classifier.model, config.adapter), placement_in_words(config.adapter))
 
 
-def load_language(config: Configuration[Any], given: "LoraConfig | None", splits: "Splits") -> LoadedLanguage:
+def load_language(config: Configuration[Any], given: "PeftConfig | None", splits: "Splits") -> LoadedLanguage:
     """Load the data and the model of a configuration of a language model.
 
     Args:

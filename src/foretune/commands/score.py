@@ -37,7 +37,7 @@ def score(
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
-    """Score one LoRA configuration: spectrum of its tangent kernel, risk bounds and kernel regression.
+    """Score one adapter configuration: spectrum of its tangent kernel, risk bounds and kernel regression.
 
     Example: foretune score --model ./MiniLM --dataset ./sst2 --target-modules query value --layers 0 5 --output run
 

@@ -16,7 +16,7 @@ from foretune.settings.commands import Configuration, TuneSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import PeftConfig
 
     from foretune.readers.folder import Splits
     from foretune.training.trainable import Trainable
@@ -34,7 +34,7 @@ def tune(
     config: Annotated[Path | None, Parameter(group="Run")] = None,
     json: Annotated[bool, Parameter(group="Run")] = False,
 ) -> None:
-    """Fine-tune one LoRA configuration for real: the run that `foretune forecast` forecasts with the same flags.
+    """Fine-tune one adapter configuration for real: the run that `foretune forecast` forecasts with the same flags.
 
     Language models too: causal ones on conversations, prompts with completions, or texts (--task causal-lm),
     encoder-decoders on prompts with completions (--task seq2seq).
@@ -119,7 +119,7 @@ def make_tune(
     return _tune(config, place_of(output), output, forecast, brief=brief)
 
 
-def _plan(config: Configuration[TuneSettings], given: "LoraConfig | None", splits: "Splits") -> "tuple[Trainable, str]":
+def _plan(config: Configuration[TuneSettings], given: "PeftConfig | None", splits: "Splits") -> "tuple[Trainable, str]":
     """The plan of a classifier's fine-tune, and its adapter in words."""
     from foretune.training.plan import prepare_tune
 
@@ -128,7 +128,7 @@ def _plan(config: Configuration[TuneSettings], given: "LoraConfig | None", split
 
 
 def _plan_language(
-    config: Configuration[TuneSettings], given: "LoraConfig | None", splits: "Splits"
+    config: Configuration[TuneSettings], given: "PeftConfig | None", splits: "Splits"
 ) -> "tuple[Trainable, str]":
     """The plan of a language model's fine-tune, and its adapter in words."""
     from foretune.training.language import prepare_language

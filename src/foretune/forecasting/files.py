@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.forecasting.calibration import CALIBRATION, Calibration
 from foretune.forecasting.curve import write_curve
@@ -28,7 +28,7 @@ def save_forecast(
     folder: Path,
     flags: Mapping[str, Any] | None = None,
     *,
-    adapter: LoraConfig | None = None,
+    adapter: PeftConfig | None = None,
     calibration: Calibration | None = None,
 ) -> None:
     """Write a run folder, whole or not at all.
@@ -64,7 +64,7 @@ def save_sequence_forecast(
     folder: Path,
     flags: Mapping[str, Any] | None = None,
     *,
-    adapter: LoraConfig | None = None,
+    adapter: PeftConfig | None = None,
 ) -> None:
     """Write the run folder of a language model's forecast, whole or not at all.
 
@@ -99,7 +99,7 @@ def _of_rows(rows: RowsCurve, own: int, caption: Caption) -> dict[str, Callable[
     return writers
 
 
-def _replay(flags: Mapping[str, Any], adapter: LoraConfig | None) -> dict[str, Callable[[Path], None]]:
+def _replay(flags: Mapping[str, Any], adapter: PeftConfig | None) -> dict[str, Callable[[Path], None]]:
     """The settings, and the adapter's file where one was given."""
     header = f"# foretune {versions()['foretune']}. Replay: foretune forecast --config config.yaml --output NEW\n"
     text = header + yaml.safe_dump(dict(flags), sort_keys=False, allow_unicode=True)

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import count
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.forecasting.calibration import Calibration
 from foretune.forecasting.curve import Curve, forecast_run, linearise_run
@@ -118,7 +118,7 @@ def notes(curve: Curve) -> list[str]:
 def prepare_forecast(
     classifier: Classifier,
     task: Task,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     settings: ForecastSettings,
     *,
     inplace: bool = False,

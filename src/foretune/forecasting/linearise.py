@@ -28,6 +28,7 @@ from foretune.models.placement import head_modules
 from foretune.models.sites import Site
 from foretune.ntk.capture import run_logits
 from foretune.ntk.factors import TokenFactors, token_factors
+from foretune.ntk.premises import check_new_adapters
 from foretune.ntk.probe import cross_fit, probe_folds
 from foretune.problem import OnBatch, Plan, stream_batches
 from foretune.tasks.objective import Targets
@@ -160,7 +161,9 @@ def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:
     Raises:
         DataError: If an output layer cannot be fitted on the samples, or there are no evaluation rows.
         ConfigError: If the token factors would not fit into the memory that is free.
+        KernelError: If the adapter is no plain LoRA with B = 0.
     """
+    check_new_adapters(plan.adapted)
     if plan.evaluation is None:
         raise DataError("eval_samples = 0: a forecast predicts evaluation rows, ask for some")
     y_train = plan.task.train.labels[plan.sample.train_indices]

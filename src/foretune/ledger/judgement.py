@@ -157,11 +157,13 @@ def adapter_in_short(placement: Mapping[str, Any]) -> str:
         placement: As in `result.json`.
 
     Returns:
-        Modules, layers, rank and α.
+        Modules, layers, rank and α; the method where it has neither.
     """
     targets, layers = placement["target_modules"], placement["layers"]
     modules = ", ".join(targets) if len(targets) <= 6 else f"{len(targets)} modules"
     where = f" of layers {', '.join(map(str, layers))}" if layers else ""
+    if placement["r"] is None or placement["alpha"] is None:
+        return f"{placement['method']}, {modules}{where}"
     return f"{modules}{where}, r = {placement['r']}, α = {placement['alpha']:g}"
 
 

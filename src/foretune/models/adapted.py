@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float, Int
-from peft import LoraConfig
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from foretune.errors import KernelError
 from foretune.models.sites import Site
+from foretune.models.tuner import method_name
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ class Adapter:
     rows: Float[Tensor, "rows d_in"]
     b: Float[Tensor, "d_out r"] | None
     vectors: tuple[Vector, ...] = ()
+
+    def width(self, draws: int) -> int:
+        """Count the numbers of its features.
+
+        Args:
+            draws: Draws D of A.
+
+        Returns:
+            D·r·d_out for B, r·d_in for A where B ≠ 0, and those of the vectors.
+        """
+        of_a = 0 if self.b is None else self.site.rank * self.site.d_in
+        return draws * self.site.rank * self.site.d_out + of_a + sum(vector.numbers for vector in self.vectors)
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,7 @@ class Batch:
             yield Batch(self.rows[row : row + 1], one)
 
 
-def describe_placement(config: LoraConfig, sites: Sequence[Site]) -> dict[str, Any]:
+def describe_placement(config: PeftConfig, sites: Sequence[Site]) -> dict[str, Any]:
     """Say where adapters sit and what they are, as in every `result.json` under `placement`.
 
     Args:
@@ -160,14 +173,17 @@ def describe_placement(config: LoraConfig, sites: Sequence[Site]) -> dict[str, A
         sites: Their modules.
 
     Returns:
-        Facts by name, JSON-ready.
+        Facts by name, JSON-ready: `r`, `alpha`, `rslora` and `init` are None where the method has none.
     """
-    targets = config.target_modules
+    targets = getattr(config, "target_modules", None)
+    known = {name: getattr(config, name, None) for name in ("r", "lora_alpha", "use_rslora", "init_lora_weights")}
+    known["r"] = getattr(config, "init_r", known["r"])  # AdaLoRA's
     return {
+        "method": method_name(config),
         "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
         "layers": sorted({site.layer for site in sites if site.layer is not None}),
-        "r": config.r,
-        "alpha": config.lora_alpha,
-        "rslora": bool(config.use_rslora),
-        "init": str(config.init_lora_weights),
+        "r": known["r"],
+        "alpha": known["lora_alpha"],
+        "rslora": None if known["use_rslora"] is None else bool(known["use_rslora"]),
+        "init": None if known["init_lora_weights"] is None else str(known["init_lora_weights"]),
     }

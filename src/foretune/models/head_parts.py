@@ -8,7 +8,7 @@ modules named `classifier` or `score`; the others have to be named in `modules_t
 import copy
 from collections.abc import Iterator
 
-from peft import LoraConfig
+from peft import PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
@@ -87,7 +87,7 @@ def _entry(part: str, names: list[str]) -> str:
     return PEFT_BASE + part
 
 
-def with_head(model: nn.Module, config: LoraConfig) -> LoraConfig:
+def with_head(model: nn.Module, config: PeftConfig) -> PeftConfig:
     """Let every part of the head train and be saved.
 
     Args:
@@ -95,14 +95,14 @@ def with_head(model: nn.Module, config: LoraConfig) -> LoraConfig:
         config: peft's configuration; not changed.
 
     Returns:
-        A copy, with more `modules_to_save` where it is for sequence classification.
+        A copy, with more `modules_to_save` where it is for sequence classification and of a method that has them.
 
     Raises:
         PlacementError: If `modules_to_save` names what the model lacks, or what is no part of the head, or a target
             module's name means a part of the head as well.
     """
     config = copy.deepcopy(config)
-    if config.task_type != "SEQ_CLS":
+    if config.task_type != "SEQ_CLS" or not hasattr(config, "modules_to_save"):
         return config
     parts, names = head_parts(model), [name for name, _ in model.named_modules() if name]
     kept = []
@@ -122,8 +122,10 @@ def with_head(model: nn.Module, config: LoraConfig) -> LoraConfig:
     return config
 
 
-def _check_beside(model: nn.Module, config: LoraConfig, parts: tuple[str, ...]) -> None:
+def _check_beside(model: nn.Module, config: PeftConfig, parts: tuple[str, ...]) -> None:
     # peft keeps adapters away from the head by the names of `modules_to_save`, but not by whole paths
+    if getattr(config, "target_modules", None) is None:
+        return  # peft's own choice, or none
     saved = tuple(
         entry.removeprefix(PEFT_BASE) for entry in config.modules_to_save or () if entry.startswith(PEFT_BASE)
     )

@@ -7,6 +7,7 @@ from peft import PeftModel
 from torch import nn
 
 from foretune.models.sites import split_name
+from foretune.models.tuner import is_base
 
 FEW = 64  # numbers of each parameter
 
@@ -28,7 +29,7 @@ def fingerprint(model: nn.Module) -> str:
     backbone: nn.Module = getattr(plain, "base_model", plain)  # what transformers puts a head on
     parts = []
     for name, parameter in backbone.named_parameters():
-        if split_name(name)[0] is None or "lora_" in name:
+        if split_name(name)[0] is None or not is_base(name):
             continue
         few = parameter.detach().flatten()[:FEW].to("cpu")
         numbers = few.to(torch.bfloat16).view(torch.int16) if few.is_floating_point() else few

@@ -51,14 +51,22 @@ def check_eval_mode(model: nn.Module) -> None:
 
 
 def check_new_adapters(adapted: AdaptedModel) -> None:
-    """Refuse adapters that have trained: forecasts start where B is 0.
+    """Refuse what is not simulated: other adapters than plain LoRA, and those that have trained, with B ≠ 0.
 
     Args:
         adapted: Model with its adapters.
 
     Raises:
-        KernelError: Naming the first module whose adapter has B ≠ 0.
+        KernelError: Naming the first module whose adapter is another, or has B ≠ 0.
     """
+    remedy = "use foretune score for the kernel of this adapter, or foretune tune to run it"
+    if adapted.groups:
+        names = next(iter(adapted.groups)).parameters
+        raise KernelError(f"forecasts simulate plain LoRA: parameter {next(iter(names), '')!r} is none of it, {remedy}")
+    other = next((one for one in adapted.adapters if one.vectors or not one.site.rank), None)
+    if other is not None:
+        what = ", ".join(vector.name for vector in other.vectors)
+        raise KernelError(f"forecasts simulate plain LoRA: module {other.site.name!r} trains {what}, {remedy}")
     trained = next((adapter.site.name for adapter in adapted.adapters if adapter.b is not None), None)
     if trained is not None:
         raise KernelError(f"the adapter of module {trained!r} has B ≠ 0: forecasts start from a new adapter")

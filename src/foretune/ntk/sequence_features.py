@@ -27,7 +27,6 @@ from torch import Tensor
 from foretune.arrays import Array
 from foretune.errors import ConfigError, KernelError, shown
 from foretune.models.adapted import AdaptedModel
-from foretune.models.sites import Site
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import ReduceBlocks
 from foretune.ntk.kernel import tangent_kernel
@@ -220,9 +219,14 @@ def sequence_kernel(features: SequenceFeatures, name: SequenceKernelName = "loss
     weights, tangent = _weights(features, name), features.tangent
     total: Array | None = None
     traces, epsilon = [], 0.0
-    for site, b, a in zip(tangent.sites, tangent.b, tangent.a, strict=True):
+    for site, b, a, v in zip(tangent.sites, tangent.b, tangent.a, tangent.v, strict=True):
         one = replace(
-            tangent, sites=(site,), reduction=reduction, b=(b[outputs],), a=(None if a is None else a[outputs],)
+            tangent,
+            sites=(site,),
+            reduction=reduction,
+            b=(b[outputs],),
+            a=(None if a is None else a[outputs],),
+            v=(None if v is None else v[outputs],),
         )
         kernel = tangent_kernel(one)
         part = kernel.matrices() * weights[:, None] * weights
@@ -234,24 +238,21 @@ def sequence_kernel(features: SequenceFeatures, name: SequenceKernelName = "loss
     return SequenceKernel(name, total, np.array(traces), reduction.rows_per_example, epsilon)
 
 
-def feature_bytes(
-    sites: Iterable[Site], *, n: int, outputs: int, draws: int, with_a: bool, element_size: int
-) -> dict[str, int]:
+def feature_bytes(adapted: AdaptedModel, *, n: int, outputs: int, draws: int, element_size: int) -> dict[str, int]:
     """Count the bytes that features and kernels take.
 
     Args:
-        sites: Adapted modules.
+        adapted: The model.
         n: Sequences.
         outputs: Numbers k that are differentiated.
         draws: Draws D of A.
-        with_a: Whether B ≠ 0, so that there are gradients with respect to A.
         element_size: Bytes of a number of the features.
 
     Returns:
-        `features`: n·k·Σ_m (D·r·d_out [+ r·d_in]) numbers. `kernels`: the largest site's in float64, with the
-        (n·k)² kernels of D draws, of the site, weighted and in all.
+        `features`: n·k·Σ_m (D·r·d_out [+ r·d_in where B ≠ 0] + w) numbers, w beside A and B. `kernels`: the largest
+        site's in float64, with the (n·k)² kernels of D draws, of the site, weighted and in all.
     """
-    widths = [draws * site.rank * site.d_out + (site.rank * site.d_in if with_a else 0) for site in sites]
+    widths = [adapter.width(draws) for adapter in adapted.adapters] + [group.site.others for group in adapted.groups]
     return {
         "features": n * outputs * sum(widths) * element_size,
         "kernels": 8 * (n * outputs * max(widths, default=0) + 4 * draws * (n * outputs) ** 2),

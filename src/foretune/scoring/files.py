@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from peft import LoraConfig
+from peft import PeftConfig
 from safetensors.numpy import save_file
 
 from foretune.models.adapter_file import save_adapter
@@ -37,7 +37,7 @@ def save_score(
     result: ScoreResult | SequenceScore,
     folder: Path,
     config: Configuration[ScoreSettings] | None = None,
-    adapter: LoraConfig | None = None,
+    adapter: PeftConfig | None = None,
 ) -> None:
     """Write a run folder, whole or not at all.
 

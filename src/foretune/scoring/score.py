@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.arrays import Array
 from foretune.language.rows import LanguageTask
@@ -189,25 +189,25 @@ def run_score(plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None
 
 @overload
 def score(
-    model: Any, tokenizer: Any, config: LoraConfig | None, task: Task, *, settings: ScoreSettings | None = None
+    model: Any, tokenizer: Any, config: PeftConfig | None, task: Task, *, settings: ScoreSettings | None = None
 ) -> ScoreResult: ...
 
 
 @overload
 def score(
-    model: Any, tokenizer: Any, config: LoraConfig | None, task: LanguageTask, *, settings: ScoreSettings | None = None
+    model: Any, tokenizer: Any, config: PeftConfig | None, task: LanguageTask, *, settings: ScoreSettings | None = None
 ) -> SequenceScore: ...
 
 
 def score(
     model: Any,
     tokenizer: Any,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     task: Task | LanguageTask,
     *,
     settings: ScoreSettings | None = None,
 ) -> ScoreResult | SequenceScore:
-    """Score a LoRA configuration on the user's own model and data; the model is left as it is.
+    """Score an adapter of any method of peft's on the user's own model and data; the model is left as it is.
 
     Args:
         model: transformers sequence classifier in eval mode, or for language a language model; or a peft model of

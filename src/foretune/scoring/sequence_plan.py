@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.errors import ConfigError, DataError, shown
 from foretune.forecasting.linearise import GIB, free_bytes
@@ -96,7 +96,7 @@ def check_language_settings(settings: ScoreSettings) -> SequenceKernelName:
 def prepare_sequence_score(
     language: LanguageModel,
     task: LanguageTask,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     settings: ScoreSettings,
     *,
     inplace: bool = False,
@@ -148,12 +148,11 @@ def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     outputs = plan.label_draws or 1
     counted = feature_bytes(
-        adapted.sites,
+        adapted,
         n=plan.n,
         outputs=outputs,
         draws=adapted.draws,
-        with_a=any(adapter.b is not None for adapter in adapted.adapters),
-        element_size=adapted.adapters[0].rows.element_size(),
+        element_size=adapted.adapters[0].rows.element_size() if adapted.adapters else size,
     )
     features = [feature for tokens in plan.samples for feature in tokens.features]
     longest, written = (max(len(feature[name]) for feature in features) for name in ("input_ids", "labels"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -93,8 +94,41 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]  # transformers comes wi
             self._hooks.on_step(state.global_step, state.max_steps, loss)
 
 
+class _Allocator(TrainerCallback):  # type: ignore[misc]
+    """AdaLoRA's share of ranks, which peft leaves to the loop: after a step, while its gradients are there.
+
+    peft adds its penalty to every loss; here steps have it, and evaluations do not.
+    """
+
+    def __init__(self, placed: PeftModel) -> None:
+        self._tuner, self._config = placed.base_model, placed.active_peft_config
+        self._penalty = self._config.orth_reg_weight
+        self._config.orth_reg_weight = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self._config.orth_reg_weight = self._penalty
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self._config.orth_reg_weight = 0.0
+
+    def restore(self) -> None:
+        """Give the configuration its penalty back."""
+        self._config.orth_reg_weight = self._penalty
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self._tuner.update_and_allocate(state.global_step + 1)  # the Trainer counts the step later
+
+
+def _allocates(placed: PeftModel) -> bool:
+    return hasattr(placed.base_model, "update_and_allocate")
+
+
 def fit(plan: Trainable, folder: Path, *, hooks: Hooks | None = None) -> Fitted:
     """Train adapter and head with AdamW on the plan's loss; go on from the last whole checkpoint if there is one.
+
+    AdaLoRA keeps no checkpoints: its importance of ranks would not be in them, so that a run begins again.
 
     The Trainer does the rest: one CPU or GPU, several under `accelerate launch` or `torchrun`. Unless the plan says
     otherwise, the model is evaluated before training and after each epoch, and the last two checkpoints are kept.
@@ -123,11 +157,14 @@ def _fit(plan: Trainable, folder: Path, hooks: Hooks) -> Fitted:
     arguments.eval_on_start = plan.course == "whole" and last is None  # on resuming, the log has it already
     steps_per_epoch = plan.steps_per_epoch(arguments.world_size)
     arguments.logging_steps = max(1, steps_per_epoch // RECORDS_PER_EPOCH)
+    allocators = [_Allocator(plan.placed)] if _allocates(plan.placed) else []
     with _quiet():
-        trainer = _trainer(plan, arguments, hooks)
+        trainer = _trainer(plan, arguments, hooks, allocators)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if plan.course == "end":
             trainer.evaluate()
+    for allocator in allocators:
+        allocator.restore()
     plan.placed.eval()
     return Fitted(
         _history(trainer.state, plan.metrics),
@@ -141,9 +178,9 @@ def _history(state: TrainerState, metrics: Sequence[Metric]) -> History:
     return read_log(state.log_history, [metric.name for metric in metrics], better=metrics[0].better)
 
 
-def _trainer(plan: Trainable, arguments: TrainingArguments, hooks: Hooks) -> Trainer:
+def _trainer(plan: Trainable, arguments: TrainingArguments, hooks: Hooks, allocators: Sequence[_Allocator]) -> Trainer:
     try:
-        trainer = plan.trainer(arguments, [_Recorder(hooks, plan.metrics)])
+        trainer = plan.trainer(arguments, [_Recorder(hooks, plan.metrics), *allocators])
     except (RuntimeError, ValueError, ImportError) as error:
         if not plan.settings.report_to:
             raise
@@ -170,7 +207,7 @@ def _arguments(plan: Trainable, folder: Path) -> TrainingArguments:
             report_to=list(settings.report_to) or "none",
             use_cpu=plan.device.type == "cpu",
             eval_strategy="no" if plan.course == "end" else "epoch",
-            save_strategy="epoch" if plan.course == "whole" else "no",
+            save_strategy="epoch" if plan.course == "whole" and not _allocates(plan.placed) else "no",
             save_total_limit=2,  # the one before counts until the last is sealed
             logging_nan_inf_filter=False,  # a run that diverges says so
             remove_unused_columns=False,

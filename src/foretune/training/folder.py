@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.errors import ConfigError, ForetuneError, StoreError, border, reason
 from foretune.models.adapter_file import adapter_from_file, same_adapter, save_adapter
@@ -60,7 +60,7 @@ class Forecast:
     statement: Mapping[str, Any] | None = None
 
 
-def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None) -> bool:
+def claim(folder: Path, flags: dict[str, Any], adapter: PeftConfig | None = None) -> bool:
     """Take a folder for a run, or find that a run with the same settings was cut off there.
 
     Nothing is written; of a finished run what it did not come to remove is removed.
@@ -110,7 +110,7 @@ def claim(folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None
     return True
 
 
-def _same(kept: Path, adapter: LoraConfig) -> bool:
+def _same(kept: Path, adapter: PeftConfig) -> bool:
     return same_adapter(adapter_from_file(kept, task_type=str(adapter.task_type)), adapter)
 
 
@@ -141,7 +141,7 @@ def sweep(folder: Path, *, finished: bool) -> None:
 
 
 def open_folder(
-    folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None, *, forecast: Forecast | None = None
+    folder: Path, flags: dict[str, Any], adapter: PeftConfig | None = None, *, forecast: Forecast | None = None
 ) -> None:
     """Write the settings of a run that begins; a run that goes on has them.
 
@@ -195,7 +195,7 @@ def start_of(folder: Path) -> str:
 
 @contextmanager
 def begun(
-    folder: Path, flags: dict[str, Any], adapter: LoraConfig | None = None, *, forecast: Forecast | None = None
+    folder: Path, flags: dict[str, Any], adapter: PeftConfig | None = None, *, forecast: Forecast | None = None
 ) -> Iterator[None]:
     """Open a folder, as `open_folder` does, and leave nothing in it if the run is refused before its first record.
 

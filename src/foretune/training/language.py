@@ -6,15 +6,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
 from foretune.models.identity import fingerprint
 from foretune.models.language_model import LanguageModel
-from foretune.models.placement import is_base, read_adapters
+from foretune.models.placement import read_adapters
 from foretune.models.sites import Site
+from foretune.models.tuner import is_base
 from foretune.sequence_plan import LOSS_UNIT, ChosenRows, TokenRows, choose_rows, describe_rows, place_adapters
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.metrics import LANGUAGE_METRICS, Metric
@@ -125,7 +126,7 @@ class LanguagePlan:
 def prepare_language(
     language: LanguageModel,
     task: LanguageTask,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     settings: TuneSettings,
     *,
     inplace: bool = False,

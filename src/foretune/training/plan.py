@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import Classifier, Encoded, encode, padded
 from foretune.models.head_parts import check_saved
 from foretune.models.identity import fingerprint
-from foretune.models.placement import is_base, read_adapters
+from foretune.models.placement import read_adapters
 from foretune.models.sites import Site
+from foretune.models.tuner import is_base
 from foretune.problem import place_for
 from foretune.settings.commands import TuneSettings
 from foretune.tasks.load import Task, TextSplit
@@ -158,7 +159,7 @@ class TunePlan:
 def prepare_tune(
     classifier: Classifier,
     task: Task,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     settings: TuneSettings,
     *,
     inplace: bool = False,

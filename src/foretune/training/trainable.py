@@ -102,5 +102,5 @@ def trainable(placed: PeftModel) -> dict[str, int]:
     counts = {"adapter": 0, "head": 0}
     for name, parameter in placed.named_parameters():
         if parameter.requires_grad:
-            counts["adapter" if "lora_" in name else "head"] += parameter.numel()
+            counts["head" if "modules_to_save" in name else "adapter"] += parameter.numel()
     return counts

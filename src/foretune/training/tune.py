@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.language.rows import LanguageTask
 from foretune.models.classifier import own_classifier
@@ -111,12 +111,12 @@ def run_tune(plan: Trainable, folder: Path, *, seconds_load: float = 0.0, hooks:
 def tune(
     model: Any,
     tokenizer: Any,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     task: Task | LanguageTask,
     *,
     settings: TuneSettings | None = None,
 ) -> TuneResult:
-    """Fine-tune a LoRA configuration on the user's own model and data; the model given is left as it is.
+    """Fine-tune an adapter of any method of peft's on the user's own model and data; the model given is left as it is.
 
     The trained peft model is `result.plan.placed`. Nothing is kept on disk: for a run that can be resumed use
     `foretune tune --output`.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from peft import LoraConfig
+from peft import PeftConfig
 from torch import Tensor
 
 from foretune.language.rows import LanguageTask
@@ -40,7 +40,7 @@ class Candidate:
     """
 
     name: str
-    config: LoraConfig | None
+    config: PeftConfig | None
     recipe: Recipe
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Calibration
@@ -46,7 +46,7 @@ class Bought:
 
 
 def buy_trials(
-    classifier: Classifier, task: Task, config: LoraConfig | None, settings: ForecastSettings, *, name: str = "adapter"
+    classifier: Classifier, task: Task, config: PeftConfig | None, settings: ForecastSettings, *, name: str = "adapter"
 ) -> Bought | None:
     """Plan the trials of a forecast; nothing is trained yet.
 
@@ -70,7 +70,7 @@ def buy_trials(
 
 
 def buy_sequence_trials(
-    ready: SequencePlan, config: LoraConfig | None, settings: ForecastSettings, *, name: str = "adapter"
+    ready: SequencePlan, config: PeftConfig | None, settings: ForecastSettings, *, name: str = "adapter"
 ) -> Bought | None:
     """Plan the trials of a language model's forecast; nothing is trained yet.
 
@@ -151,7 +151,7 @@ def record(tried: Tried) -> Mapping[str, Any]:
 def forecast(
     model: Any,
     tokenizer: Any,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     task: Task,
     *,
     settings: ForecastSettings | None = None,
@@ -163,7 +163,7 @@ def forecast(
 def forecast(
     model: Any,
     tokenizer: Any,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     task: LanguageTask,
     *,
     settings: ForecastSettings | None = None,
@@ -174,7 +174,7 @@ def forecast(
 def forecast(
     model: Any,
     tokenizer: Any,
-    config: LoraConfig | None,
+    config: PeftConfig | None,
     task: Task | LanguageTask,
     *,
     settings: ForecastSettings | None = None,
