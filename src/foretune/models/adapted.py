@@ -72,10 +72,13 @@ class Group:
     Attributes:
         site: Their place, of rank 0, with as many `others` as they have numbers.
         parameters: The parameters themselves by their names in the model, in the order of the features.
+        modules: What is taken to use them, by name: with the inputs and output gradients of these modules the gradients
+            of all examples of a batch follow from one pass, where each has the examples on its first axis.
     """
 
     site: Site
     parameters: Mapping[str, nn.Parameter]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ class Layout:
             positions, say); with such a module the examples go through the model one at a time.
         idle: Modules that no example's outputs depend on.
         positions: Positions that a module sees of an example, over all its uses, relative to the example's tokens.
+        looped: Whether the gradients of `AdaptedModel.groups` take passes of each example's own.
     """
 
     singly: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
     positions: Mapping[str, float] = field(default_factory=dict)
+    looped: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,12 +128,16 @@ class AdaptedModel:
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Adapted modules in the order of the sites, then those of the head, by name.
+        """Modules whose inputs and output gradients a pass takes: in the order of the sites, then the head's, by name.
 
         Raises:
             KernelError: If two of them have one name.
         """
-        named = [(adapter.site.name, adapter.module) for adapter in self.adapters] + list(self.head.items())
+        of_groups: dict[str, nn.Module] = {}
+        if self.layout is None or not self.layout.looped:
+            of_groups = {name: module for group in self.groups for name, module in group.modules.items()}
+        named = [(adapter.site.name, adapter.module) for adapter in self.adapters]
+        named += [*of_groups.items(), *self.head.items()]
         modules = dict(named)
         if len(modules) < len(named):
             names = [name for name, _ in named]

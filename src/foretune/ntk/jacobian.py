@@ -24,6 +24,8 @@ from torch import Tensor
 from foretune.models.adapted import AdaptedModel, Adapter, Batch, Vector
 from foretune.ntk.capture import Receive, Uses, capture_in_turn
 from foretune.ntk.features import HeadFactor, TangentFeatures, join_features
+from foretune.ntk.general import group_features
+from foretune.ntk.head_factors import head_factor
 from foretune.tasks.outputs import OutputReduction
 
 
@@ -151,7 +153,7 @@ class ReduceBlocks:
             self._v.append(v)
             yield from ((name, tensor) for tensor in (b, a, v) if tensor is not None)
         for name, uses in self._uses.items():
-            factor = _head_factor(uses, self._reduction.n_outputs, bias=_has_bias(self._adapted, name))
+            factor = head_factor(uses, self._reduction.n_outputs, bias=_has_bias(self._adapted, name))
             self._head.append(factor)
             yield from ((name, tensor) for tensor in (factor.g, factor.h, factor.dense) if tensor is not None)
         self._uses.clear()
@@ -181,16 +183,6 @@ def _has_bias(adapted: AdaptedModel, name: str) -> bool:
     return getattr(adapted.head[name], "bias", None) is not None
 
 
-def _head_factor(uses: Uses, n_outputs: int, *, bias: bool) -> HeadFactor:
-    h, g = uses.h, torch.stack([uses.g(output) for output in range(n_outputs)])
-    if h.shape[1] <= 1:  # sums over at most one position: none of a module that does not run
-        return HeadFactor(g=g.sum(2), h=h.sum(1), dense=None, bias=bias)
-    dense = torch.einsum("kntq,ntp->knqp", g, h.to(g.dtype)).flatten(2)
-    if bias:
-        dense = torch.cat([dense, g.sum(2)], dim=2)
-    return HeadFactor(g=None, h=None, dense=dense, bias=bias)
-
-
 def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
     """Compute the tangent features of one batch: one forward pass, one backward pass for each output.
 
@@ -206,6 +198,8 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
         KernelError: If the model is not in eval mode, a module is not reached by the outputs, or a gradient or output
             is not finite (the module is named).
     """
+    if adapted.groups:
+        return group_features(adapted, batch, reduction)
     n = len(batch.rows)
     parts = (
         (places, sink.features(logits))

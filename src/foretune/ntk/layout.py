@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from foretune.errors import KernelError, border
-from foretune.models.adapted import AdaptedModel, Batch, Layout
+from foretune.models.adapted import AdaptedModel, Batch, Group, Layout
 from foretune.models.classifier import Classifier, Encoded, batches
 from foretune.ntk.capture import Directions, Receive, observe
+from foretune.ntk.general import idle_groups, runs_by_module
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.premises import check_eval_mode
 from foretune.tasks.outputs import identity_reduction
@@ -49,34 +50,43 @@ def find_layout(
     check_eval_mode(adapted.model)
     sample = max(encoded, key=lambda sample: int(sample.lengths.max() - sample.lengths.min()))
     short, long = int(sample.lengths.argmin()), int(sample.lengths.argmax())
+    # with texts of one length there is no padding to reach the outputs
+    other = long if long != short else next((row for row in range(len(sample.features)) if row != short), None)
+    other = None if batch_size == 1 else other
     (one,) = batches(sample, classifier, batch_size=1, rows=[short])
     tokens = max(1, int(sample.lengths[short]))
     with border(KernelError, f"{_name(classifier)} does not run on a text of {tokens} tokens"):
+        if adapted.groups:
+            (some,) = batches(sample, classifier, batch_size=2, rows=[short] if other is None else [short, other])
+            adapted = _with_engine(adapted, one, some, n_outputs)
         alone = _look(adapted, one, np.ones((n_outputs, 1)))
     # of a table that all examples share, such as relative positions, a text reads twice its length at most
     positions = {
         name: sum(min(shape[:-1].numel(), 2 * tokens) for shape in of_site) / tokens
         for name, of_site in alone.shapes.items()
     }
-    # with texts of one length there is no padding to reach the outputs
-    other = long if long != short else next((row for row in range(len(sample.features)) if row != short), None)
-    if batch_size == 1 or other is None:
-        return Layout((), alone.idle, positions)
+    looped = adapted.layout is not None and adapted.layout.looped
+    idle = (*adapted.layout.idle, *alone.idle) if adapted.layout is not None else alone.idle
+    used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in idle)
+    groups = used_groups(adapted.groups, idle)
+    if not used and not groups:
+        raise KernelError(f"the outputs do not depend on {adapted.sites[0].name!r} or anything else that trains")
+    if other is None:
+        return Layout((), idle, positions, looped)
     forward_only = np.empty((n_outputs, 0))
     (both,) = batches(sample, classifier, batch_size=2, rows=[short, other])
     with border(KernelError, f"{_name(classifier)} does not run on two texts, one of {tokens} tokens"):
         together = _look(adapted, both, forward_only)
     singly = tuple(name for name, of_site in alone.shapes.items() if not _first_axis(of_site, together.shapes[name]))
-    layout = Layout(singly, alone.idle, positions)
-    used = tuple(adapter for adapter in adapted.adapters if adapter.site.name not in alone.idle)
-    checked = replace(adapted, adapters=used, head={}, layout=layout)
+    layout = Layout(singly, idle, positions, looped)
+    checked = replace(adapted, adapters=used, head={}, layout=layout, groups=groups)
     place = both.rows.tolist().index(short)
     reduction = identity_reduction("output:0", n_outputs)  # one of them tells
 
     def change() -> float:
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))
         # texts that go one at a time never met
-        logits = _look(adapted, both, forward_only).logits if singly else beside.logits
+        logits = _look(adapted, both, forward_only).logits if singly or looped else beside.logits
         gradients = [part[:, 0] for part in own.gradients], [part[:, place] for part in beside.gradients]
         return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
 
@@ -87,6 +97,31 @@ def find_layout(
             f"or their gradients, differ by {100 * change_of_outputs:.2g}%, and so would the kernel: use --batch-size 1"
         )
     return layout
+
+
+def _with_engine(adapted: AdaptedModel, one: Batch, some: Batch, n_outputs: int) -> AdaptedModel:
+    """Decide how the gradients of groups are taken."""
+    reduction = identity_reduction("output:0", n_outputs)
+    if runs_by_module(adapted, some, reduction):
+        return replace(adapted, layout=None)
+    return replace(adapted, layout=Layout(idle=idle_groups(adapted, one), looped=True))
+
+
+def used_groups(groups: Sequence[Group], idle: Sequence[str]) -> tuple[Group, ...]:
+    """Leave out the groups that no outputs depend on.
+
+    Args:
+        groups: Of a model.
+        idle: Modules and groups that no outputs depend on.
+
+    Returns:
+        The others.
+    """
+    return tuple(
+        group
+        for group in groups
+        if group.site.name not in idle and not (group.modules and set(group.modules) <= set(idle))
+    )
 
 
 def _name(classifier: Classifier) -> str:

@@ -1,0 +1,126 @@
+"""Every adapter method of peft on tiny classifiers, and which way its gradients are taken there."""
+
+import warnings
+from collections.abc import Callable
+
+import peft
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+
+import families
+
+FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5")
+ATTENTION = {
+    "bert": ["query", "value"],
+    "roberta": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "gpt2": ["c_attn"],
+    "llama": ["q_proj", "v_proj"],
+    "t5": ["q", "v"],
+}
+FEED_FORWARD = {
+    "bert": ["output.dense"],
+    "roberta": ["output.dense"],
+    "distilbert": ["lin2"],
+    "gpt2": ["mlp.c_proj"],
+    "llama": ["down_proj"],
+    "t5": ["wo"],
+}
+NORMS = {
+    "bert": ["LayerNorm"],
+    "roberta": ["LayerNorm"],
+    "distilbert": ["sa_layer_norm", "output_layer_norm"],
+    "gpt2": ["ln_1", "ln_2"],
+    "llama": ["input_layernorm", "post_attention_layernorm"],
+    "t5": ["layer_norm"],
+}
+EMBEDDINGS = dict.fromkeys(FAMILIES, "word_embeddings") | {"gpt2": "wte", "llama": "embed_tokens", "t5": "shared"}
+# sizes that peft does not find in DistilBERT's configuration
+PROMPTS = {"token_dim": 16, "num_layers": 2, "num_attention_heads": 2}
+
+
+def _on(kind: str, **options) -> Callable[[str], PeftConfig]:
+    """A method that peft puts on the modules of the attention."""
+    return lambda family: getattr(peft, f"{kind}Config")(
+        task_type="SEQ_CLS", **{"target_modules": ATTENTION[family], **options}
+    )
+
+
+def _prompts(kind: str, **options) -> Callable[[str], PeftConfig]:
+    """A method with virtual tokens."""
+    return lambda family: getattr(peft, f"{kind}Config")(
+        task_type="SEQ_CLS", **{"num_virtual_tokens": 3, **(PROMPTS if family == "distilbert" else {}), **options}
+    )
+
+
+METHODS: dict[str, Callable[[str], PeftConfig]] = {
+    "LORA": _on("Lora", r=2),
+    "DORA": _on("Lora", r=2, use_dora=True),
+    "ADALORA": _on("AdaLora", init_r=3, target_r=2, total_step=10),
+    "ADAMSS": _on("Adamss"),
+    "ADAPTION_PROMPT": _on("AdaptionPrompt", target_modules=None, adapter_len=3, adapter_layers=2),
+    "BEFT": _on("Beft"),
+    "BOFT": _on("BOFT", boft_block_size=4),
+    "C3A": _on("C3A", block_size=4),
+    "CARTRIDGE": _prompts("Cartridge"),
+    "CPT": _prompts("CPT", cpt_token_ids=[3, 4], cpt_mask=[1, 1], cpt_tokens_type_mask=[1, 1]),
+    "DEFT": _on("Deft"),
+    "DELORA": _on("Delora", r=2),
+    "FOURIERFT": _on("FourierFT", n_frequency=8),
+    "FROD": _on("Frod"),
+    "GLORA": _on("Glora"),
+    "GRALORA": _on("Gralora", r=4, gralora_k=2),
+    "HIRA": _on("Hira", r=2),
+    "HRA": _on("HRA", r=2),
+    "IA3": lambda family: peft.IA3Config(
+        task_type="SEQ_CLS",
+        target_modules=ATTENTION[family] + FEED_FORWARD[family],
+        feedforward_modules=FEED_FORWARD[family],
+    ),
+    "LILY": _on("Lily"),
+    "LN_TUNING": lambda family: peft.LNTuningConfig(task_type="SEQ_CLS", target_modules=NORMS[family]),
+    "LOHA": _on("LoHa", r=2),
+    "LOKR": _on("LoKr", r=2),
+    "MISS": _on("Miss", r=2),
+    "MULTITASK_PROMPT_TUNING": _prompts("MultitaskPromptTuning", num_tasks=2, num_ranks=1),
+    "OFT": _on("OFT", oft_block_size=4, r=0),
+    "OSF": _on("OSF"),
+    "P_TUNING": _prompts("PromptEncoder", encoder_hidden_size=8),
+    "PEANUT": _on("Peanut"),
+    "POLY": _on("Poly", r=2, n_tasks=2, n_skills=2),
+    "PREFIX_TUNING": _prompts("PrefixTuning"),
+    "PROMPT_TUNING": _prompts("PromptTuning"),
+    "PSOFT": _on("Psoft", r=2),
+    "PVERA": _on("Pvera", r=2),
+    "RANDLORA": _on("RandLora", r=2),
+    "ROAD": _on("Road", group_size=4),
+    "SHADOW": _on("Shadow"),
+    "SHIRA": _on("Shira", r=2),
+    "SUPERTUNING": _on("Supertuning"),
+    "TINYLORA": _on("TinyLora", r=2),
+    "TRAINABLE_TOKENS": lambda family: peft.TrainableTokensConfig(
+        task_type="SEQ_CLS", token_indices=[5, 6, 7], target_modules=[EMBEDDINGS[family]]
+    ),
+    "UNILORA": _on("UniLora", r=2),
+    "VBLORA": _on("VBLoRA", r=2, num_vectors=8, vector_length=4, topk=2),
+    "VERA": _on("Vera", r=2),
+    "WAVEFT": _on("WaveFT", n_frequency=8),
+}
+
+
+def install(family: str, method: str, *, spread: float = 0.1) -> PeftModel:
+    """The method on a tiny model of the family in float64; what it trains is moved off its start, where some is 0."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own words on what it starts from
+        model = get_peft_model(families.build(family, dtype=torch.float32), METHODS[method](family)).double().eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in trained(model):
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """What trains beside the head."""
+    return [p for n, p in model.named_parameters() if p.requires_grad and "modules_to_save" not in n]
