@@ -8,6 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from foretune.models.classifier import Classifier, Encoded
+from foretune.models.groups import base_of
 from foretune.models.placement import lora_config
 from foretune.ntk.layout import find_layout
 from foretune.settings.groups import AdapterConfig
@@ -150,7 +151,7 @@ def encoded(sequences: list[list[int]]) -> Encoded:
 
 
 def layout_of(adapted, sequences, *, batch_size: int = 32):
-    base = adapted.model.get_base_model()
+    base = base_of(adapted.model)
     classifier = Classifier(base.config._name_or_path, base, cases.tokenizer(), "given")
     n_classes = base.config.num_labels
     return find_layout(adapted, classifier, [encoded(sequences)], n_outputs=n_classes, batch_size=batch_size)

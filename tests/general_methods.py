@@ -109,11 +109,68 @@ METHODS: dict[str, Callable[[str], PeftConfig]] = {
 }
 
 
+# what peft or the model itself refuses, in its own words; of all families where the family is ""
+REFUSED = {
+    ("ADAPTION_PROMPT", "bert"): "Unsupported model type for adaption prompt",
+    ("ADAPTION_PROMPT", "roberta"): "Unsupported model type for adaption prompt",
+    ("ADAPTION_PROMPT", "distilbert"): "Unsupported model type for adaption prompt",
+    ("ADAPTION_PROMPT", "t5"): "Unsupported model type for adaption prompt",
+    ("CARTRIDGE", "distilbert"): "Model does not support past key values which are required for prefix tuning",
+    ("CARTRIDGE", "t5"): "must match the size of tensor",
+    ("CPT", ""): "CPTConfig only supports task_type = CAUSAL_LM",
+    ("MULTITASK_PROMPT_TUNING", ""): "task_ids cannot be None",
+    ("OSF", "gpt2"): "nothing trains beside the head",
+    ("P_TUNING", "t5"): "Passing input embeddings is currently not supported",
+    ("POLY", ""): "task_ids should not be None",
+    ("POLY", "gpt2"): "Conv1D",
+    ("PREFIX_TUNING", "distilbert"): "Model does not support past key values which are required for prefix tuning",
+    ("PREFIX_TUNING", "t5"): "must match the size of tensor",
+    ("PROMPT_TUNING", "t5"): "Passing input embeddings is currently not supported",
+    ("SHADOW", ""): "'ShadowCarrier' object has no attribute 'view'",
+    ("SHADOW", "gpt2"): "shapes cannot be multiplied",
+    ("SHADOW", "t5"): "You must specify exactly one of input_ids or inputs_embeds",
+    # the classifier reads its tables elsewhere
+    ("TRAINABLE_TOKENS", "t5"): "the outputs do not depend on 'transformer.shared'",
+} | {
+    (method, "gpt2"): "Conv1D"
+    for method in (
+        *("ADAMSS", "BEFT", "BOFT", "C3A", "DELORA", "GLORA", "HRA", "LILY", "LOHA", "LOKR", "MISS", "OFT", "PEANUT"),
+        *("PSOFT", "ROAD", "SHIRA", "SUPERTUNING"),
+    )
+}
+# whose outputs depend on the batch: decoders look for padding in token ids, of which virtual tokens have none, and
+# Lily's experts are weighted by a mean over all of a batch
+ALONE = {(method, family) for method in ("PROMPT_TUNING", "P_TUNING") for family in ("gpt2", "llama")}
+ALONE |= {("LILY", family) for family in FAMILIES if family != "gpt2"}
+# the module takes more than its inputs, or peft changes the gradient on its way
+LOOPED = {("ADAPTION_PROMPT", "gpt2"), ("ADAPTION_PROMPT", "llama")}
+LOOPED |= {("OSF", family) for family in FAMILIES if family != "gpt2"}
+FLOAT32 = {"ADAMSS"}  # keeps tensors apart from parameters and buffers, which stay in the precision they are made in
+
+
+def refusal(method: str, family: str) -> str | None:
+    """What the refusal says, None of what goes."""
+    return REFUSED.get((method, family), REFUSED.get((method, "")))
+
+
+def way(method: str, family: str) -> str:
+    """Which way the gradients are taken."""
+    if refusal(method, family) is not None:
+        return "refused"
+    if (method, family) in ALONE:
+        return "batch size 1"
+    return "loop" if (method, family) in LOOPED else "by module"
+
+
+GENERAL = {method: {family: way(method, family) for family in FAMILIES} for method in METHODS}
+
+
 def install(family: str, method: str, *, spread: float = 0.1) -> PeftModel:
-    """The method on a tiny model of the family in float64; what it trains is moved off its start, where some is 0."""
+    """The method on a tiny model, in float64 where it can be; what it trains is moved off its start, often at 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's own words on what it starts from
-        model = get_peft_model(families.build(family, dtype=torch.float32), METHODS[method](family)).double().eval()
+        model = get_peft_model(families.build(family, dtype=torch.float32), METHODS[method](family)).eval()
+        model = model if method in FLOAT32 else model.double()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in trained(model):

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import nn
 
 from foretune.errors import ConfigError
 from foretune.models.adapted import AdaptedModel, Adapter, Batch, Layout
 from foretune.models.classifier import Classifier, Encoded, batches, encode
+from foretune.models.groups import base_of
 from foretune.models.head_parts import trained_head
 from foretune.models.placement import place, read_adapters
 from foretune.models.tuner import is_base
-from foretune.ntk.layout import find_layout
+from foretune.ntk.layout import find_layout, used_groups
 from foretune.settings.commands import ScoreSettings
 from foretune.settings.groups import Sample
 from foretune.tasks.load import Task, TextSplit
@@ -32,7 +33,7 @@ class Plan:
 
     Attributes:
         classifier: The user's model and tokenizer, with the adapters in `placed`.
-        placed: peft model.
+        placed: peft model, or a plain model whose layers train whole.
         adapted: Its sites and draws of A.
         task: Data.
         reduction: Output reduction.
@@ -43,7 +44,7 @@ class Plan:
     """
 
     classifier: Classifier
-    placed: PeftModel
+    placed: Any
     adapted: AdaptedModel
     task: Task
     reduction: OutputReduction
@@ -74,7 +75,8 @@ class Plan:
         if repeat == 0:
             return self.sample, self.train
         rows = _draw_rows(self.task, self.settings, repeat=repeat)
-        return rows, _encode_rows(self.task.train, rows.train_indices, self.classifier, self.settings.max_length)
+        placed = replace(self.classifier, model=self.placed)
+        return rows, _encode_rows(self.task.train, rows.train_indices, placed, self.settings.max_length)
 
     @property
     def train_rows(self) -> int:
@@ -123,7 +125,7 @@ def _encode_rows(split: TextSplit, rows: NDArray[np.int64], classifier: Classifi
 
 def place_for(
     task: Task, classifier: Classifier, config: PeftConfig | None, *, seed: int, inplace: bool = False
-) -> PeftModel:
+) -> Any:
     """Put the adapters on a model that fits the task.
 
     Args:
@@ -134,7 +136,7 @@ def place_for(
         inplace: Whether the adapters may go into the classifier's own model instead of a copy.
 
     Returns:
-        The peft model.
+        The peft model, or the plain one whose layers train whole.
 
     Raises:
         ConfigError: If the model's outputs and those that the task asks for differ in number.
@@ -145,8 +147,7 @@ def place_for(
             f"the model has {n_outputs} outputs, the data set {objective.n_outputs} {objective.noun}: "
             f"set num_labels={objective.n_outputs}"
         )
-    placed: PeftModel = classifier.model
-    return placed if config is None else place(classifier.model, config, seed=seed, inplace=inplace)
+    return classifier.model if config is None else place(classifier.model, config, seed=seed, inplace=inplace)
 
 
 def prepare(
@@ -177,7 +178,7 @@ def prepare(
     reduction = task.objective.reduction(settings.reduction)
     adapted = read_adapters(placed, draws=settings.draws, seed=settings.seed)
     if settings.ntk_params == "adapter+head" and not adapted.head:
-        _, others = trained_head(placed, str(placed.active_adapter))
+        _, others = trained_head(placed, str(getattr(placed, "active_adapter", "")))
         if others:
             raise ConfigError(
                 f"ntk_params = 'adapter+head': the head trains {others[0]!r} as well, which is not linear, and its "
@@ -185,10 +186,11 @@ def prepare(
             )
         raise ConfigError("ntk_params = 'adapter+head', but no head of linear modules trains: use task_type='SEQ_CLS'")
     sample = _draw_rows(task, settings, repeat=0)
-    train = _encode_rows(task.train, sample.train_indices, classifier, settings.max_length)
+    on_placed = replace(classifier, model=placed)  # virtual tokens take positions
+    train = _encode_rows(task.train, sample.train_indices, on_placed, settings.max_length)
     evaluation = None
     if settings.eval_samples:
-        evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, classifier, settings.max_length)
+        evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, on_placed, settings.max_length)
     encoded = [part for part in (train, evaluation) if part is not None]
     layout = find_layout(
         adapted, classifier, encoded, n_outputs=task.objective.n_outputs, batch_size=settings.batch_size
@@ -198,7 +200,10 @@ def prepare(
         reached = tuple(
             one for one in adapted.adapters if one.site.name not in layout.idle or not _unnamed(one, config)
         )
-        adapted = replace(adapted, adapters=reached)
+        groups = adapted.groups
+        if getattr(config, "target_modules", None) == "all-linear":  # the user named none of them
+            groups = used_groups(groups, layout.idle)
+        adapted = replace(adapted, adapters=reached, groups=groups)
     return Plan(classifier, placed, adapted, task, reduction, settings, sample, train, evaluation)
 
 
@@ -293,7 +298,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "model": plan.classifier.source,
         "dataset": task.source,
         "objective": task.objective.to_dict(),
-        "architecture": type(plan.placed.get_base_model()).__name__,
+        "architecture": type(base_of(plan.placed)).__name__,
         "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
         "device": str(plan.classifier.device),
         "dtype": str(next(iter(plan.placed.parameters())).dtype).removeprefix("torch."),

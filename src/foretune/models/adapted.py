@@ -174,11 +174,11 @@ class Batch:
             yield Batch(self.rows[row : row + 1], one)
 
 
-def describe_placement(config: PeftConfig, sites: Sequence[Site]) -> dict[str, Any]:
+def describe_placement(config: PeftConfig | None, sites: Sequence[Site]) -> dict[str, Any]:
     """Say where adapters sit and what they are, as in every `result.json` under `placement`.
 
     Args:
-        config: peft's configuration of the placed adapters.
+        config: peft's configuration of the placed adapters; None where layers train whole.
         sites: Their modules.
 
     Returns:
@@ -188,7 +188,7 @@ def describe_placement(config: PeftConfig, sites: Sequence[Site]) -> dict[str, A
     known = {name: getattr(config, name, None) for name in ("r", "lora_alpha", "use_rslora", "init_lora_weights")}
     known["r"] = getattr(config, "init_r", known["r"])  # AdaLoRA's
     return {
-        "method": method_name(config),
+        "method": "full" if config is None else method_name(config),
         "target_modules": [targets] if isinstance(targets, str) else sorted(targets or []),
         "layers": sorted({site.layer for site in sites if site.layer is not None}),
         "r": known["r"],

@@ -291,6 +291,7 @@ def position_limit(model: Any) -> int | None:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limit -= int(module.padding_idx) + 1  # RoBERTa and its kin count from padding_idx + 1
             break
+    limit -= int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0)
     if limit < 1:
         raise ModelError(f"max_position_embeddings of the model's config.json leaves {limit} positions: set it right")
     return limit

@@ -53,9 +53,21 @@ def read_groups(model: nn.Module) -> AdaptedModel:
     groups = []
     for names, parameters in members.items():
         modules = {name: module for p in parameters.values() for name, module in users[id(p)].items()}
-        place = names[0] if len(names) == 1 else _shared_name(next(iter(parameters)))
+        place = names[0] if len(names) == 1 else _shared_name(next(iter(parameters)), names)
         groups.append(Group(_site(place, parameters, shared=len(names) > 1), parameters, modules))
     return AdaptedModel(model, (), 1, head, lambda: _prompts_apart(model), groups=tuple(groups))
+
+
+def base_of(model: Any) -> Any:
+    """Give the transformers model of a peft model.
+
+    Args:
+        model: A peft model, or a plain one.
+
+    Returns:
+        The model without the adapter's frame; a plain model as it is.
+    """
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @contextmanager
@@ -103,7 +115,8 @@ def train_only(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
         if not found:
             ends = {".".join(name.split(".")[-pieces:]) for name in (*of_modules, *own) for pieces in (1, 2)}
             near = get_close_matches(wanted, sorted(ends), n=3)
-            hint = f"did you mean {few(near)}" if near else f"the model has {few(sorted(ends))}"
+            kinds = sorted({name.rsplit(".", 2)[-2] for name in own if "." in name})
+            hint = f"did you mean {few(near)}?" if near else f"the model has {few(kinds)}"
             raise PlacementError(f"layer {wanted!r} matches nothing that has parameters: {hint}")
         chosen |= {id(parameter) for parameter in found}
     for name, parameter in own.items():
@@ -136,9 +149,10 @@ def _owner(name: str) -> str:
     return _path(name.rpartition(".")[0])
 
 
-def _shared_name(name: str) -> str:
-    """Of parameters that several modules share: where the first of them stands, without the adapter's name."""
-    return _path(name).removesuffix(".weight").removesuffix(".default")
+def _shared_name(name: str, users: Sequence[str]) -> str:
+    """Of parameters that several modules share: where the first of them stands, and never the name of a module."""
+    place = _path(name).removesuffix(".weight").removesuffix(".default")
+    return f"{place}.shared" if place in users else place
 
 
 def _site(name: str, parameters: Mapping[str, nn.Parameter], *, shared: bool) -> Site:

@@ -17,7 +17,7 @@ from torch import nn
 from foretune.errors import PlacementError, border
 from foretune.models.adapted import AdaptedModel
 from foretune.models.closed_forms import read_closed_forms
-from foretune.models.groups import read_groups
+from foretune.models.groups import base_of, read_groups
 from foretune.models.head_parts import head_parts, in_head, modules_to_save, trained_head, with_head
 from foretune.models.linear_modules import beside_experts, fused_experts, linear_in_head
 from foretune.models.lora import RANDOM_INITS, draw_a, draw_rows, lora_layers
@@ -161,9 +161,9 @@ def head_modules(model: PeftModel) -> Mapping[str, nn.Linear]:
     Raises:
         PlacementError: If there is none.
     """
-    head, _ = trained_head(model, str(model.active_adapter))
+    head, _ = trained_head(model, str(getattr(model, "active_adapter", "")))
     if not head:
-        base = model.get_base_model()
+        base = base_of(model)
         parts = head_parts(base)
         head = {
             name: module
@@ -181,7 +181,7 @@ def read_adapters(model: PeftModel, *, draws: int = 1, seed: int = 0) -> Adapted
     Of LoRA the first A is the adapter's own, and further draws of A follow where it is random.
 
     Args:
-        model: A peft model with one active adapter; left as it is.
+        model: A peft model with one active adapter, or a plain model whose chosen layers train whole; left as it is.
         draws: Draws of A in all. Of another method than LoRA, and where B ≠ 0 or A is not random (PiSSA, OLoRA, a
             trained adapter, …), there is one, whatever is asked for.
         seed: Seed of the further draws.
@@ -192,8 +192,13 @@ def read_adapters(model: PeftModel, *, draws: int = 1, seed: int = 0) -> Adapted
     Raises:
         PlacementError: If it is no peft model, several adapters are active, or one is merged or disabled.
     """
+    if not isinstance(model, PeftModel) and all(parameter.requires_grad for parameter in model.parameters()):
+        raise PlacementError(
+            "expected a peft model with an adapter: use peft.get_peft_model or foretune.place; for a full fine-tune of "
+            "some layers, choose them with foretune.models.groups.train_only"
+        )
     if not isinstance(model, PeftModel):
-        raise PlacementError("expected a peft model: use peft.get_peft_model or foretune.place")
+        return read_groups(model)
     adapter, config = model.active_adapter, model.active_peft_config
     if not isinstance(adapter, str):
         raise PlacementError(f"several adapters are active ({adapter}): activate one")

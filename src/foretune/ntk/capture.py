@@ -212,6 +212,8 @@ def _check_reached(adapted: AdaptedModel, name: str, observed: Observation) -> N
     """Refuse a module that nothing depends on; an expert that other examples meet, but not these, is none."""
     if name in observed.reached or (adapted.layout is not None and name not in adapted.layout.idle):
         return
+    if any(name in group.modules and observed.reached & set(group.modules) for group in adapted.groups):
+        return  # others use its parameters, such as a tied table
     if name not in observed.used:
         raise KernelError(f"module {name!r} is not used in the forward pass: leave it out")
     if name not in adapted.head:  # a part of the head may run and not be read, as BigBird's pooler: its gradient is 0

@@ -12,6 +12,7 @@ passes of the whole model as there are examples and outputs. `runs_by_module` lo
 the examples that it is given.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -89,7 +90,8 @@ def runs_by_module(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
     sink = ReduceGroups(by_module, len(batch.rows), reduction)
     try:
         logits = capture(by_module, batch, reduction.directions, sink)
-    except Exception:  # whatever a module of the user's, torch.func or the capture raises: the loop runs
+    except Exception:
+        # whatever a module of the user's, torch.func or the capture raises: the loop runs
         return False
     return _agree(sink.features(logits), exact)
 
@@ -134,7 +136,9 @@ class _Local:
         """Gradients by the name of the parameter, the n examples first."""
         if not self.one_by_one:
             try:
-                taken: dict[str, Tensor] = vmap(self._of_one, chunk_size=self.chunk)(h, g)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="There is a performance drop")  # no rule of one operator
+                    taken: dict[str, Tensor] = vmap(self._of_one, chunk_size=self.chunk)(h, g)
                 return taken
             except (RuntimeError, NotImplementedError):  # autograd functions of peft's own, sparse tensors
                 self.one_by_one = True

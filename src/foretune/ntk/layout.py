@@ -87,8 +87,12 @@ def find_layout(
         own, beside = (batch_features(checked, batch, reduction) for batch in (one, both))
         # texts that go one at a time never met
         logits = _look(adapted, both, forward_only).logits if singly or looped else beside.logits
+        if looped:  # modules that did not run by themselves may mix examples: the other one may change alone
+            (second,) = batches(sample, classifier, batch_size=1, rows=[other])
+            longer = [_look(adapted, second, forward_only).logits[0]], [logits[1 - place]]
         gradients = [part[:, 0] for part in own.gradients], [part[:, place] for part in beside.gradients]
-        return max(_change([own.logits[0]], [logits[place]]), _change(*gradients))
+        changes = [_change([own.logits[0]], [logits[place]]), _change(*gradients)]
+        return max([*changes, _change(*longer)] if looped else changes)
 
     change_of_outputs = change()
     if _leaks(change_of_outputs, change, adapted.model):

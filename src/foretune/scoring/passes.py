@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foretune.arrays import Array
 from foretune.models.classifier import Encoded
+from foretune.models.groups import base_of
 from foretune.models.head import HeadWeights, installed, random_heads
 from foretune.models.placement import head_modules
 from foretune.ntk.features import TangentFeatures, join_features
@@ -130,7 +131,7 @@ def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | No
         return
     modules = head_modules(plan.placed)
     if settings.head == "average":
-        base = plan.placed.get_base_model()
+        base = base_of(plan.placed)
         for head in random_heads(base, modules, count=settings.heads, seed=settings.seed):
             yield _pass(plan, train, [(head, every_row)], head, on_batch)
         return

@@ -213,7 +213,8 @@ def score(
         model: transformers sequence classifier in eval mode, or for language a language model; or a peft model of
             one with its adapter.
         tokenizer: Its tokenizer.
-        config: peft's configuration; None if the model is a peft model already.
+        config: peft's configuration; None if the model is a peft model already, or a plain one whose layers train whole
+            (`requires_grad`).
         task: Data, from `load_task` or `task_from_datasets`, or `load_language_task` or `language_task_from_datasets`.
         settings: Settings; None takes the defaults.
 
@@ -254,7 +255,7 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
         "model": plan.classifier.source,
         "dataset": plan.task.source,
         "placement": {
-            **describe_placement(plan.placed.active_peft_config, sites),
+            **describe_placement(getattr(plan.placed, "active_peft_config", None), sites),
             "trainable_parameters": sum(site.n_parameters for site in sites),
             "head_parameters": facts["head"]["parameters"],
             "sites": [
