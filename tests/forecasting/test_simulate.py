@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from foretune.errors import KernelError
 from foretune.forecasting.head_layer import ACTIVATIONS, HeadLayer, find_activation
-from foretune.forecasting.linear_model import Head, Sample, Start, lift
+from foretune.forecasting.linear_model import FirstOrder, Head, Sample, Start, lift
 from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.forecasting.optimizer import clip_each, optimizer_of, set_rate
 from foretune.forecasting.schedule import Schedule
@@ -144,6 +144,7 @@ class Bilinear(torch.nn.Module):
             [torch.nn.Parameter(torch.zeros(len(w), dtype=EXACT)) for w in own.hidden]
         )
 
+        self.theta = torch.nn.ParameterList([torch.nn.Parameter(part.origin.clone()) for part in begin.first_order])
         self.activation = None if own.layer is None else SLOW_ACTIVATIONS[own.layer.activation]
         if own.layer is not None:
             self.dense = torch.nn.Parameter(own.layer.weight.clone())
@@ -165,6 +166,8 @@ class Bilinear(torch.nn.Module):
         z = torch.zeros(factors.reduction.n_outputs, dtype=EXACT)
         for site, s, a, b in zip(self.begin.sites, self.begin.scaling, self.a, self.b, strict=True):
             z = z + self.change(factors.modules[site], row, lambda h, s=s, a=a, b=b: s * (b @ (a @ h)))
+        for part, theta in zip(self.begin.first_order, self.theta, strict=True):
+            z = z + held.first_order[part.position][:, row] @ (theta - part.origin)
         phi = factors.inputs[row]
         if self.activation is not None:
             phi = self.activation(self.dense @ factors.hidden[0].h[row] + self.dense_bias)
@@ -303,6 +306,35 @@ def test_runs_side_by_side_are_those_alone():
         assert trajectory.steps == alone.steps
         assert_same(trajectory, slow(begin, own, train, evaluation, schedule)[0])
     assert together[1].movement == 0.0
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1.0])
+def test_what_other_methods_train_counts_to_first_order(weight_decay):
+    """Scales alone, magnitudes beside A and B, and plain LoRA, side by side."""
+    train, evaluation, own = sample(11, 3), sample(6, 3, seed=1), head(3)
+    schedule = dataclasses.replace(RECIPE, weight_decay=weight_decay)
+    k = train.factors.reduction.n_outputs
+    torch.manual_seed(11)
+    train, evaluation = (
+        dataclasses.replace(part, first_order=(normal(k, part.factors.n, 4), normal(k, part.factors.n, 2)))
+        for part in (train, evaluation)
+    )
+    ones, drawn, plain = FirstOrder(0, torch.ones(4, dtype=EXACT)), FirstOrder(1, normal(2)), start((0, 2), (3, 2))
+    begins = [
+        plain,
+        dataclasses.replace(start((), ()), first_order=(ones,)),
+        dataclasses.replace(start((1,), (2,), seed=8), first_order=(ones, drawn)),
+    ]
+    together = simulate(begins, own, train, evaluation, schedule, dtype=EXACT)
+    for begin, trajectory in zip(begins, together, strict=True):
+        assert_same(trajectory, slow(begin, own, train, evaluation, schedule)[0])
+    (alone,) = simulate([plain], own, train, evaluation, schedule, dtype=EXACT)
+    assert together[0].eval_loss == pytest.approx(alone.eval_loss, rel=1e-12)
+    assert together[1].eval_loss[-1] != pytest.approx(
+        simulate([start((), ())], own, train, evaluation, schedule)[0].eval_loss[-1]
+    )
+    with pytest.raises(KernelError, match="nothing to simulate"):
+        simulate(begins, own, train, sample(6, 3, seed=1), schedule)
 
 
 def test_nothing_but_heads():

@@ -7,6 +7,9 @@ the head's inputs φ that a probe reads, and R = U⁺, p × k. It keeps two thin
 at learning rates at which LoRA works, it moves by more than its own size. The head turns: an adapter learns slowly
 until V reads what it changes. Dropped are the curvature of the network, dropout, and what changes φ across all u_a.
 
+What other methods train (the scales of (IA)³, the magnitudes of DoRA, …) counts to first order: z_a(x) grows by
+v_a(x) · (θ − θ_0) with v_a = ∂(u_a · φ)/∂θ.
+
 Many adapters train at once, their parameters stacked over runs: the gradient of the summed losses is that of each.
 """
 
@@ -26,6 +29,19 @@ from foretune.tasks.objective import Objective
 
 
 @dataclass(frozen=True)
+class FirstOrder:
+    """Numbers θ of an adapter that is not LoRA, or its part that is not, which count to first order.
+
+    Attributes:
+        position: Of their features in `Sample.first_order`.
+        origin: w numbers θ_0 before training.
+    """
+
+    position: int
+    origin: Tensor
+
+
+@dataclass(frozen=True)
 class Start:
     """An adapter before training; B is 0.
 
@@ -33,11 +49,13 @@ class Start:
         sites: Positions of the adapted modules in the factors.
         a: r × d_in matrix A of each.
         scaling: s of each.
+        first_order: What else it trains.
     """
 
     sites: tuple[int, ...]
     a: tuple[Tensor, ...]
     scaling: tuple[float, ...]
+    first_order: tuple[FirstOrder, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,7 @@ class Sample:
         lifts: R of each of F probes, F × p × k; from `lift`.
         fold: Which probe each example's factors were taken under, n integers.
         objective: Loss and metrics of the targets.
+        first_order: Features k × n × w of what methods beside LoRA train, under the same probes.
     """
 
     factors: TokenFactors
@@ -75,6 +94,7 @@ class Sample:
     lifts: Tensor
     fold: Tensor
     objective: Objective
+    first_order: tuple[Tensor, ...] = ()
 
     @property
     def labels(self) -> NDArray[np.integer]:
@@ -182,6 +202,28 @@ class _Product(torch.autograd.Function):
         return None, None, of_a, of_b.unflatten(0, u.shape[1:])
 
 
+class _FirstOrder(nn.Module):
+    """Numbers that count to first order, in the runs that train them: θ, runs × w."""
+
+    def __init__(self, position: int, starts: Sequence[Start], like: Tensor) -> None:
+        super().__init__()
+        self.position = position
+        by_run = {
+            run: part.origin
+            for run, start in enumerate(starts)
+            for part in start.first_order
+            if part.position == position
+        }
+        self.runs = torch.tensor(list(by_run), device=like.device)
+        self.origin = torch.stack([origin.to(like) for origin in by_run.values()])
+        self.weight = nn.Parameter(self.origin.clone())
+
+    def forward(self, v: Tensor) -> Tensor:
+        """Compute v · (θ − θ_0): k × n × w → n × k × runs."""
+        changed: Tensor = torch.einsum("knw,mw->nkm", v, self.weight - self.origin)
+        return changed
+
+
 class _Change(nn.Module):
     """A trained module of the head to first order: its weight W, runs × q × d, whose change from W_0 counts."""
 
@@ -236,10 +278,14 @@ class LinearRuns(nn.Module):
             _Adapter(site, starts, int(factors.modules[site].g.shape[2]), like, train_a=train_a)
             for site in sorted({site for start in starts for site in start.sites})
         )
-        self.parts = nn.ModuleList((*self.changes, *self.adapters))  # registers their parameters
+        self.others = tuple(
+            _FirstOrder(position, starts, like)
+            for position in sorted({part.position for start in starts for part in start.first_order})
+        )
+        self.parts = nn.ModuleList((*self.changes, *self.adapters, *self.others))  # registers their parameters
         everyone = torch.arange(self.count, device=like.device)
         self.stacked = tuple(
-            (parameter, module.runs if isinstance(module, _Adapter) else everyone)
+            (parameter, module.runs if isinstance(module, _Adapter | _FirstOrder) else everyone)
             for module in self.modules()
             for parameter in module.parameters(recurse=False)
             if parameter.requires_grad
@@ -255,12 +301,13 @@ class LinearRuns(nn.Module):
             _, below, _ = factors.hidden[0].of(rows, dtype)
             phi = self.layer(below)
         lifts = sample.lifts.to(dtype)[sample.fold[rows]]
-        moved = torch.einsum("npk,nka->anp", lifts, self.z(factors, rows))
+        moved = torch.einsum("npk,nka->anp", lifts, self.z(sample, rows))
         f = torch.einsum("anp,acp->anc", phi + moved, self.weight)
         return f if self.bias is None else f + self.bias[:, None]
 
-    def z(self, factors: TokenFactors, rows: Tensor) -> Tensor:
+    def z(self, sample: Sample, rows: Tensor) -> Tensor:
         """Add up what all modules change of the differentiated outputs: m × k × runs."""
+        factors = sample.factors
         z = self.weight.new_zeros(len(rows), factors.reduction.n_outputs, self.count)
         gathered = _Gathered(rows, z.dtype)
         for tokens, change in zip(factors.hidden, self.changes, strict=False):  # none where the layer is as it is
@@ -268,6 +315,9 @@ class LinearRuns(nn.Module):
         for adapter in self.adapters:
             part = _summed(gathered.of(factors.modules[adapter.site]), adapter, z[..., : len(adapter.runs)])
             z = z.index_add(2, adapter.runs, part)
+        for other in self.others:
+            v = sample.first_order[other.position].index_select(1, rows).to(z.dtype)
+            z = z.index_add(2, other.runs, other(v))
         return z
 
     def movement(self) -> NDArray[np.float64]:

@@ -82,7 +82,9 @@ def simulate(
     Raises:
         KernelError: If the samples, or the head and the factors, do not belong together.
     """
-    if not starts or train.factors.sites != evaluation.factors.sites or train.objective != evaluation.objective:
+    alike = len(train.first_order) == len(evaluation.first_order)
+    alike = alike and train.factors.sites == evaluation.factors.sites and train.objective == evaluation.objective
+    if not starts or not alike:
         raise KernelError("the two samples differ in sites or objective, or there is nothing to simulate")
     runs = _LinearRuns(starts, head, train.factors, dtype, train_a=train_a)
     return train_runs(runs, train, evaluation, schedule, n=train.factors.n, points=points, looks=looks, on_step=on_step)

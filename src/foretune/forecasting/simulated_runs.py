@@ -235,7 +235,7 @@ def adapters_side_by_side(starts: Sequence[Start]) -> list[list[Start]]:
     groups: list[list[Start]] = []
     entries = ENTRIES + 1
     for start in starts:
-        size = sum(2 * a.numel() for a in start.a)
+        size = sum(2 * a.numel() for a in start.a) + sum(part.origin.numel() for part in start.first_order)
         if entries + size > ENTRIES:
             groups.append([])
             entries = 0
