@@ -29,7 +29,7 @@ from foretune.models.sites import Site
 from foretune.ntk.capture import run_logits
 from foretune.ntk.factors import TokenFactors, token_factors
 from foretune.ntk.premises import check_new_adapters
-from foretune.ntk.probe import cross_fit, probe_folds
+from foretune.ntk.probe import CrossFitted, cross_fit, probe_folds
 from foretune.problem import OnBatch, Plan, stream_batches
 from foretune.tasks.objective import Targets
 
@@ -47,6 +47,7 @@ class Linearised:
         rows: For each site the (draws · r) × d_in rows of A at the largest rank, draw-major; the first r are its own.
         draws: Draws of A.
         seconds: The pass and the probe.
+        probes: The probe heads of the pass; None where it had none.
     """
 
     train: Sample
@@ -55,6 +56,7 @@ class Linearised:
     rows: tuple[Tensor, ...]
     draws: int
     seconds: float
+    probes: CrossFitted | None = None
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -145,7 +147,8 @@ def linearise(
     for index, rows in enumerate(fitted.folds):
         fold[rows] = index
     of_train = _sample(plan, train, y_train, weights, fold)
-    return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [fitted.whole.weights[name][0]]), head, start)
+    of_evaluation = _sample(plan, evaluation, y_eval, [fitted.whole.weights[name][0]])
+    return replace(_linearised(plan, of_train, of_evaluation, head, start), probes=fitted)
 
 
 def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:

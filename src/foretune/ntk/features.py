@@ -120,6 +120,19 @@ def in_one_form(left: TangentFeatures, right: TangentFeatures) -> tuple[TangentF
     return one, other
 
 
+def first_rows(features: TangentFeatures, n: int) -> TangentFeatures:
+    """Keep the first examples.
+
+    Args:
+        features: Features of a sample.
+        n: How many, at most all.
+
+    Returns:
+        Views of the same tensors.
+    """
+    return _mapped(features, lambda tensor, axis: tensor.narrow(axis, 0, n))
+
+
 def _resized(tensor: Tensor, axis: int, n: int) -> list[int]:
     return [n if position == axis else size for position, size in enumerate(tensor.shape)]
 

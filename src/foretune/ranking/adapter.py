@@ -4,8 +4,9 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
@@ -60,12 +61,39 @@ def candidate_config(
     config.rank_pattern, config.alpha_pattern = {}, {}
     config.exclude_modules = config.layers_pattern = None
     config.base_model_name_or_path, config.inference_mode = None, False
+    return spell_targets(config, members, sites, modules)
+
+
+AnyConfig = TypeVar("AnyConfig", bound=PeftConfig)
+
+
+def spell_targets(
+    config: AnyConfig, members: Sequence[Site], sites: Sequence[Site], modules: Sequence[str]
+) -> AnyConfig:
+    """Let a configuration mean certain modules and no others.
+
+    Args:
+        config: peft's configuration of a method with target modules; changed.
+        members: The modules.
+        sites: Every module that can be adapted.
+        modules: Names of all modules of the model.
+
+    Returns:
+        The configuration, with the shortest of the spellings that `candidate_config` lists.
+    """
+    names, layered = {site.name for site in members}, hasattr(config, "layers_to_transform")
     for targets, layers in _spellings(members, sites):
-        config.target_modules, config.layers_to_transform = targets, layers
+        if layers is not None and not layered:
+            continue
+        config.target_modules = targets
+        if layered:
+            config.layers_to_transform = layers
         if {name for name in modules if check_target_module_exists(config, name)} == names:
-            break
-    else:  # a path that another one ends in
-        config.target_modules, config.layers_to_transform = "|".join(map(re.escape, sorted(names))), None
+            return config
+    # a path that another one ends in
+    config.target_modules = "|".join(map(re.escape, sorted(names)))
+    if layered:
+        config.layers_to_transform = None
     return config
 
 
@@ -118,7 +146,19 @@ def write_adapter_config(
     Returns:
         The file.
     """
-    config = candidate_config(candidate, sites, template, model, alpha=alpha)
+    return write_config(candidate_config(candidate, sites, template, model, alpha=alpha), folder)
+
+
+def write_config(config: PeftConfig, folder: Path) -> Path:
+    """Write an `adapter_config.json`, whole or not at all.
+
+    Args:
+        config: peft's configuration.
+        folder: Folder, made unless it is there.
+
+    Returns:
+        The file.
+    """
     make_folder(folder)
     path = folder / ADAPTER_FILE
     write_whole(path, lambda temporary: save_adapter(config, temporary))

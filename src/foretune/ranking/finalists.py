@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from peft import PeftConfig
 
 from foretune.models.sites import Site
 from foretune.ranking.budget import fitting, n_parameters, parse_budget
@@ -12,9 +13,11 @@ from foretune.ranking.candidates import Candidate
 from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.ranking.search import beam, greedy
 from foretune.settings.commands import Search
+from foretune.settings.groups import MethodName
 
 BEAM_WIDTH = 4
 SEARCH_LIMIT = 5_000
+RANKED_METHODS: frozenset[MethodName] = frozenset({"lora", "dora", "adalora", "loha", "lokr"})  # sized by a rank
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,27 @@ class Quick:
     """A candidate with its quick score.
 
     Attributes:
-        candidate: Placement.
+        candidate: Placement; all modules where a method beside LoRA sits on others.
         name: Its name.
         parameters: Trainable parameters of the adapters.
-        score: From `quick_scores`; comparable on one model and data set alone.
+        score: From `quick_scores`; comparable on one model, data set and method alone.
+        method: Adapter method.
+        config: peft's configuration; None of LoRA, where the candidate says all.
+        modules: Names of the modules that a method beside LoRA sits on; empty for the whole model.
     """
 
     candidate: Candidate
     name: str
     parameters: int
     score: float
+    method: MethodName = "lora"
+    config: PeftConfig | None = None
+    modules: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the adapters; None of a method whose size no rank sets."""
+        return self.candidate.rank if self.method in RANKED_METHODS else None
 
 
 def price_candidates(

@@ -25,6 +25,9 @@ from foretune.ranking.candidates import Candidate, label
 from foretune.ranking.equal_size import equal_sizes, missed
 from foretune.ranking.finalists import Quick, choose_finalists, price_candidates
 from foretune.ranking.left_out import leave_out, list_candidates
+from foretune.ranking.method_pass import Priced, Scene, list_placements, price_methods
+from foretune.ranking.method_rows import method_rows
+from foretune.ranking.methods import Placement
 from foretune.ranking.module_kernels import module_kernels
 from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.ranking.recipes import RecipeRuns, after_epochs, best_epoch, check_runs, notes_of, simulate_recipes
@@ -135,16 +138,21 @@ def rank_adapters(
     clock = time.perf_counter()
     report("pricing candidates", 0, 1)
     blocks = module_kernels(linearised, ready.ranks)
-    quick = price_candidates(settings, blocks, ready.candidates, ready.name)
+    quick = price_candidates(settings, blocks, ready.candidates, ready.name) if "lora" in settings.methods else []
     finalists = choose_finalists(quick, blocks.sites, settings.finalists)
     seconds["quick"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    scene = Scene(classifier, task, settings, plan, linearised, ready.placements)
+    others = price_methods(scene, report)
+    seconds["pass"] += time.perf_counter() - clock
     clock = time.perf_counter()
     starts = [
         linearised.start([]),
         *(linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists),
+        *(entry.start for entry in others.priced if entry.start is not None),
     ]
     by_recipe = simulate_recipes(
-        linearised,
+        others.linearised,
         starts,
         settings,
         plan,
@@ -152,7 +160,7 @@ def rank_adapters(
     )
     seconds["simulate"] = time.perf_counter() - clock
     kappas = _kappas(blocks, finalists, settings)
-    made = [_rows(runs, finalists, kappas, calibration, ready) for runs in by_recipe]
+    made = [_rows(runs, (finalists, kappas), others.priced, calibration, ready) for runs in by_recipe]
     constant = task.objective.constant_metric(linearised.evaluation.targets.cpu().numpy())
     rows = marked(
         ordered(
@@ -172,7 +180,12 @@ def rank_adapters(
         sites=linearised.sites,
         recipes=recipes,
         rows=rows,
-        quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
+        quick=tuple(
+            sorted(
+                [*quick, *(entry.quick for entry in others.priced)],
+                key=lambda entry: (-entry.score, entry.parameters, entry.name),
+            )
+        ),
         single=_single(blocks),
         head_alone=said_alone,
         head_recipe=head_recipe,
@@ -186,6 +199,7 @@ def rank_adapters(
         notes=(
             *_of_checkpoint(classifier),
             *ready.notes,
+            *others.notes,
             *notes_of(rows, recipes, calibration.risk),
         ),
         seconds=seconds,
@@ -217,6 +231,7 @@ class _Prepared:
     candidates: tuple[Candidate, ...]  # of the plan's adapters
     model_sites: tuple[Site, ...]
     positions: tuple[int, ...]
+    placements: tuple[tuple[Placement, ...], ...]  # of each method beside LoRA
     equal_size: int | None
     notes: tuple[str, ...]
 
@@ -255,7 +270,8 @@ def _prepared(classifier: Classifier, task: Task, settings: RankSettings) -> _Pr
         Candidate(tuple(used.index(at) for at in candidate.sites), candidate.rank) for candidate in candidates
     )
     plan = replace(plan, adapted=replace(plan.adapted, adapters=adapters))
-    return _Prepared(plan, template, renumbered, sites, tuple(used), size, notes)
+    beside = list_placements(settings.methods, renumbered, plan.adapted.sites, template, classifier.model)
+    return _Prepared(plan, template, renumbered, sites, tuple(used), beside, size, notes)
 
 
 def _largest_rank(classifier: Classifier, task: Task, settings: RankSettings, size: int) -> int:
@@ -294,16 +310,21 @@ def _kappas(blocks: Blocks, finalists: Sequence[Quick], settings: RankSettings) 
 
 def _rows(
     runs: RecipeRuns,
-    finalists: Sequence[Quick],
-    kappas: Sequence[float],
+    lora: tuple[Sequence[Quick], Sequence[float]],
+    priced: Sequence[Priced],
     calibration: Calibration,
     ready: _Prepared,
 ) -> tuple[RunForecast, list[Row]]:
-    """What is said of the head alone, and of every finalist, under one recipe."""
-    output = ready.plan.reduction.name
+    """What is said of the head alone, and of every finalist and placement of other methods, under one recipe."""
+    output, (finalists, kappas) = ready.plan.reduction.name, lora
+    count = 1 + len(finalists)
+
+    def cost(candidate: Candidate) -> float:
+        return step_cost(ready.of_model(candidate), ready.model_sites)
+
     alone, *said = (
         apply_calibration(calibration, case_values(simulated), output, run=run)
-        for simulated, run in zip(runs.simulated, runs.kinds, strict=True)
+        for simulated, run in zip(runs.simulated[:count], runs.kinds[:count], strict=True)
     )
     rows = [
         Row(
@@ -316,14 +337,15 @@ def _rows(
             update_rate=run.update_rate or 0.0,
             condition_number=kappa,
             megabytes=entry.parameters * BYTES_PER_PARAMETER / 1e6,
-            compute=step_cost(ready.of_model(entry.candidate), ready.model_sites),
+            compute=cost(entry.candidate),
             run=run,
         )
         for entry, forecast, simulated, run, kappa in zip(
-            finalists, said, runs.simulated[1:], runs.kinds[1:], kappas, strict=True
+            finalists, said, runs.simulated[1:count], runs.kinds[1:count], kappas, strict=True
         )
     ]
-    return alone, rows
+    beside = replace(runs, simulated=runs.simulated[count:], kinds=runs.kinds[count:])
+    return alone, [*rows, *method_rows(priced, beside, calibration, ready.plan, cost)]
 
 
 def _at_risk(row: Row, alone: RunForecast, constant: float | None, calibration: Calibration) -> Row:

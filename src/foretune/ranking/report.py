@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.forecasting.calibration import CALIBRATION, Calibration
 from foretune.models.adapter_file import save_adapter as save_config
-from foretune.ranking.adapter import candidate_config, write_adapter_config
+from foretune.ranking.adapter import candidate_config, write_config
 from foretune.ranking.figure import heat_map
 from foretune.ranking.finalists import Quick
 from foretune.ranking.recommend import chosen
@@ -147,13 +147,16 @@ def _row(ranking: Ranking, row: Row) -> dict[str, Any]:
     said = row.said.to_dict()
     return {
         "adapter": row.quick.name,
-        "modules": [ranking.sites[position].name for position in row.quick.candidate.sites],
-        "rank": row.quick.candidate.rank,
+        "method": row.quick.method,
+        "modules": list(row.quick.modules)
+        if row.quick.config is not None
+        else [ranking.sites[position].name for position in row.quick.candidate.sites],
+        "rank": row.quick.rank,
         **({} if len(ranking.recipes) == 1 else {"recipe": vars(row.recipe), "steps": row.steps}),
         "forecast": said["levels"],
         "reach": said["reach"],
         "simulated": None
-        if row.forecast is None
+        if row.forecast is None or row.simulated is None
         else row.simulated.end.to_dict(row.simulated.metric),  # no level either
         "best_epoch": row.best_epoch,
         "update_rate": row.update_rate,
@@ -254,7 +257,7 @@ def configuration_with(recipe: Recipe, run: RankRun) -> Configuration[ForecastSe
     return Configuration(run.models[0], run.data[0], Path(ADAPTER_FILE), settings)
 
 
-def adapter_of(ranking: Ranking, entry: Quick) -> LoraConfig:
+def adapter_of(ranking: Ranking, entry: Quick) -> PeftConfig:
     """Make peft's configuration of a candidate.
 
     Args:
@@ -264,6 +267,8 @@ def adapter_of(ranking: Ranking, entry: Quick) -> LoraConfig:
     Returns:
         The configuration.
     """
+    if entry.config is not None:
+        return entry.config
     return candidate_config(entry.candidate, ranking.sites, ranking.template, ranking.modules)
 
 
@@ -278,4 +283,4 @@ def save_adapter(ranking: Ranking, entry: Quick, folder: Path | str) -> Path:
     Returns:
         The file.
     """
-    return write_adapter_config(entry.candidate, ranking.sites, ranking.template, ranking.modules, Path(folder))
+    return write_config(adapter_of(ranking, entry), Path(folder))

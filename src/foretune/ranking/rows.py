@@ -28,7 +28,7 @@ class Row:
         recipe: How its run trains.
         steps: Steps of the run.
         said: Forecast, and whether the run lies within what the calibration has seen.
-        simulated: The simulated run, before calibration.
+        simulated: The simulated run, before calibration; None of a method whose runs are not simulated.
         best_epoch: Epoch of it after which the main metric was best; of equal ones that of the smallest loss.
         update_rate: Mean learning rate times s·r, at which the adapter moves.
         condition_number: κ of the kernel averaged over draws of A.
@@ -47,7 +47,7 @@ class Row:
     recipe: Recipe
     steps: int
     said: RunForecast
-    simulated: SimulatedRun
+    simulated: SimulatedRun | None
     best_epoch: int
     update_rate: float
     condition_number: float

@@ -6,6 +6,7 @@ from pathlib import Path
 from foretune.forecasting.calibration import Interval
 from foretune.forecasting.cautions import TOLD
 from foretune.ranking.equal_size import NEAR
+from foretune.ranking.finalists import Quick
 from foretune.ranking.rows import Ranking, Row, best_first
 from foretune.report.tables import Table
 from foretune.tasks.metrics import Metric
@@ -184,7 +185,7 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
         forecast = row.forecast
         intervals = [None if forecast is None else forecast.get(name) for name in outcomes]
         values = [value for one in intervals for value in ((None,) * 3 if one is None else vars(one).values())]
-        cells = [str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)]
+        cells = [str(place), ranking.model, ranking.dataset, row.quick.name, _rank(row.quick)]
         cells += _recipe(row, shown=recipes)
         cells += ["" if value is None else f"{value:.6g}" for value in values]
         cells += [str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"]
@@ -194,6 +195,10 @@ def numbers_table(rankings: Sequence[Ranking]) -> Table:
         cells.append("" if row.risk is None else f"{row.risk:.4g}")
         rows.append(tuple(cells))
     return Table("Finalists.", tuple(header), tuple(rows), right_from=4)
+
+
+def _rank(entry: Quick) -> str:
+    return "" if entry.rank is None else str(entry.rank)
 
 
 def _trial_cells(row: Row) -> tuple[str, str, str]:
@@ -218,7 +223,7 @@ def quick_table(rankings: Sequence[Ranking]) -> Table:
             ranking.model,
             ranking.dataset,
             entry.name,
-            str(entry.candidate.rank),
+            _rank(entry),
             str(entry.parameters),
             f"{entry.score:.6g}",
         )

@@ -13,6 +13,7 @@ from foretune.settings.groups import (
     AdapterConfig,
     Batching,
     DataConfig,
+    MethodName,
     ModelConfig,
     Pair,
     Placement,
@@ -151,6 +152,8 @@ class Search(Placement):
         ranks: Ranks.
         budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
             single modules of a classifier are searched too.
+        methods: Adapter methods. Of those beside LoRA a few usual placements are priced each, by the quick score; dora,
+            ia3, bitfit, ln, vera and adalora are simulated as well, others need trials (--spend).
         equal_size: Trainable parameters (500k, 1.2M) that every placement is brought to by its rank, within 15 %,
             instead of ranks and a budget; what no rank from 1 to 64 brings there is left out.
         finalists: Candidates whose run is simulated, with every recipe: a third the best of the quick score at every
@@ -162,6 +165,7 @@ class Search(Placement):
     budget: str | None = None
     equal_size: str | None = None
     finalists: Few = 16
+    methods: tuple[MethodName, ...] = ("lora",)
 
     def __post_init__(self) -> None:
         """Check types and ranges, and that sizes are asked for in one way.
@@ -174,6 +178,13 @@ class Search(Placement):
             raise ConfigError(f"init = {shown(self.init)}: ranks are priced from one pass with default or gaussian")
         if not self.ranks:
             raise ConfigError("ranks = []: name at least one, each at least 1")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ConfigError(f"methods = {shown(list(self.methods))}: name at least one, each once")
+        if self.equal_size is not None and self.methods != Search.methods:
+            raise ConfigError(
+                f"equal_size = {shown(self.equal_size)} and methods = {shown(list(self.methods))}: LoRA's rank makes "
+                "sizes equal, leave one of them out"
+            )
         if self.equal_size is None:
             return
         if self.ranks != Search.ranks:

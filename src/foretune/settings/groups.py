@@ -31,6 +31,24 @@ LabelKind = Literal["classification", "regression", "multi-label"]
 LanguageKind = Literal["causal-lm", "seq2seq"]
 TaskKind = Literal["classification", "regression", "multi-label", "causal-lm", "seq2seq"]
 LossOn = Literal["all", "completion", "assistant"]
+MethodName = Literal[
+    "lora",
+    "dora",
+    "ia3",
+    "bitfit",
+    "ln",
+    "vera",
+    "adalora",
+    "loha",
+    "lokr",
+    "oft",
+    "boft",
+    "fourierft",
+    "vblora",
+    "prompt",
+    "prefix",
+    "ptuning",
+]
 
 LANGUAGE_KINDS: tuple[LanguageKind, ...] = get_args(LanguageKind)
 

@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 
 from foretune.errors import ConfigError
-from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
+from foretune.forecasting.calibration import Calibration, apply_calibration
 from foretune.forecasting.calibration_file import shipped_calibration
 from foretune.forecasting.simulated_runs import case_values
 from foretune.language.rows import LanguageTask
@@ -23,6 +23,7 @@ from foretune.settings.commands import RankSettings
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
 from foretune.trials.bench import Candidate, ClassifierBench, bench_of
+from foretune.trials.compared import by_comparison, to_try, without_level
 from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
 from foretune.trials.forecast import record
 from foretune.trials.plan import Extent, affordable
@@ -154,7 +155,7 @@ def try_finalists(
     share = parse_spend(settings.spend)
     if not share:
         return ranking
-    told = telling or Telling()
+    told, ranking = telling or Telling(), replace(ranking, rows=to_try(ranking.rows))
     bench = bench_of(classifier, task, settings, eval_samples=settings.eval_samples)
     candidates = tuple(
         Candidate(in_words(row, len(ranking.recipes)), adapter_of(ranking, row.quick), row.recipe)
@@ -177,10 +178,10 @@ def _conclude(forecasts: _Forecasts, tried: Sequence[Sequence[Tried]]) -> tuple[
     pairs = [
         (before.said, after.said)
         for before, after in zip(ranking.rows, rows, strict=True)
-        if after.trials and after.collapsed is None and not after.said.note
+        if after.trials and after.collapsed is None and not after.said.note and after.quick.config is None
     ]
     by = mean_shift(pairs)
-    return tuple(row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows)
+    return by_comparison([row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows])
 
 
 def _with_trials(forecasts: _Forecasts, row: Row, tried: Sequence[Tried]) -> Row:
@@ -189,9 +190,11 @@ def _with_trials(forecasts: _Forecasts, row: Row, tried: Sequence[Tried]) -> Row
     ranking, task = forecasts.ranking, forecasts.bench.task
     objective, shown = task.objective, [one.shown for one in tried]
     output = objective.simulated().name
-    said: RunForecast = apply_calibration(
-        forecasts.calibration, case_values(row.simulated), output, run=row.run, shown=shown
-    )
+    said = row.said
+    if row.simulated is not None:
+        values = case_values(row.simulated)
+        with_them = apply_calibration(forecasts.calibration, values, output, run=row.run, shown=shown)
+        said = without_level(with_them, row)
     head = ranking.head_runs[ranking.recipes.index(row.recipe)]
     floors = [ranking.constant, largest_within(head, max(one.rows for one in shown))]
     targets = task.train.labels[forecasts.bench.held.training]

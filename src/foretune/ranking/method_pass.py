@@ -1,0 +1,321 @@
+"""Passes over the samples for adapter methods beside LoRA: kernels of their placements, and what a simulated run needs.
+
+Methods whose features of a module hang on that module alone, (IA)³ say, take one pass over all modules: kernels of
+placements are sums. Others, and those that change the forward pass at their start, take one for each placement.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from foretune.arrays import Array
+from foretune.errors import ConfigError, ForetuneError, PlacementError
+from foretune.forecasting.linear_model import FirstOrder, Start
+from foretune.forecasting.linearise import Linearised, first_examples
+from foretune.models.classifier import Classifier
+from foretune.models.head import installed
+from foretune.models.placement import head_modules, place
+from foretune.models.sites import Site
+from foretune.ntk.features import TangentFeatures, first_rows, join_features
+from foretune.ntk.jacobian import batch_features
+from foretune.ntk.kernel import tangent_kernel
+from foretune.ntk.probe import CrossFitted
+from foretune.problem import OnBatch, Plan, prepare, stream_batches
+from foretune.ranking.budget import parse_budget
+from foretune.ranking.candidates import Candidate
+from foretune.ranking.finalists import Quick
+from foretune.ranking.methods import METHODS, Method, Placement, placements_of
+from foretune.ranking.module_kernels import SAMPLES
+from foretune.ranking.quick_score import Blocks, quick_scores
+from foretune.settings.commands import RankSettings
+from foretune.settings.groups import MethodName
+from foretune.settings.spend import parse_spend
+from foretune.tasks.load import Task
+
+OnProgress = Callable[[str, int, int], None]
+
+FEW = 64  # samples of methods that automatic differentiation takes one by one
+ROWS = 3  # placements of a method in the table, the best by the quick score
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A placement of a method beside LoRA.
+
+    Attributes:
+        quick: Its quick score, and peft's configuration.
+        start: Where its simulated run begins; None where none is simulated.
+        kernel: n × n kernel of the samples.
+    """
+
+    quick: Quick
+    start: Start | None
+    kernel: Array
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all passes of a ranking have in common.
+
+    Attributes:
+        classifier: Model and tokenizer, without an adapter.
+        task: Data.
+        settings: Settings of the ranking.
+        plan: Plan of LoRA's pass.
+        linearised: What came of it.
+        placements: Placements of each method beside LoRA, by positions in `linearised.sites`.
+    """
+
+    classifier: Classifier
+    task: Task
+    settings: RankSettings
+    plan: Plan
+    linearised: Linearised
+    placements: tuple[tuple[Placement, ...], ...]
+
+
+@dataclass(frozen=True)
+class Others:
+    """All that is priced beside LoRA.
+
+    Attributes:
+        priced: The best placements of each method, methods in the order that they were asked for.
+        linearised: The linearised model with the features of those that are simulated.
+        notes: How they were priced.
+    """
+
+    priced: tuple[Priced, ...]
+    linearised: Linearised
+    notes: tuple[str, ...]
+
+
+def list_placements(
+    methods: Sequence[MethodName],
+    candidates: Sequence[Candidate],
+    sites: Sequence[Site],
+    template: LoraConfig,
+    model: nn.Module,
+) -> tuple[tuple[Placement, ...], ...]:
+    """List what is priced beside LoRA, and try one placement of each method: all that can go wrong before the work.
+
+    Args:
+        methods: Methods, LoRA among them or not.
+        candidates: LoRA placements that the user leaves to choose from.
+        sites: Every linear module that can be adapted.
+        template: peft's configuration of LoRA on all of them.
+        model: The model without adapters; left as it is.
+
+    Returns:
+        The placements of each method beside LoRA.
+
+    Raises:
+        PlacementError: If peft cannot put a method on this model, naming the method.
+    """
+    listed = []
+    for name in methods:
+        if name == "lora":
+            continue
+        placements = placements_of(METHODS[name], candidates, sites, template, model)
+        try:
+            place(model, placements[0].config, seed=0)
+        except ForetuneError as error:
+            raise PlacementError(f"methods = {name}: {error}") from error
+        listed.append(placements)
+    return tuple(listed)
+
+
+def price_methods(scene: Scene, on_progress: OnProgress) -> Others:
+    """Run the passes of all methods beside LoRA and score their placements.
+
+    Args:
+        scene: What they have in common.
+        on_progress: Called with what is done now, how much of it is done and how much there is.
+
+    Returns:
+        The best placements of each, with what their simulated runs need.
+
+    Raises:
+        ConfigError: If a budget fits none of a method's placements.
+    """
+    priced: list[Priced] = []
+    train, evaluation = list(scene.linearised.train.first_order), list(scene.linearised.evaluation.first_order)
+    for placements in scene.placements:
+        groups, scored = _groups(placements), list[_Scored]()
+        for number, group in enumerate(groups):
+            one = _Pass(scene, group, _counter(on_progress, placements[0].method, number, len(groups), scene))
+            scored += [(one, placement, quick, kernel) for placement, quick, kernel in one.scored()]
+        for one, placement, quick, kernel in _best(scored, scene.settings):
+            start = None
+            if one.evaluation is not None:
+                start = one.start(placement, len(train))
+                train += one.vectors(placement, one.train)
+                evaluation += one.vectors(placement, one.evaluation)
+            priced.append(Priced(quick, start, kernel))
+    linearised = replace(
+        scene.linearised,
+        train=replace(scene.linearised.train, first_order=tuple(train)),
+        evaluation=replace(scene.linearised.evaluation, first_order=tuple(evaluation)),
+    )
+    return Others(tuple(priced), linearised, _notes(scene))
+
+
+_Scored = tuple["_Pass", Placement, Quick, Array]
+
+
+def _groups(placements: Sequence[Placement]) -> list[list[Placement]]:
+    """Placements that share a pass, the one that holds the modules of the others first."""
+    if not placements[0].method.adds:
+        return [[placement] for placement in placements]
+    groups: list[list[Placement]] = []
+    by_size = sorted(placements, key=lambda placement: -len(placement.modules))
+    for placement in by_size:
+        for group in groups:
+            alike = placement.candidate is not None and group[0].candidate is not None
+            alike = alike and placement.candidate.rank == group[0].candidate.rank  # type: ignore[union-attr]
+            if alike and set(placement.modules) <= set(group[0].modules):
+                group.append(placement)
+                break
+        else:
+            groups.append([placement])
+    return groups
+
+
+def _counter(on_progress: OnProgress, method: Method, number: int, count: int, scene: Scene) -> OnBatch:
+    n, n_eval = scene.linearised.train.factors.n, scene.linearised.evaluation.factors.n
+    each = n + n_eval if method.simulated else min(n, FEW)
+    done = number * each
+
+    def count_texts(more: int) -> None:
+        nonlocal done
+        done += more
+        on_progress(f"texts through the model, {method.name}", done, count * each)
+
+    return count_texts
+
+
+class _Pass:
+    """One pass: the features of every placement of a group, under the probe heads that the LoRA pass had."""
+
+    def __init__(self, scene: Scene, group: Sequence[Placement], on_batch: OnBatch) -> None:
+        self.scene, self.group, self.method = scene, group, group[0].method
+        probes = scene.linearised.probes
+        assert probes is not None
+        plan = prepare(scene.classifier, scene.task, group[0].config, scene.plan.settings)
+        plan = replace(plan, adapted=replace(plan.adapted, head={}))
+        n = scene.linearised.train.factors.n
+        self.n = n if self.method.simulated else min(n, FEW)
+        self.train = join_features(_train_batches(plan, probes, self.n, on_batch), self.n)
+        self.evaluation = None
+        if self.method.simulated:
+            assert plan.evaluation is not None
+            with installed(head_modules(plan.placed), probes.whole):
+                stream = stream_batches(plan, plan.evaluation, on_batch=on_batch)
+                parts = ((batch.rows, batch_features(plan.adapted, batch, plan.reduction)) for batch in stream)
+                self.evaluation = join_features(parts, len(plan.evaluation.features))
+        self.sites = plan.adapted.sites
+        self.device = plan.classifier.device
+
+    def members(self, placement: Placement) -> list[int]:
+        """Positions of a placement's modules among the sites of the pass; all, where it has a pass of its own."""
+        if len(self.group) == 1:
+            return list(range(len(self.sites)))
+        wanted = set(placement.modules)
+        return [index for index, site in enumerate(self.sites) if site.name in wanted]
+
+    def scored(self) -> Iterator[tuple[Placement, Quick, Array]]:
+        """Score the placements by their kernels of the first samples."""
+        sample = first_examples(self.scene.linearised.train, min(SAMPLES, self.n))
+        features = first_rows(self.train, sample.factors.n)
+        features = replace(features, reduction=features.reduction.summed())
+        steps = tangent_kernel(features, average=True).blocks[:, 0]
+        outputs, targets = sample.factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
+        residual = sample.objective.residual(outputs, targets)
+        # the quick score knows ranks that are read off one pass: here there is one
+        sites = tuple(replace(site, rank=1) for site in self.sites)
+        blocks = Blocks(sites, (1,), steps, residual)
+        for placement in self.group:
+            members = self.members(placement)
+            whole = Candidate(tuple(members), 1)
+            (score,) = quick_scores(blocks, [whole])
+            candidate = placement.candidate or Candidate(tuple(range(len(self.scene.linearised.sites))), 1)
+            parameters = sum(self.sites[index].n_parameters for index in members)
+            quick = Quick(
+                candidate,
+                placement.name,
+                parameters,
+                float(score),
+                method=self.method.name,
+                config=placement.config,
+                modules=placement.modules,
+            )
+            yield placement, quick, blocks.kernels([whole])[0]
+
+    def start(self, placement: Placement, position: int) -> Start:
+        """The adapter before training; its features will stand at `position` and after."""
+        begin = Start((), (), ())
+        if self.method.name == "dora" and placement.candidate is not None:
+            begin = self.scene.linearised.start(placement.candidate.sites, placement.candidate.rank)
+        widths = [int(v.shape[2]) for v in self.vectors(placement, self.train)]
+        parts = (
+            # from zero: weight decay, if there is any, pulls towards the start
+            FirstOrder(position + index, torch.zeros(width, device=self.device))
+            for index, width in enumerate(widths)
+        )
+        return replace(begin, first_order=tuple(parts))
+
+    def vectors(self, placement: Placement, features: TangentFeatures) -> list[Tensor]:
+        """Features of what a placement trains beside A and B, module by module."""
+        of_sites = [features.v[index] for index in self.members(placement)]
+        return [v for v in of_sites if v is not None]
+
+
+def _train_batches(
+    plan: Plan, probes: CrossFitted, n: int, on_batch: OnBatch
+) -> Iterator[tuple[Tensor, TangentFeatures]]:
+    """Features of the first n training rows, each under the probe that has not seen it."""
+    modules = head_modules(plan.placed)
+    for head, fold in zip(probes.heads, probes.folds, strict=True):
+        rows = fold[fold < n].tolist()
+        if not rows:
+            continue
+        with installed(modules, head):
+            for batch in stream_batches(plan, plan.train, rows=rows, on_batch=on_batch):
+                yield batch.rows, batch_features(plan.adapted, batch, plan.reduction)
+
+
+def _best(scored: Sequence[_Scored], settings: RankSettings) -> list[_Scored]:
+    """The best placements of one method within the budget."""
+    kept = list(scored)
+    if settings.budget is not None:
+        budget = parse_budget(settings.budget)
+        kept = [entry for entry in kept if entry[2].parameters <= budget.parameters]
+        if not kept:
+            smallest = min(scored, key=lambda entry: entry[2].parameters)[2]
+            raise ConfigError(
+                f"budget = {settings.budget!r} fits no placement of {smallest.method}: the smallest, "
+                f"{smallest.name!r}, has {smallest.parameters:,} parameters"
+            )
+    return sorted(kept, key=lambda entry: (-entry[2].score, entry[2].parameters, entry[2].name))[:ROWS]
+
+
+def _notes(scene: Scene) -> tuple[str, ...]:
+    methods = [placements[0].method for placements in scene.placements]
+    simulated = [method.name for method in methods if method.simulated]
+    others = [method.name for method in methods if not method.simulated]
+    notes = []
+    if simulated:
+        notes.append(
+            f"{', '.join(simulated)}: simulated to first order, at the learning rate that is given; no finished run of "
+            "theirs was checked, so that there is an order and no level."
+        )
+    if others:
+        spent = parse_spend(scene.settings.spend) > 0
+        tried = "their order is that of their trials" if spent else "they stand last; trials (--spend) tell more"
+        notes.append(
+            f"{', '.join(others)}: each placement priced by a pass of its own on {FEW} samples, by the quick score "
+            f"alone; {tried}."
+        )
+    return tuple(notes)
