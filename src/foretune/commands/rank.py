@@ -18,7 +18,7 @@ from foretune.commands.loading import (
     say_where,
 )
 from foretune.errors import ConfigError
-from foretune.settings.commands import ADAPTER_FILE, CHOSEN, KernelSample, RankSettings, Search
+from foretune.settings.commands import ADAPTER_FILE, CHOSEN, METHOD_ROWS, KernelSample, RankSettings, Search
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Spending
 
 if TYPE_CHECKING:
@@ -104,7 +104,9 @@ def rank_command(
     Raises:
         ConfigError: If the chosen row does not exist.
     """
-    most = run.settings.finalists * len(run.settings.each()) * len(run.models) * len(run.data)
+    settings = run.settings
+    adapters = settings.finalists + METHOD_ROWS * len(settings.methods)
+    most = adapters * len(settings.each()) * len(run.models) * len(run.data)
     if choose is not None and not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
     wanted = _Wanted(output, calibration, choose, as_json)

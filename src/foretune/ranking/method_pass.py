@@ -30,7 +30,7 @@ from foretune.ranking.finalists import Quick
 from foretune.ranking.methods import METHODS, Method, Placement, placements_of
 from foretune.ranking.module_kernels import SAMPLES
 from foretune.ranking.quick_score import Blocks, quick_scores
-from foretune.settings.commands import RankSettings
+from foretune.settings.commands import METHOD_ROWS, RankSettings
 from foretune.settings.groups import MethodName
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
@@ -38,7 +38,6 @@ from foretune.tasks.load import Task
 OnProgress = Callable[[str, int, int], None]
 
 FEW = 64  # samples of methods that automatic differentiation takes one by one
-ROWS = 3  # placements of a method in the table, the best by the quick score
 
 
 @dataclass(frozen=True)
@@ -298,7 +297,7 @@ def _best(scored: Sequence[_Scored], settings: RankSettings) -> list[_Scored]:
                 f"budget = {settings.budget!r} fits no placement of {smallest.method}: the smallest, "
                 f"{smallest.name!r}, has {smallest.parameters:,} parameters"
             )
-    return sorted(kept, key=lambda entry: (-entry[2].score, entry[2].parameters, entry[2].name))[:ROWS]
+    return sorted(kept, key=lambda entry: (-entry[2].score, entry[2].parameters, entry[2].name))[:METHOD_ROWS]
 
 
 def _notes(scene: Scene) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from peft import LoraConfig
 
+from foretune.errors import ConfigError, shown
 from foretune.forecasting.schedule import schedule_of
 from foretune.forecasting.sequence_calibration import SequenceCalibration
 from foretune.forecasting.sequence_levels import levels_of, speed_of
@@ -102,9 +103,15 @@ def prepare_ranking(
         What is ranked; of equal sizes or a budget only what fits.
 
     Raises:
+        ConfigError: If methods beside LoRA are asked for.
         ForetuneError: If the settings do not fit the model or the data.
     """
     clock = time.perf_counter()
+    if settings.methods != RankSettings.methods:
+        raise ConfigError(
+            f"methods = {shown(list(settings.methods))}: of a language model LoRA is ranked alone yet, leave them "
+            "out and score each with --adapter-config"
+        )
     size = None if settings.equal_size is None else parse_parameters("equal_size", settings.equal_size)
     largest = max(settings.ranks) if size is None else _largest_rank(language, settings, size)
     template = _template(language, settings, largest)

@@ -31,6 +31,7 @@ EngineName = Literal["local", "ray"]
 
 ADAPTER_FILE = "adapter_config.json"  # peft's name
 CHOSEN = "chosen.yaml"  # the configuration of a ranking's chosen row, for foretune tune and forecast
+METHOD_ROWS = 3  # placements of a method beside LoRA in a ranking
 MOST_ROWS = 12  # numbers of rows in one forecast, each with a simulated run of its own
 
 
