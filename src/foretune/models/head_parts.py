@@ -8,7 +8,7 @@ modules named `classifier` or `score`; the others have to be named in `modules_t
 import copy
 from collections.abc import Iterator
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
@@ -150,12 +150,13 @@ def trained_head(model: nn.Module, adapter: str) -> tuple[dict[str, nn.Linear], 
     """
     head: dict[str, nn.Linear] = {}
     others = []
-    for name, wrapper in model.named_modules():
+    base = model.get_base_model() if isinstance(model, PeftModel) else model  # methods differ in what lies above it
+    for name, wrapper in base.named_modules():
         if not isinstance(wrapper, ModulesToSaveWrapper) or adapter not in wrapper.modules_to_save:
             continue
         trained = wrapper.modules_to_save[adapter]
         for inner, module in trained.named_modules():
-            path = ".".join(filter(None, (name.removeprefix(PEFT_BASE), inner)))
+            path = ".".join(filter(None, (name, inner)))
             if isinstance(module, nn.Linear):
                 head[path] = module
             elif next(module.parameters(recurse=False), None) is not None:
