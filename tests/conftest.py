@@ -16,6 +16,8 @@ SHAPED = [
     "ntk.capture",
     "ntk.factors",
     "ntk.features",
+    "ntk.general",
+    "ntk.head_factors",
     "ntk.jacobian",
     "ntk.kernel",
     "ntk.probe",

@@ -18,6 +18,7 @@ from foretune.ntk import general
 from foretune.ntk.general import group_features, runs_by_module
 from foretune.ntk.jacobian import tangent_features
 from foretune.ntk.kernel import tangent_kernel
+from foretune.ntk.premises import check_new_adapters
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.outputs import output_reduction
 from general_methods import GENERAL, install
@@ -286,6 +287,14 @@ def test_scores(method):
     assert content["details"]["expected_bytes"]["features"] == 8 * numbers * 4
     assert content["head_kernel"] is not None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_forecasts_of_what_has_no_formula_are_refused():
+    adapted = read_groups(install("bert", "LOHA"))
+    with pytest.raises(
+        KernelError, match=r"layer\.0\.attention\.self\.query' trains .* forecasts and rankings know LoRA"
+    ):
+        check_new_adapters(adapted)
 
 
 def test_virtual_tokens_take_positions():

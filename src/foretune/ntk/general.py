@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import chain
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
@@ -90,8 +90,7 @@ def runs_by_module(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
     sink = ReduceGroups(by_module, len(batch.rows), reduction)
     try:
         logits = capture(by_module, batch, reduction.directions, sink)
-    except Exception:
-        # whatever a module of the user's, torch.func or the capture raises: the loop runs
+    except Exception:  # whatever a module, torch.func or the capture raises: the loop runs
         return False
     return _agree(sink.features(logits), exact)
 
@@ -132,7 +131,7 @@ class _Local:
         self.chunk = max(1, ENTRIES // max(1, size))
         self.one_by_one = False
 
-    def pull(self, h: Float[Tensor, "n t d_in"], g: Float[Tensor, "n t d_out"]) -> dict[str, Tensor]:
+    def pull(self, h: Shaped[Tensor, "n s d_in"], g: Float[Tensor, "n t d_out"]) -> dict[str, Tensor]:
         """Gradients by the name of the parameter, the n examples first."""
         if not self.one_by_one:
             try:
@@ -145,11 +144,11 @@ class _Local:
         of_rows = [self._by_autograd(h[row], g[row]) for row in range(len(h))]
         return {name: torch.stack([of_row[name] for of_row in of_rows]) for name in self.values}
 
-    def _of_one(self, h: Float[Tensor, "t d_in"], g: Float[Tensor, "t d_out"]) -> dict[str, Tensor]:
+    def _of_one(self, h: Shaped[Tensor, "s d_in"], g: Float[Tensor, "t d_out"]) -> dict[str, Tensor]:
         pulled: dict[str, Tensor] = vjp(lambda values: self._run(values, h).reshape(g.shape), self.values)[1](g)[0]
         return pulled
 
-    def _by_autograd(self, h: Float[Tensor, "t d_in"], g: Float[Tensor, "t d_out"]) -> dict[str, Tensor]:
+    def _by_autograd(self, h: Shaped[Tensor, "s d_in"], g: Float[Tensor, "t d_out"]) -> dict[str, Tensor]:
         with torch.enable_grad():
             values = {name: value.detach().requires_grad_() for name, value in self.values.items()}
             y = self._run(values, h).reshape(g.shape)
@@ -185,12 +184,12 @@ class ReduceGroups:
         self._v: list[Tensor] = []
         self._head: list[HeadFactor] = []
 
-    def use(self, module: str, h: Float[Tensor, "n positions d_in"], y: Float[Tensor, "n positions d_out"]) -> Receive:
+    def use(self, module: str, h: Shaped[Tensor, "n s d_in"], y: Float[Tensor, "n positions d_out"]) -> Receive:
         """As `foretune.ntk.capture.Sink.use`.
 
         Args:
             module: Name.
-            h: Inputs.
+            h: Inputs, which may be numbers of tokens.
             y: Outputs.
 
         Returns:

@@ -146,12 +146,17 @@ def sequence_features(
 
     Raises:
         KernelError: If nothing is differentiated, the model is not in eval mode, a module does not see sequences or is
-            not reached by the loss, something is not finite, or the rows are not 0 … n−1.
+            not reached by the loss, parameters train in groups, something is not finite, or the rows are not 0 … n−1.
     """
     count = draws + int(with_loss)
     if count < 1:
         raise KernelError("neither the loss nor a draw of labels is differentiated: ask for one")
     check_eval_mode(adapted.model)
+    if adapted.groups:
+        raise KernelError(
+            f"{adapted.groups[0].site.name!r} trains parameters of which no formula is known: of a language model only "
+            "adapters with one are scored"
+        )
     adapted = replace(adapted, head={})  # nothing but the adapter trains in a language model
     reduction = _outputs("sequences", count)
     targets, losses = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
