@@ -13,7 +13,7 @@ SOURCE = Path(foretune.__file__).parent
 FLOORS = [
     ["arrays", "errors"],
     ["faults", "settings"],
-    ["report"],
+    ["processes", "report"],
     ["readers"],
     ["tasks"],
     ["language"],

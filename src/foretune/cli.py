@@ -25,6 +25,7 @@ from foretune.commands.study import study
 from foretune.commands.tune import tune
 from foretune.errors import ConfigError, ForetuneError, border, reason, shown
 from foretune.faults import fault_of_outside
+from foretune.processes.group import launched
 from foretune.report.store import read_yaml
 from foretune.settings.groups import AdapterConfig
 
@@ -58,6 +59,7 @@ ALIASES = {
 
 LONGEST_MESSAGE = 1000  # characters; what is longer hides what matters
 _REPLAYED = ("score", "forecast", "tune", "rank")  # commands with --config; each reads the files of all
+_SHARED = ("forecast", "tune", "rank")  # commands that several processes do together
 _BESIDE = frozenset({"adapter-config", "calibration", "forecast"})  # a run folder holds these, wherever it lies
 _SEVERAL = frozenset({"model", "dataset", "epochs", "learning-rate"})  # of which a ranking takes several
 _FORMER = frozenset({"curve"})  # flags of earlier versions, in their config.yaml
@@ -250,6 +252,7 @@ def run(tokens: Sequence[str]) -> int:
 
     try:
         parsed = _bare(canonical(tokens))
+        _check_launch(parsed)
         _use_config(parsed)
         code = app(parsed, exit_on_error=False, print_error=False)
         close_stream(sys.stdout)
@@ -273,6 +276,16 @@ def run(tokens: Sequence[str]) -> int:
         _say(f"{what}: {type(error).__name__}: {reason(error)}")
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _check_launch(tokens: Sequence[str]) -> None:
+    """Refuse commands that several processes would each do in whole, under a launcher of several."""
+    world = launched()[1]
+    if world > 1 and tokens[0] not in _SHARED and not {"--help", "-h", "--version"} & set(tokens):
+        raise ConfigError(
+            f"foretune {shown(tokens[0])[1:-1]} runs in one process, and {world} were launched: give it without "
+            f"torchrun or accelerate launch; several share {', '.join(_SHARED)}"
+        )
 
 
 def _bare(tokens: list[str]) -> list[str]:

@@ -45,6 +45,10 @@ class StoreError(ForetuneError):
     """A run folder cannot be written or read."""
 
 
+class ProcessError(ForetuneError):
+    """Processes that share the work were not started alike, or one of them failed or is gone."""
+
+
 def reason(error: BaseException) -> str:
     r"""Say in one short line why a library gave up.
 

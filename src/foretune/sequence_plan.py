@@ -22,6 +22,7 @@ from foretune.models.placement import place, read_adapters
 from foretune.models.tuner import is_base
 from foretune.ntk.premises import check_new_adapters
 from foretune.ntk.sequence_losses import SequenceBatch
+from foretune.processes.group import ALONE, Processes
 from foretune.settings.groups import LanguageKind, Sample
 from foretune.tasks.sampling import draw_indices, split_rows
 
@@ -108,6 +109,7 @@ class SequencePlan:
         rows: Rows of the run: those that train, and those to predict.
         settings: Sizes and seed.
         known: Rows that are known before the run.
+        processes: Who shares the passes; this process alone unless a command was launched in several.
     """
 
     language: LanguageModel
@@ -117,6 +119,7 @@ class SequencePlan:
     rows: ChosenRows
     settings: Sample
     known: TokenRows
+    processes: Processes = ALONE
 
     @property
     def train_rows(self) -> int:
@@ -253,6 +256,7 @@ def sequence_batches(
     *,
     rows: int | None = None,
     most: int | None = None,
+    shared: Processes = ALONE,
     on_batch: OnBatch | None = None,
 ) -> Iterator[SequenceBatch]:
     """Group sequences of like length, longest first, so many that their logits stay small.
@@ -262,7 +266,8 @@ def sequence_batches(
         tokens: Sequences.
         rows: How many of the first sequences; None takes all.
         most: Sequences in a batch, at most; None for those of the settings.
-        on_batch: Called with the number of sequences after each batch.
+        shared: Who shares these batches, of which this process makes its own; by default it makes all.
+        on_batch: Called with a number of sequences after each batch, with that of all of them in all.
 
     Yields:
         Batches with the positions of their sequences.
@@ -272,16 +277,21 @@ def sequence_batches(
         np.array([len(feature[name]) for feature in tokens.features[:rows]]) for name in ("input_ids", "labels")
     )
     order, start = np.lexsort((-written, -lengths)), 0
+    pieces = []
     while start < len(order):
         fit = LOGITS // (int(written[order[start : start + largest]].max()) * plan.n_vocabulary)
-        chosen = order[start : start + max(1, min(largest, fit))]
-        start += len(chosen)
+        pieces.append(order[start : start + max(1, min(largest, fit))])
+        start += len(pieces[-1])
+    mine = shared.share([float(lengths[chosen].max()) * len(chosen) for chosen in pieces])
+    told = shared.progress([len(pieces[piece]) for piece in mine], len(order))
+    for piece, count in zip(mine, told, strict=True):
+        chosen = pieces[piece]
         batch = plan.language.collate([tokens.features[row] for row in chosen])
         on_device = {name: tensor.to(plan.language.device) for name, tensor in batch.items()}
         labels = on_device.pop("labels")
         yield SequenceBatch(torch.as_tensor(chosen), on_device, labels, plan.language.shift)
         if on_batch is not None:
-            on_batch(len(chosen))
+            on_batch(count)
 
 
 def describe_rows(task: LanguageTask, rows: ChosenRows) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """`foretune forecast`."""
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from foretune.commands.loading import (
-    free_folder,
+    in_processes,
     is_language,
     load,
     load_language,
+    one_process,
     open_data,
     read_adapter,
     say_where,
@@ -22,6 +24,7 @@ from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig, Pai
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from foretune.processes.group import Processes
     from foretune.readers.folder import Splits
     from foretune.trials.forecast import Bought
     from foretune.trials.run import Tried
@@ -89,6 +92,8 @@ def forecast_command(
     from foretune.report.terminal import console, print_json
 
     content = make_forecast(config, output, calibration)
+    if content is None:
+        return
     if as_json:
         print_json(to_json(content))
         return
@@ -103,7 +108,7 @@ def make_forecast(
     calibration: Path | None = None,
     *,
     brief: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Load, plan, simulate and save one forecast; to stderr goes what was understood and how far it is.
 
     Args:
@@ -113,26 +118,33 @@ def make_forecast(
         brief: Whether only the progress is shown.
 
     Returns:
-        What `result.json` holds.
+        What `result.json` holds; None in all processes of a run but the first.
     """
-    with free_folder(output):
+    with in_processes("forecast", {**config.to_dict(), "calibration": calibration}, output) as processes:
+        one_process(processes, config.settings.spend)
         splits = open_data(config.data)
+        wanted = _Wanted(output, calibration, brief)
         if is_language(config.model, config.data, splits):
-            return _forecast_language(config, output, calibration, splits, brief=brief)
-        return _forecast(config, output, calibration, splits, brief=brief)
+            return _forecast_language(config, wanted, splits, processes)
+        return _forecast(config, wanted, splits, processes)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What becomes of a forecast, whatever is forecast."""
+
+    output: Path | None
+    calibration: Path | None
+    brief: bool
 
 
 def _forecast(
-    config: Configuration[ForecastSettings],
-    output: Path | None,
-    calibration: Path | None,
-    splits: "Splits",
-    *,
-    brief: bool,
-) -> dict[str, Any]:
+    config: Configuration[ForecastSettings], wanted: _Wanted, splits: "Splits", processes: "Processes"
+) -> dict[str, Any] | None:
     """Forecast, and save to a free folder that no other run writes to."""
     from foretune.report.terminal import console, progress
 
+    output, calibration = wanted.output, wanted.calibration
     log = console(stderr=True)
     start = time.perf_counter()
     with log.status("loading"):
@@ -151,12 +163,13 @@ def _forecast(
         loaded = load(config, given, seed=settings.seed, splits=splits)
         bought = buy_trials(loaded.classifier, loaded.task, loaded.lora, settings, name=loaded.words)
         plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, settings, inplace=not trains)
+        plan = replace(plan, processes=processes)
     seconds_load = time.perf_counter() - start
-    if not brief:
+    if not wanted.brief:
         print_forecast_plan(log, describe(plan), loaded.words)
     tried = _try(bought, log)
     title = "steps of the simulated runs" if config.settings.rows else "steps of the simulated run"
-    with progress(log, title, None) as update:
+    with processes.until_handed_over(), progress(log, title, None) as update:
         result = run_forecast(
             plan,
             settings,
@@ -165,27 +178,24 @@ def _forecast(
             seconds_load=seconds_load,
             on_step=lambda done, total: update(completed=done, total=total),
         )
+    if not processes.is_main:
+        return None
     result = with_trials(result, tried)
     if output is not None:
         own = None if calibration is None else calibrated
         save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
-    if not brief:
+    if not wanted.brief:
         say_where(log, output)
     return result.to_dict()
 
 
 def _forecast_language(
-    config: Configuration[ForecastSettings],
-    output: Path | None,
-    calibration: Path | None,
-    splits: "Splits",
-    *,
-    brief: bool,
-) -> dict[str, Any]:
+    config: Configuration[ForecastSettings], wanted: _Wanted, splits: "Splits", processes: "Processes"
+) -> dict[str, Any] | None:
     """The same of a causal language model."""
     from foretune.report.terminal import console, progress
 
-    settings = config.settings
+    settings, output, calibration = config.settings, wanted.output, wanted.calibration
     if calibration is not None:
         raise ConfigError(
             f"--calibration {str(calibration)!r}: language models are forecast by the one that comes with foretune, "
@@ -206,12 +216,14 @@ def _forecast_language(
         given = read_adapter(config, language=True)
         loaded = load_language(config, given, splits)
         plan = prepare_sequences(loaded.language, loaded.task, loaded.lora, settings, inplace=not trains)
+        plan = replace(plan, processes=processes)
         bought = buy_sequence_trials(plan, loaded.lora, settings, name=loaded.words)
     seconds_load = time.perf_counter() - start
-    if not brief:
+    if not wanted.brief:
         print_sequence_plan(log, describe_sequences(plan), loaded.words)
     tried = _try(bought, log)
-    with progress(log, "sequences through the model", n_passed(plan, settings)) as update:
+    n_sequences = n_passed(plan, settings)
+    with processes.until_handed_over(), progress(log, "sequences through the model", n_sequences) as update:
         result = forecast_sequences(
             plan,
             settings,
@@ -219,10 +231,12 @@ def _forecast_language(
             seconds_load=seconds_load,
             on_batch=lambda n: update(advance=n),
         )
+    if not processes.is_main:
+        return None
     result = with_trials(result, tried)
     if output is not None:
         save_sequence_forecast(result, output, config.to_dict(), adapter=given)
-    if not brief:
+    if not wanted.brief:
         say_where(log, output)
     return result.to_dict()
 

@@ -1,13 +1,13 @@
 """What commands do alike: load a configuration, tell its kind, keep a folder free, say where a run lies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foretune.errors import ConfigError, DataError, ForetuneError
+from foretune.errors import ConfigError, DataError, ForetuneError, shown
 from foretune.settings.commands import Configuration
 from foretune.settings.groups import LANGUAGE_KINDS, DataConfig, ModelConfig
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from foretune.language.rows import LanguageTask
     from foretune.models.classifier import Classifier
     from foretune.models.language_model import LanguageModel
+    from foretune.processes.group import Processes
     from foretune.readers.folder import Splits
     from foretune.tasks.load import Task
 
@@ -219,6 +220,49 @@ def load_language_alone(model: ModelConfig, data: DataConfig, splits: "Splits") 
         model.model, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code
     )
     return language, task
+
+
+@contextmanager
+def in_processes(command: str, settings: Mapping[str, Any], output: Path | None) -> Iterator["Processes"]:
+    """Do a command in all processes that a launcher started for it; the first one keeps its folder.
+
+    Args:
+        command: Name of the command.
+        settings: Its settings by the flags' names.
+        output: Folder; None for a run that is not saved.
+
+    Yields:
+        This process among them.
+    """
+    from foretune.processes.group import together
+    from foretune.report.provenance import versions
+
+    def statement() -> dict[str, object]:
+        of_packages = {f"{name}'s version": version for name, version in versions().items() if name != "python"}
+        return {"command": command, **of_packages, **settings, "output": None if output is None else str(output)}
+
+    with together(statement) as processes, free_folder(output if processes.is_main else None):
+        processes.agree()
+        yield processes
+
+
+def one_process(processes: "Processes", spend: str) -> None:
+    """Refuse trials in several processes, which share passes and not trainings.
+
+    Args:
+        processes: This process among those that share the work.
+        spend: What may be spent on trials.
+
+    Raises:
+        ConfigError: If there are any.
+    """
+    from foretune.settings.spend import parse_spend
+
+    if processes.world > 1 and parse_spend(spend):
+        raise ConfigError(
+            f"spend = {shown(spend)}: {processes.world} processes share the pass over the samples and not the "
+            "trials: leave --spend out, or give the command without torchrun or accelerate launch"
+        )
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from cyclopts import Group, Parameter
 
 from foretune.commands.loading import (
     classifiers_only,
-    free_folder,
+    in_processes,
     is_language,
     load_language_alone,
+    one_process,
     open_data,
     say_where,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from foretune.forecasting.calibration import Calibration
+    from foretune.processes.group import Processes
     from foretune.ranking.rank import Loaded
     from foretune.ranking.report import RankRun
     from foretune.ranking.rows import Ranking
@@ -110,12 +112,14 @@ def rank_command(
     if choose is not None and not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
     wanted = _Wanted(output, calibration, choose, as_json)
-    with free_folder(output):
+    flags = {**run.flags(), "calibration": calibration, "choose": choose}
+    with in_processes("rank", flags, output) as processes:
+        one_process(processes, run.settings.spend)
         splits = open_data(run.data[0])
         if is_language(run.models[0], run.data[0], splits):
-            _rank_language(run, splits, wanted)
+            _rank_language(run, splits, wanted, processes)
         else:
-            _rank(run, splits, wanted)
+            _rank(run, splits, wanted, processes)
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class _Wanted:
         raise ConfigError(f"choose = {self.choose}: the table has {n_rows} rows; {kept}")
 
 
-def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
+def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted, processes: "Processes") -> None:
     """Rank, save to a free folder that no other run writes to, and print; the splits are the first data set's."""
     from foretune.report.store import finite, to_json
     from foretune.report.terminal import console, print_json, progress
@@ -160,7 +164,8 @@ def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
     rankings = []
     for model in run.models:
         for data in run.data:
-            with progress(log, f"{Path(model.model).name} on {Path(data.dataset).name}", None) as update:
+            named = f"{Path(model.model).name} on {Path(data.dataset).name}"
+            with processes.until_handed_over(), progress(log, named, None) as update:
                 update(completed=0, total=1, note="loading")
                 with classifiers_only(_ALONE, model, data):
                     loaded = load_one(model, data, run.settings, splits if data is run.data[0] else None)
@@ -169,8 +174,11 @@ def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
                 def show(what: str, done: int, total: int, update=update) -> None:  # type: ignore[no-untyped-def]
                     update(completed=done, total=total, note=what)
 
-                ranking = rank_loaded(loaded, run.settings, calibrated, on_progress=show)
-            rankings.append(_try(ranking, loaded, run, calibrated, log))
+                ranking = rank_loaded(loaded, run.settings, calibrated, processes=processes, on_progress=show)
+            if processes.is_main:
+                rankings.append(_try(ranking, loaded, run, calibrated, log))
+    if not processes.is_main:
+        return
     for ranking in rankings:
         seconds = ", ".join(f"{name} {value:.1f} s" for name, value in ranking.seconds.items())
         log.print(
@@ -192,7 +200,7 @@ def _rank(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
     wanted.check(found, sum(len(ranking.rows) for ranking in rankings))
 
 
-def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
+def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted, processes: "Processes") -> None:
     """The same of a language model."""
     from foretune.report.store import to_json
     from foretune.report.terminal import console, print_json, progress
@@ -221,11 +229,15 @@ def _rank_language(run: "RankRun", splits: "Splits", wanted: _Wanted) -> None:
         language, task = load_language_alone(run.models[0], run.data[0], splits)
         ready = prepare_ranking(language, task, settings, inplace=not trains)
         check_sequence_spend(ready, settings)
+        ready = replace(ready, plan=replace(ready.plan, processes=processes))
     seconds_load = time.perf_counter() - start
     words = f"{len(ready.candidates):,} candidates of ranks up to {ready.template.r}, all of them together"
     print_sequence_plan(log, describe_sequences(ready.plan), words)
-    with progress(log, "sequences through the model", n_ranked(ready, settings)) as update:
+    n_sequences = n_ranked(ready, settings)
+    with processes.until_handed_over(), progress(log, "sequences through the model", n_sequences) as update:
         ranking = rank_sequences(ready, settings, lambda n: update(advance=n))
+    if not processes.is_main:
+        return
     if trains:
         with _telling(log) as telling:
             ranking = try_sequences(ranking, ready, settings, telling=telling)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import psutil
@@ -21,16 +22,16 @@ from foretune.errors import ConfigError, DataError
 from foretune.forecasting.head_layer import HeadLayer, find_activation
 from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.models.adapted import Batch
-from foretune.models.classifier import Encoded, batches
-from foretune.models.head import installed
+from foretune.models.classifier import batches
+from foretune.models.head import HeadWeights, installed
 from foretune.models.head_parts import head_parts, in_head, trained_head
 from foretune.models.placement import head_modules
 from foretune.models.sites import Site
 from foretune.ntk.capture import run_logits
-from foretune.ntk.factors import TokenFactors, token_factors
+from foretune.ntk.factors import TokenFactors, join_tokens, token_parts
 from foretune.ntk.premises import check_new_adapters
-from foretune.ntk.probe import CrossFitted, cross_fit, probe_folds
-from foretune.problem import OnBatch, Plan, stream_batches
+from foretune.ntk.probe import CrossFitted, probe_folds
+from foretune.problem import OnBatch, Plan, fit_probe, stream_batches, stream_groups
 from foretune.tasks.objective import Targets
 
 GIB = 2**30
@@ -113,42 +114,59 @@ def linearise(
         on_batch: Called with the number of examples after each batch.
 
     Returns:
-        What it gave.
+        What it gave; several processes share the pass, and the first one has it.
+
+    Raises:
+        HandedOver: In all processes but the first.
     """
     start = time.perf_counter()
     y_train = check_linearisable(plan, probe=probe)
     if autocast is not None:
         mixed = partial(_mixed, plan.adapted.forward, plan.classifier.device.type, autocast)
         plan = replace(plan, adapted=replace(plan.adapted, forward=mixed))
-    assert plan.evaluation is not None
+    to_predict = plan.evaluation
+    assert to_predict is not None
     y_eval = plan.evaluation_split.labels[plan.sample.eval_indices]
     plan, modules = _with_head(plan)
     *below, (name, layer) = modules.items()
     head = _own_head(plan, [module for _, module in below], layer)
-    n = len(y_train)
-    if not probe:
-        train = token_factors(plan.adapted, stream_batches(plan, plan.train, on_batch=on_batch), plan.reduction, n=n)
-        evaluation = _evaluation(plan, plan.evaluation, on_batch)
-        of_train = _sample(plan, train, y_train, [head.weight])
-        return _linearised(plan, of_train, _sample(plan, evaluation, y_eval, [head.weight]), head, start)
-    stream = stream_batches(plan, plan.train, on_batch=on_batch)
-    fitted = cross_fit(plan.adapted, {name: layer}, stream, plan.task.objective, y_train, seed=plan.settings.seed)
+    folds = [np.arange(len(y_train))]
+    of_train = of_evaluation = HeadWeights({})
+    heads, weights = [of_train], [head.weight]
+    weight_of_all, fitted = head.weight, None
+    if probe:
+        fitted = fit_probe(plan, name, layer, y_train, train=plan.train, on_batch=on_batch)
+        folds, heads, of_evaluation = list(fitted.folds), list(fitted.heads), fitted.whole
+        weights, weight_of_all = [one.weights[name][0] for one in heads], of_evaluation.weights[name][0]
 
     def each_fold() -> Iterator[Batch]:
-        for probe_head, fold in zip(fitted.heads, fitted.folds, strict=True):
-            with installed(modules, probe_head):
-                yield from stream_batches(plan, plan.train, rows=fold.tolist(), on_batch=on_batch)
+        for number, batch in stream_groups(plan, plan.train, folds, on_batch=on_batch):
+            with installed(modules, heads[number]):
+                yield batch
 
-    train = token_factors(plan.adapted, each_fold(), plan.reduction, n=n)
-    with installed(modules, fitted.whole):
-        evaluation = _evaluation(plan, plan.evaluation, on_batch)
-    weights = [probe_head.weights[name][0] for probe_head in fitted.heads]
-    fold = np.empty(n, dtype=np.int64)
-    for index, rows in enumerate(fitted.folds):
+    known = token_parts(plan.adapted, each_fold(), plan.reduction)
+    with installed(modules, of_evaluation):
+        stream = stream_batches(plan, to_predict, on_batch=on_batch)
+        predicted = token_parts(plan.adapted, stream, plan.reduction)
+    of_all = plan.processes.hand_over((known, predicted), plan.classifier.device)
+    del known, predicted
+    of_known, of_predicted = (list(chain.from_iterable(parts)) for parts in zip(*of_all, strict=True))
+    del of_all
+    train = join_tokens(plan.adapted, plan.reduction, of_known, n=len(y_train))
+    evaluation = join_tokens(plan.adapted, plan.reduction, of_predicted, n=len(y_eval))
+    fold = np.empty(len(y_train), dtype=np.int64)
+    for index, rows in enumerate(folds):
         fold[rows] = index
-    of_train = _sample(plan, train, y_train, weights, fold)
-    of_evaluation = _sample(plan, evaluation, y_eval, [fitted.whole.weights[name][0]])
-    return replace(_linearised(plan, of_train, of_evaluation, head, start), probes=fitted)
+    rows_of_a = tuple(adapter.rows.detach() for adapter in plan.adapted.adapters)
+    return Linearised(
+        _sample(plan, train, y_train, weights, fold),
+        _sample(plan, evaluation, y_eval, [weight_of_all], np.zeros(len(y_eval), dtype=np.int64)),
+        head,
+        rows_of_a,
+        plan.adapted.draws,
+        time.perf_counter() - start,
+        fitted,
+    )
 
 
 def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:
@@ -263,26 +281,14 @@ def _sample(
     factors: TokenFactors,
     targets: Targets,
     weights: Sequence[Tensor],
-    fold: NDArray[np.int64] | None = None,
+    fold: NDArray[np.int64],
 ) -> Sample:
     """Examples under one probe or, cross-fitted, under the probe of their fold."""
     device = factors.logits.device
     lifts = torch.stack([lift(weight.to(device), factors.reduction.directions) for weight in weights])
-    where = np.zeros(len(targets), dtype=np.int64) if fold is None else fold
     objective = plan.task.objective
     wanted = objective.tensor(targets, torch.float64).to(device)
-    return Sample(factors, wanted, lifts, torch.as_tensor(where, device=device), objective)
-
-
-def _linearised(plan: Plan, train: Sample, evaluation: Sample, head: Head, start: float) -> Linearised:
-    rows = tuple(adapter.rows.detach() for adapter in plan.adapted.adapters)
-    return Linearised(train, evaluation, head, rows, plan.adapted.draws, time.perf_counter() - start)
-
-
-def _evaluation(plan: Plan, encoded: Encoded | None, on_batch: OnBatch | None) -> TokenFactors:
-    assert encoded is not None  # refused at the start
-    stream = stream_batches(plan, encoded, on_batch=on_batch)
-    return token_factors(plan.adapted, stream, plan.reduction, n=len(encoded.features))
+    return Sample(factors, wanted, lifts, torch.as_tensor(fold, device=device), objective)
 
 
 def first_examples(sample: Sample, n: int) -> Sample:

@@ -23,7 +23,7 @@ from foretune.forecasting.simulated_runs import SimulatedRun, adapters_side_by_s
 from foretune.models.plugged import plugged_in
 from foretune.models.sites import Site
 from foretune.ntk.sequence_losses import sequence_losses
-from foretune.ntk.sketches import find_bases, sketch_sequences, sketch_width
+from foretune.ntk.sketches import find_bases, join_sketches, sketch_parts, sketch_width
 from foretune.sequence_plan import OnBatch, SequencePlan, sequence_batches
 from foretune.settings.commands import ForecastSettings
 from foretune.tasks.metrics import PERPLEXITY
@@ -130,7 +130,10 @@ def linearise_sequences(plan: SequencePlan, memory: int, *, on_batch: OnBatch | 
         on_batch: Called with the number of sequences after each batch.
 
     Returns:
-        What it gave.
+        What it gave; several processes share the pass, and the first one has it.
+
+    Raises:
+        HandedOver: In all processes but the first.
     """
     start = time.perf_counter()
     n, m, seed = len(plan.known.features), len(plan.rows.evaluation.features), plan.settings.seed
@@ -138,17 +141,26 @@ def linearise_sequences(plan: SequencePlan, memory: int, *, on_batch: OnBatch | 
     # those of a batch are summed in single precision, beside the others: a quarter of the memory at most
     of_sequence = 4 * (1 + DRAWS) * sum(min(q, site.d_in) * min(q, site.d_out) for site in plan.adapted.sites)
     most = max(1, memory // (4 * of_sequence))
-    bases = find_bases(plan.adapted, sequence_batches(plan, plan.known, rows=FIRST, on_batch=on_batch), q, seed=seed)
-    train, evaluation = (
-        sketch_sequences(
+    processes, samples, found = plan.processes, (plan.known, plan.rows.evaluation), None
+    if processes.is_main:
+        found = find_bases(
+            plan.adapted, sequence_batches(plan, plan.known, rows=FIRST, on_batch=on_batch), q, seed=seed
+        )
+    bases = processes.spread(found, plan.language.device)
+    parts = [
+        sketch_parts(
             plan.adapted,
-            sequence_batches(plan, tokens, most=most, on_batch=on_batch),
+            sequence_batches(plan, tokens, most=most, shared=processes, on_batch=on_batch),
             bases,
-            n=len(tokens.features),
             draws=DRAWS,
             seed=seed + number,
         )
-        for number, tokens in enumerate((plan.known, plan.rows.evaluation))
+        for number, tokens in enumerate(samples)
+    ]
+    of_all = processes.hand_over(parts, plan.language.device)
+    train, evaluation = (
+        join_sketches(plan.adapted.sites, bases, of_sample, n=len(tokens.features))
+        for of_sample, tokens in zip(zip(*of_all, strict=True), samples, strict=True)
     )
     rows = tuple(adapter.rows.detach() for adapter in plan.adapted.adapters)
     return LinearisedSequences(

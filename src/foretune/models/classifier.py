@@ -377,10 +377,25 @@ def batches(
     Yields:
         Batches with the positions of their texts.
     """
-    chosen = np.arange(len(encoded.features)) if rows is None else np.asarray(rows)
-    order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
-    for start in range(0, len(order), batch_size):
-        rows_of_batch = order[start : start + batch_size]
+    for rows_of_batch in group_rows(encoded, batch_size=batch_size, rows=rows):
         batch = padded([encoded.features[row] for row in rows_of_batch], classifier)
         inputs = {name: tensor.to(classifier.device) for name, tensor in batch.items()}
         yield Batch(torch.as_tensor(rows_of_batch), inputs)
+
+
+def group_rows(
+    encoded: Encoded, *, batch_size: int, rows: Sequence[int] | None = None
+) -> tuple[NDArray[np.int64], ...]:
+    """Say which texts come into one batch.
+
+    Args:
+        encoded: Token ids.
+        batch_size: Texts in a batch.
+        rows: Texts to take; None takes all.
+
+    Returns:
+        Positions of the texts of each batch, longest first.
+    """
+    chosen = np.arange(len(encoded.features)) if rows is None else np.asarray(rows)
+    order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
+    return tuple(order[start : start + batch_size] for start in range(0, len(order), batch_size))

@@ -194,7 +194,7 @@ class KeepTokens:
             yield name, self._g[-1]
         self._uses.clear()  # inputs and gradients of all positions, padding included
 
-    def part(self, rows: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> "_Part":
+    def part(self, rows: Int[Tensor, " n"], logits: Float[Tensor, "n classes"]) -> "TokenParts":
         """Give out what has come.
 
         Args:
@@ -204,7 +204,7 @@ class KeepTokens:
         Returns:
             Factors of the batch.
         """
-        return _Part(rows.to(logits.device), self._counts, self._h, self._reads, self._g, self._inputs, logits)
+        return TokenParts(rows.to(logits.device), self._counts, self._h, self._reads, self._g, self._inputs, logits)
 
 
 def _positions(uses: Uses, n_outputs: int) -> Tensor:
@@ -217,7 +217,7 @@ def _positions(uses: Uses, n_outputs: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Part:
+class TokenParts:
     """Factors of one batch, position by position: of each module the counts of its examples, inputs and gradients.
 
     `reads` says which of the inputs a module reads: several may read the same.
@@ -260,16 +260,59 @@ def token_factors(
             a gradient is not finite, the head has no linear output layer, or the positions are not
             0 … n-1.
     """
+    return join_tokens(adapted, reduction, token_parts(adapted, batches, reduction, storage=storage), n=n)
+
+
+def token_parts(
+    adapted: AdaptedModel,
+    batches: Iterable[Batch],
+    reduction: OutputReduction,
+    *,
+    storage: torch.dtype = torch.bfloat16,
+) -> list[TokenParts]:
+    """Record the token factors of some of a sample's batches; `join_tokens` makes those of the sample of all of them.
+
+    Args:
+        adapted: As in `token_factors`.
+        batches: Batches.
+        reduction: Scalar outputs to differentiate.
+        storage: Type that the factors are kept in.
+
+    Returns:
+        The factors batch by batch.
+
+    Raises:
+        KernelError: As `token_factors`, but for the positions.
+    """
     check_new_adapters(adapted)
     if not adapted.head:
         raise KernelError("no linear head trains, and a forecast needs one: use task_type='SEQ_CLS'")
-    parts = [
+    return [
         sink.part(batch.rows[places], logits)
         for batch in batches
         for places, sink, logits in capture_in_turn(
             adapted, batch, reduction.directions, lambda m: KeepTokens(adapted, m, reduction, storage)
         )
     ]
+
+
+def join_tokens(
+    adapted: AdaptedModel, reduction: OutputReduction, parts: Sequence[TokenParts], *, n: int
+) -> TokenFactors:
+    """Join the token factors of all batches of a sample; the parts are used up.
+
+    Args:
+        adapted: The model that they are of.
+        reduction: Scalar outputs that were differentiated.
+        parts: From `token_parts`, those of all batches in any order.
+        n: Number of examples in all.
+
+    Returns:
+        The factors, examples in the order of their positions.
+
+    Raises:
+        KernelError: If the positions are not 0 … n-1.
+    """
     order = sample_order(torch.cat([torch.empty(0, dtype=torch.long), *(part.rows.cpu() for part in parts)]), n)
     order = order.to(parts[0].rows.device)
     joined = _join(parts, order)
@@ -284,7 +327,7 @@ def token_factors(
     )
 
 
-def _join(parts: Sequence[_Part], order: Tensor) -> tuple[ModuleTokens, ...]:
+def _join(parts: Sequence[TokenParts], order: Tensor) -> tuple[ModuleTokens, ...]:
     """Concatenate batches and bring the examples into order, module by module, freeing the parts as it goes."""
     joined: list[ModuleTokens] = []
     shared: dict[tuple[int, ...], Tensor] = {}  # by the inputs that a module reads in each part

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 from torch import Tensor, nn
@@ -51,18 +51,65 @@ def head_inputs(
     Returns:
         n × p inputs in float64.
     """
+    return join_inputs([read_inputs(adapted, output, batches, n_outputs=n_outputs)], n=n)
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """Inputs φ of the output layer, of some examples of a sample.
+
+    Attributes:
+        rows: Positions of the examples.
+        inputs: m × p inputs in float64, on the CPU.
+    """
+
+    rows: Int[Tensor, " m"]
+    inputs: Float[Tensor, "m p"]
+
+
+def read_inputs(
+    adapted: AdaptedModel, output: Mapping[str, nn.Linear], batches: Iterable[Batch], *, n_outputs: int
+) -> HeadInputs | None:
+    """Read the inputs φ of the output layer of some of a sample's batches.
+
+    Args:
+        adapted: The model.
+        output: Name and module of the output layer.
+        batches: Batches.
+        n_outputs: Number of outputs C.
+
+    Returns:
+        The inputs in the order of the batches; None without a batch.
+    """
     (layer,) = output.values()
     layer_only = replace(adapted, adapters=(), head=output)
     directions = identity_reduction("output:0", n_outputs).directions
-    rows, inputs = [torch.empty(0, dtype=torch.long)], []
+    rows, inputs = [], []
     for batch in batches:
         for places, sink, _ in capture_in_turn(
             layer_only, batch, directions, lambda m: _OutputLayer(layer, m, directions[:, 0])
         ):
             rows.append(batch.rows[places].cpu())
             inputs.append(sink.inputs)
-    order = sample_order(torch.cat(rows), n)
-    return torch.cat(inputs)[order]
+    return HeadInputs(torch.cat(rows), torch.cat(inputs)) if rows else None
+
+
+def join_inputs(parts: Iterable[HeadInputs | None], *, n: int) -> Float[Tensor, "n p"]:
+    """Put the inputs of all examples of a sample in order.
+
+    Args:
+        parts: From `read_inputs`.
+        n: Number of examples in all.
+
+    Returns:
+        n × p inputs.
+
+    Raises:
+        KernelError: If the positions are not 0 … n-1.
+    """
+    held = [part for part in parts if part is not None]
+    order = sample_order(torch.cat([torch.empty(0, dtype=torch.long), *(part.rows for part in held)]), n)
+    return torch.cat([part.inputs for part in held])[order]
 
 
 def probe_folds(n: int, *, seed: int, folds: int = 5) -> tuple[NDArray[np.int64], ...]:
@@ -129,9 +176,9 @@ class CrossFitted:
 
 
 def cross_fit(
-    adapted: AdaptedModel,
-    output: Mapping[str, nn.Linear],
-    batches: Iterable[Batch],
+    name: str,
+    layer: nn.Linear,
+    inputs: Float[Tensor, "n p"],
     objective: Objective,
     targets: Targets,
     *,
@@ -140,9 +187,9 @@ def cross_fit(
     """Fit the output layer for each fold of the examples without that fold, and once on all of them.
 
     Args:
-        adapted: The model.
-        output: Name and module of the output layer.
-        batches: Batches that hold every position once.
+        name: Name of the output layer.
+        layer: The output layer.
+        inputs: n × p inputs φ.
         objective: How the layer is fitted.
         targets: n targets.
         seed: Seed of the folds.
@@ -150,8 +197,6 @@ def cross_fit(
     Returns:
         The layers.
     """
-    ((name, layer),) = output.items()
-    inputs = head_inputs(adapted, output, batches, n=len(targets), n_outputs=objective.n_outputs)
     folds = probe_folds(len(targets), seed=seed)
     nobody = np.array([], dtype=np.int64)
     *heads, whole = probe_weights(name, layer, inputs, objective, targets, left_out=[*folds, nobody])

@@ -229,16 +229,64 @@ def sketch_sequences(
         KernelError: If the model is not in eval mode, an adapter has B ≠ 0, a module does not see sequences or is not
             reached by the loss, something is not finite, or the rows are not 0 … n−1.
     """
+    parts = sketch_parts(adapted, batches, bases, draws=draws, seed=seed, storage=storage)
+    return join_sketches(adapted.sites, bases, [parts], n=n)
+
+
+@dataclass(frozen=True)
+class SketchParts:
+    """Sketches of some of a sample's sequences, batch by batch.
+
+    Attributes:
+        rows: Positions of the sequences.
+        sketches: For each site those of each batch.
+        place: For each target its sequence.
+        target_losses: −log p of each target.
+        right: Whether each target is the likeliest token.
+        held: For each site Σ_i ‖C_i0‖² over these sequences.
+        whole: For each site Σ_i ‖∂z⁰_i/∂W‖².
+    """
+
+    rows: list[Tensor]
+    sketches: list[list[Tensor]]
+    place: list[Tensor]
+    target_losses: list[Tensor]
+    right: list[Tensor]
+    held: Tensor
+    whole: Tensor
+
+
+def sketch_parts(
+    adapted: AdaptedModel,
+    batches: Iterable[SequenceBatch],
+    bases: Sequence[Basis],
+    *,
+    draws: int,
+    seed: int = 0,
+    storage: torch.dtype = torch.bfloat16,
+) -> SketchParts:
+    """Take the sketches of some of a sample's batches; `join_sketches` makes those of the sample of all of them.
+
+    Args:
+        adapted: As in `sketch_sequences`.
+        batches: Batches.
+        bases: From `find_bases`.
+        draws: Draws S of the labels.
+        seed: Of the draws.
+        storage: Type that the sketches are kept in.
+
+    Returns:
+        The sketches.
+
+    Raises:
+        KernelError: As `sketch_sequences`, but for the rows.
+    """
     check_eval_mode(adapted.model)
     check_new_adapters(adapted)
     by_name = dict(zip((site.name for site in adapted.sites), bases, strict=True))
-    parts: dict[str, list[Tensor]] = {name: [] for name in by_name}
-    held, whole = (torch.zeros(len(by_name), dtype=torch.float64) for _ in range(2))
-    rows: list[Tensor] = []
-    place: list[Tensor] = []
-    of_targets: list[Tensor] = []
-    right: list[Tensor] = []
     number = {name: index for index, name in enumerate(by_name)}
+    held, whole = (torch.zeros(len(by_name), dtype=torch.float64) for _ in range(2))
+    parts = SketchParts([], [[] for _ in by_name], [], [], [], held, whole)
     for batch in batches:
         size = len(batch.rows)
         sums = {
@@ -262,22 +310,48 @@ def sketch_sequences(
         for name, total in sums.items():
             check_finite(f"the gradients of module {name!r}", total)
             held[number[name]] += float(total[:, 0].double().square().sum())
-            parts[name].append(total.to(storage))
-        rows.append(batch.rows.cpu())
-        place.append(batch.rows.to(losses.place.device)[losses.place])
-        of_targets.append(losses.target_losses)
-        right.append(losses.right)
+            parts.sketches[number[name]].append(total.to(storage))
+        parts.rows.append(batch.rows.cpu())
+        parts.place.append(batch.rows.to(losses.place.device)[losses.place])
+        parts.target_losses.append(losses.target_losses)
+        parts.right.append(losses.right)
+    return parts
+
+
+def join_sketches(
+    sites: tuple[Site, ...], bases: Sequence[Basis], parts: Sequence[SketchParts], *, n: int
+) -> SequenceSketches:
+    """Join the sketches of all batches of a sample; the parts are used up.
+
+    Args:
+        sites: Adapted modules.
+        bases: Directions of each.
+        parts: From `sketch_parts`, together of every sequence once.
+        n: Sequences in all.
+
+    Returns:
+        The sketches, sequences in the order of their rows.
+
+    Raises:
+        KernelError: If the rows are not 0 … n−1.
+    """
+    rows = [rows for part in parts for rows in part.rows]
     order = sample_order(torch.cat([torch.empty(0, dtype=torch.long), *rows]), n)
-    where = torch.cat(place)
+    where = torch.cat([place for part in parts for place in part.place])
     by_row = torch.argsort(where, stable=True)
-    sketches = tuple(torch.cat(parts.pop(name))[order.to(sums[name].device)] for name in list(parts))
+    sketches = []
+    for site in range(len(sites)):
+        sketches.append(torch.cat([batch for part in parts for batch in part.sketches[site]])[order.to(where.device)])
+        for part in parts:
+            part.sketches[site].clear()
+    held, whole = (torch.stack(sums).sum(0) for sums in zip(*((p.held, p.whole) for p in parts), strict=True))
     kept = held / whole.clamp(min=torch.finfo(torch.float64).tiny)
     return SequenceSketches(
-        adapted.sites,
+        sites,
         tuple(bases),
-        sketches,
+        tuple(sketches),
         where[by_row],
-        torch.cat(of_targets)[by_row],
-        torch.cat(right)[by_row],
+        torch.cat([losses for part in parts for losses in part.target_losses])[by_row],
+        torch.cat([right for part in parts for right in part.right])[by_row],
         tuple(kept.tolist()),
     )

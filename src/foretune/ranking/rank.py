@@ -19,6 +19,7 @@ from foretune.models.placement import lora_config
 from foretune.models.sites import Site
 from foretune.ntk.spectrum import spectrum
 from foretune.problem import Plan, prepare, settings_of_pass
+from foretune.processes.group import ALONE, Processes
 from foretune.ranking.adapter import module_names
 from foretune.ranking.budget import BYTES_PER_PARAMETER, fitting, parse_budget, parse_parameters
 from foretune.ranking.candidates import Candidate, label
@@ -83,7 +84,12 @@ def load_one(model: ModelConfig, data: DataConfig, settings: RankSettings, split
 
 
 def rank_loaded(
-    loaded: Loaded, settings: RankSettings, calibration: Calibration, *, on_progress: OnProgress | None = None
+    loaded: Loaded,
+    settings: RankSettings,
+    calibration: Calibration,
+    *,
+    processes: Processes = ALONE,
+    on_progress: OnProgress | None = None,
 ) -> Ranking:
     """Rank the adapters of one model on one data set, without training.
 
@@ -91,12 +97,15 @@ def rank_loaded(
         loaded: Both.
         settings: Settings.
         calibration: Calibration of the forecasts.
+        processes: Who shares the pass; the first one ranks.
         on_progress: Called with what is done now, how much of it is done and how much there is.
 
     Returns:
         The ranking.
     """
-    ranking = rank_adapters(loaded.classifier, loaded.task, settings, calibration, on_progress=on_progress)
+    ranking = rank_adapters(
+        loaded.classifier, loaded.task, settings, calibration, processes=processes, on_progress=on_progress
+    )
     spent = {**ranking.seconds, "load": ranking.seconds["load"] + loaded.seconds}
     return replace(ranking, model=loaded.model, dataset=loaded.dataset, seconds=spent)
 
@@ -107,6 +116,7 @@ def rank_adapters(
     settings: RankSettings,
     calibration: Calibration,
     *,
+    processes: Processes = ALONE,
     on_progress: OnProgress | None = None,
 ) -> Ranking:
     """Rank the adapters of a model, without training; the model is left as it is.
@@ -116,6 +126,7 @@ def rank_adapters(
         task: Data.
         settings: Settings; what may be spent is for `foretune.trials.ranking`.
         calibration: Calibration of the forecasts.
+        processes: Who shares the pass; the first one ranks.
         on_progress: Called with what is done now, how much of it is done and how much there is.
 
     Returns:
@@ -123,12 +134,13 @@ def rank_adapters(
 
     Raises:
         ForetuneError: If the settings do not fit the model or the data.
+        HandedOver: In all processes but the first.
     """
     report = on_progress or (lambda *_: None)
     seconds = {}
     clock = time.perf_counter()
     ready = _prepared(classifier, task, settings)
-    plan = ready.plan
+    plan = replace(ready.plan, processes=processes)
     seconds["load"] = time.perf_counter() - clock
     clock = time.perf_counter()
     n = len(plan.train.features)

@@ -16,8 +16,7 @@ from foretune.models.placement import head_modules
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
-from foretune.ntk.probe import cross_fit
-from foretune.problem import OnBatch, Plan, stream_batches
+from foretune.problem import OnBatch, Plan, fit_probe, stream_batches, stream_groups
 from foretune.tasks.objective import Targets
 
 
@@ -137,8 +136,7 @@ def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | No
         return
     name, layer = list(modules.items())[-1]
     start = time.perf_counter()
-    stream = stream_batches(plan, train, on_batch=on_batch)
-    probe = cross_fit(plan.adapted, {name: layer}, stream, plan.task.objective, y_train, seed=settings.seed)
+    probe = fit_probe(plan, name, layer, y_train, train=train, on_batch=on_batch)
     fitted = time.perf_counter() - start
     result = _pass(plan, train, list(zip(probe.heads, probe.folds, strict=True)), probe.whole, on_batch)
     yield replace(result, seconds_kernel=result.seconds_kernel + fitted)
@@ -157,10 +155,9 @@ def _pass(
     start = time.perf_counter()
 
     def parts() -> Iterator[tuple[Tensor, TangentFeatures]]:
-        for head, rows in heads:
-            with installed(modules, head):
-                for batch in stream_batches(plan, train, rows=rows.tolist(), on_batch=on_batch):
-                    yield batch.rows, batch_features(adapted, batch, reduction)
+        for number, batch in stream_groups(plan, train, [rows for _, rows in heads], on_batch=on_batch):
+            with installed(modules, heads[number][0]):
+                yield batch.rows, batch_features(adapted, batch, reduction)
 
     features = join_features(parts(), len(train.features))
     kernel = tangent_kernel(features)
