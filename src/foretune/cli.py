@@ -58,8 +58,7 @@ ALIASES = {
 }
 
 LONGEST_MESSAGE = 1000  # characters; what is longer hides what matters
-_REPLAYED = ("score", "forecast", "tune", "rank")  # commands with --config; each reads the files of all
-_SHARED = ("forecast", "tune", "rank")  # commands that several processes do together
+_REPLAYED = ("score", "forecast", "tune", "rank")  # commands with --config, each of which reads the files of all
 _BESIDE = frozenset({"adapter-config", "calibration", "forecast"})  # a run folder holds these, wherever it lies
 _SEVERAL = frozenset({"model", "dataset", "epochs", "learning-rate"})  # of which a ranking takes several
 _FORMER = frozenset({"curve"})  # flags of earlier versions, in their config.yaml
@@ -281,10 +280,10 @@ def run(tokens: Sequence[str]) -> int:
 def _check_launch(tokens: Sequence[str]) -> None:
     """Refuse commands that several processes would each do in whole, under a launcher of several."""
     world = launched()[1]
-    if world > 1 and tokens[0] not in _SHARED and not {"--help", "-h", "--version"} & set(tokens):
+    if world > 1 and tokens[0] not in _REPLAYED and not {"--help", "-h", "--version"} & set(tokens):
         raise ConfigError(
             f"foretune {shown(tokens[0])[1:-1]} runs in one process, and {world} were launched: give it without "
-            f"torchrun or accelerate launch; several share {', '.join(_SHARED)}"
+            f"torchrun or accelerate launch; several share {', '.join(_REPLAYED)}"
         )
 
 

@@ -91,7 +91,8 @@ def _run(model: ModelConfig, data: DataConfig, kernel: ScoreSettings, folder: Pa
     score = make_score(of_score, folder / "score", brief=True)
     say_command("forecast", of_forecast, folder / "forecast")
     forecast = make_forecast(of_forecast, folder / "forecast", brief=True)
-    assert forecast is not None  # a demo runs in one process
+    assert score is not None  # a demo runs in one process
+    assert forecast is not None
     curve = folder / "forecast" if forecast["points"] else None
     say_command("tune", of_tune, folder / "tuned", curve)
     tune = make_tune(of_tune, folder / "tuned", forecast=curve, brief=True)

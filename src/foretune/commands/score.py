@@ -1,13 +1,14 @@
 """`foretune score`."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from foretune.commands.loading import (
-    free_folder,
+    in_processes,
     is_language,
     load,
     load_language,
@@ -15,10 +16,12 @@ from foretune.commands.loading import (
     read_adapter,
     say_where,
 )
+from foretune.errors import ConfigError, shown
 from foretune.settings.commands import Configuration, ScoreSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
 if TYPE_CHECKING:
+    from foretune.processes.group import Processes
     from foretune.readers.folder import Splits
 
 
@@ -70,6 +73,8 @@ def score_command(config: Configuration[ScoreSettings], output: Path | None, *, 
     from foretune.report.terminal import console, print_json
 
     content = make_score(config, output)
+    if content is None:
+        return
     if as_json:
         print_json(to_json(content))
         return
@@ -83,7 +88,9 @@ def score_command(config: Configuration[ScoreSettings], output: Path | None, *, 
     print_result(console(), content)
 
 
-def make_score(config: Configuration[ScoreSettings], output: Path | None, *, brief: bool = False) -> dict[str, Any]:
+def make_score(
+    config: Configuration[ScoreSettings], output: Path | None, *, brief: bool = False
+) -> dict[str, Any] | None:
     """Load, plan, run and save one score; to stderr goes what was understood and how far it is.
 
     Args:
@@ -92,18 +99,31 @@ def make_score(config: Configuration[ScoreSettings], output: Path | None, *, bri
         brief: Whether only the progress is shown.
 
     Returns:
-        What `result.json` holds.
+        What `result.json` holds; None in all processes of a run but the first.
+
+    Raises:
+        ConfigError: If several processes are to score a language model.
     """
-    with free_folder(output):
+    with in_processes("score", config.to_dict(), output) as processes:
         splits = open_data(config.data)
         if is_language(config.model, config.data, splits):
+            if processes.world > 1:
+                raise ConfigError(
+                    f"model {shown(config.model.model)} is a language model, whose score is made in one process, and "
+                    f"{processes.world} were launched: give the command without torchrun or accelerate launch"
+                )
             return _score_language(config, output, splits, brief=brief)
-        return _score(config, output, splits, brief=brief)
+        return _score(config, output, splits, processes, brief=brief)
 
 
 def _score(
-    config: Configuration[ScoreSettings], output: Path | None, splits: "Splits", *, brief: bool
-) -> dict[str, Any]:
+    config: Configuration[ScoreSettings],
+    output: Path | None,
+    splits: "Splits",
+    processes: "Processes",
+    *,
+    brief: bool,
+) -> dict[str, Any] | None:
     """Score, and save to a free folder that no other run writes to."""
     from foretune.report.terminal import console, progress
 
@@ -118,11 +138,14 @@ def _score(
         given = read_adapter(config)
         loaded = load(config, given, seed=config.settings.seed, splits=splits)
         plan = prepare(loaded.classifier, loaded.task, loaded.lora, config.settings, inplace=True)
+        plan = replace(plan, processes=processes)
     seconds_load = time.perf_counter() - start
     if not brief:
         print_plan(log, describe(plan), loaded.words)
-    with progress(log, "texts through the model", plan.n_passes) as update:
+    with processes.until_handed_over(), progress(log, "texts through the model", plan.n_passes) as update:
         result = run_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
+    if not processes.is_main:
+        return None
     if output is not None:
         save_score(result, output, config, given)
     if not brief:

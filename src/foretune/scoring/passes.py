@@ -17,6 +17,8 @@ from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
 from foretune.problem import OnBatch, Plan, fit_probe, stream_batches, stream_groups
+from foretune.processes.group import HandedOver
+from foretune.scoring.shared import Parts, join_kernels
 from foretune.tasks.objective import Targets
 
 
@@ -87,12 +89,17 @@ def measure(plan: Plan, *, repeat: int = 0, on_batch: OnBatch | None = None) -> 
         on_batch: Called with the number of examples after each batch.
 
     Returns:
-        Kernels and initial outputs.
+        Kernels and initial outputs; several processes share the passes, and the first one has them.
+
+    Raises:
+        HandedOver: In all processes but the first.
     """
     task = plan.task
     rows, train = plan.redraw(repeat)
     y_train = task.train.labels[rows.train_indices]
-    passes = list(_passes(plan, train, y_train, on_batch))
+    passes = [one for one in _passes(plan, train, y_train, on_batch) if one is not None]
+    if not plan.processes.is_main:
+        raise HandedOver
     evaluated = plan.evaluation is not None
     return Measurement(
         k_train_train=np.mean([p.k_train_train for p in passes], axis=0),
@@ -120,7 +127,7 @@ def _mean(arrays: Sequence[Array | None]) -> Array | None:
     return np.asarray(np.mean(computed, axis=0)) if computed else None
 
 
-def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | None) -> Iterator[_Pass]:
+def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | None) -> Iterator[_Pass | None]:
     """One pass for each head of the policy."""
     settings = plan.settings
     every_row = np.arange(len(y_train))
@@ -139,7 +146,7 @@ def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | No
     probe = fit_probe(plan, name, layer, y_train, train=train, on_batch=on_batch)
     fitted = time.perf_counter() - start
     result = _pass(plan, train, list(zip(probe.heads, probe.folds, strict=True)), probe.whole, on_batch)
-    yield replace(result, seconds_kernel=result.seconds_kernel + fitted)
+    yield None if result is None else replace(result, seconds_kernel=result.seconds_kernel + fitted)
 
 
 def _pass(
@@ -148,7 +155,7 @@ def _pass(
     heads: Sequence[tuple[HeadWeights, NDArray[np.int64]]],
     eval_head: HeadWeights,
     on_batch: OnBatch | None,
-) -> _Pass:
+) -> _Pass | None:
     """Features of the training rows under the head that each has, then the evaluation rows against them."""
     adapted, reduction = plan.adapted, plan.reduction
     modules = head_modules(plan.placed) if plan.settings.head != "random" else {}
@@ -159,6 +166,8 @@ def _pass(
             with installed(modules, heads[number][0]):
                 yield batch.rows, batch_features(adapted, batch, reduction)
 
+    if plan.processes.world > 1:
+        return _shared_pass(plan, parts(), eval_head, on_batch)
     features = join_features(parts(), len(train.features))
     kernel = tangent_kernel(features)
     with_head = plan.settings.ntk_params == "adapter+head"
@@ -184,6 +193,35 @@ def _pass(
         f_eval_0=f_eval_0,
         seconds_kernel=seconds_kernel,
         seconds_evaluation=time.perf_counter() - start,
+    )
+
+
+def _shared_pass(plan: Plan, train: Parts, eval_head: HeadWeights, on_batch: OnBatch | None) -> _Pass | None:
+    """The same in several processes; None in all but the first."""
+    start = time.perf_counter()
+    modules = head_modules(plan.placed) if plan.settings.head != "random" else {}
+
+    def evaluated(encoded: Encoded) -> Parts:
+        with installed(modules, eval_head):
+            for batch in stream_batches(plan, encoded, on_batch=on_batch):
+                yield batch.rows, batch_features(plan.adapted, batch, plan.reduction)
+
+    evaluation = None if plan.evaluation is None else evaluated(plan.evaluation)
+    joined = join_kernels(plan.processes, train, evaluation, plan.classifier.device)
+    if joined is None:
+        return None
+    with_head, cross = plan.settings.ntk_params == "adapter+head", joined.evaluation
+    return _Pass(
+        k_train_train=joined.train.matrices(with_head=with_head),
+        k_eval_train=None if cross is None else cross.matrices(with_head=with_head),
+        head_train_train=joined.train.head,
+        head_eval_train=None if cross is None else cross.head,
+        site_traces=np.array([np.trace(block.sum(1), axis1=-2, axis2=-1) for block in joined.train.blocks]),
+        epsilon=joined.train.epsilon,
+        f_train_0=joined.f_train_0,
+        f_eval_0=joined.f_eval_0,
+        seconds_kernel=time.perf_counter() - start,
+        seconds_evaluation=0.0,
     )
 
 

@@ -21,6 +21,7 @@ from foretune.ntk.bounds import RiskBounds, risk_bounds
 from foretune.ntk.prediction import Evaluation, Examples, KernelPrediction, predict_by_regression
 from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
 from foretune.problem import OnBatch, Plan, describe, prepare
+from foretune.processes.group import HandedOver
 from foretune.report.provenance import versions
 from foretune.scoring.passes import Measurement, measure
 from foretune.scoring.sequence_plan import prepare_sequence_score
@@ -157,8 +158,16 @@ def run_score(plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None
 
     Returns:
         The result.
+
+    Raises:
+        HandedOver: In all processes but the first.
     """
     start = time.perf_counter()
+    if not plan.processes.is_main:
+        for repeat in range(plan.settings.repeats):
+            with plan.processes.until_handed_over():
+                measure(plan, repeat=repeat)
+        raise HandedOver
     first = measure(plan, on_batch=on_batch)
     measured = [first]
     draws = _draw_assessments(plan, first, range(plan.adapted.draws))
