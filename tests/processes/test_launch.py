@@ -128,11 +128,12 @@ def tokens_of(command, inputs):
         "score average": ["score", *classifier, *reviews, "--head", "average", "--heads", "2"],
         "forecast": ["forecast", *classifier, *scores, *RUN, "--rows", "32"],
         "rank": ["rank", *classifier, *reviews, *RUN, "--ranks", "2", "4", "--finalists", "2"],
+        "score language": ["score", *of_language[:-4], "--repeats", "2", "--reduction", "fisher", "--max-length", "32"],
         "forecast language": ["forecast", *of_language, "--max-length", "32"],
     }[command]
 
 
-COMMANDS = ("score", "score average", "forecast", "rank", "forecast language")
+COMMANDS = ("score", "score average", "forecast", "rank", "score language", "forecast language")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from foretune.commands.loading import (
     read_adapter,
     say_where,
 )
-from foretune.errors import ConfigError, shown
 from foretune.settings.commands import Configuration, ScoreSettings, one_adapter
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 
@@ -100,19 +99,11 @@ def make_score(
 
     Returns:
         What `result.json` holds; None in all processes of a run but the first.
-
-    Raises:
-        ConfigError: If several processes are to score a language model.
     """
     with in_processes("score", config.to_dict(), output) as processes:
         splits = open_data(config.data)
         if is_language(config.model, config.data, splits):
-            if processes.world > 1:
-                raise ConfigError(
-                    f"model {shown(config.model.model)} is a language model, whose score is made in one process, and "
-                    f"{processes.world} were launched: give the command without torchrun or accelerate launch"
-                )
-            return _score_language(config, output, splits, brief=brief)
+            return _score_language(config, output, splits, processes, brief=brief)
         return _score(config, output, splits, processes, brief=brief)
 
 
@@ -154,8 +145,13 @@ def _score(
 
 
 def _score_language(
-    config: Configuration[ScoreSettings], output: Path | None, splits: "Splits", *, brief: bool
-) -> dict[str, Any]:
+    config: Configuration[ScoreSettings],
+    output: Path | None,
+    splits: "Splits",
+    processes: "Processes",
+    *,
+    brief: bool,
+) -> dict[str, Any] | None:
     """The same of a language model."""
     from foretune.report.terminal import console, progress
 
@@ -175,11 +171,14 @@ def _score_language(
         given = read_adapter(config, language=True)
         loaded = load_language(config, given, splits)
         plan = prepare_sequence_score(loaded.language, loaded.task, loaded.lora, config.settings, inplace=True)
+        plan = replace(plan, placed=replace(plan.placed, processes=processes))
     seconds_load = time.perf_counter() - start
     if not brief:
         print_sequence_score_plan(log, describe_sequence_score(plan), loaded.words, plan.kernel)
-    with progress(log, "sequences through the model", plan.n_passes) as update:
+    with processes.until_handed_over(), progress(log, "sequences through the model", plan.n_passes) as update:
         result = run_sequence_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
+    if not processes.is_main:
+        return None
     if output is not None:
         save_score(result, output, config, given)
     if not brief:

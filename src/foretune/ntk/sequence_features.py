@@ -148,6 +148,40 @@ def sequence_features(
         KernelError: If nothing is differentiated, the model is not in eval mode, a module does not see sequences or is
             not reached by the loss, parameters train in groups, something is not finite, or the rows are not 0 … n−1.
     """
+    return join_sequence_parts(sequence_parts(adapted, batches, draws=draws, seed=seed, with_loss=with_loss), n=n)
+
+
+@dataclass(frozen=True)
+class SequencePart:
+    """Features of a batch.
+
+    Attributes:
+        rows: Positions of its sequences in the sample.
+        features: Their features.
+    """
+
+    rows: Tensor
+    features: SequenceFeatures
+
+
+def sequence_parts(
+    adapted: AdaptedModel, batches: Iterable[SequenceBatch], *, draws: int = 0, seed: int = 0, with_loss: bool = True
+) -> Iterator[SequencePart]:
+    """Take the gradients of some of a sample's batches; `join_sequence_parts` joins those of all of them.
+
+    Args:
+        adapted: Model in eval mode with its adapters.
+        batches: Batches.
+        draws: Draws S of the labels.
+        seed: Of the draws.
+        with_loss: Whether the loss z⁰ is differentiated.
+
+    Yields:
+        The features of each batch.
+
+    Raises:
+        KernelError: As `sequence_features`, but for the rows.
+    """
     count = draws + int(with_loss)
     if count < 1:
         raise KernelError("neither the loss nor a draw of labels is differentiated: ask for one")
@@ -159,26 +193,46 @@ def sequence_features(
         )
     adapted = replace(adapted, head={})  # nothing but the adapter trains in a language model
     reduction = _outputs("sequences", count)
+    own = adapted.adapters[0].module.weight if adapted.adapters else None
+    for batch in batches:
+        size = len(batch.rows)
+        sink = ReduceBlocks(adapted, size, reduction)
+        found = pass_sequences(adapted, batch, draws, sink.use, seed=seed, with_loss=with_loss)
+        for name, tensor in sink.finish():
+            check_finite(f"the gradients of module {name!r}", tensor)
+        place = found.place.cpu()
+        losses = torch.zeros(size, dtype=torch.float64).index_add(0, place, found.target_losses.double().cpu())
+        logits = losses[:, None].to(device=batch.labels.device, dtype=getattr(own, "dtype", torch.float32))
+        targets = torch.bincount(place, minlength=size).double()
+        yield SequencePart(batch.rows, SequenceFeatures(sink.features(logits), with_loss, targets, losses))
+
+
+def join_sequence_parts(parts: Iterable[SequencePart], *, n: int) -> SequenceFeatures:
+    """Join the features of all batches of a sample.
+
+    Args:
+        parts: From `sequence_parts`, in any order; may be lazy.
+        n: Sequences in all.
+
+    Returns:
+        Features with the sequences in the order of their rows.
+
+    Raises:
+        KernelError: If the rows are not 0 … n−1.
+    """
     targets, losses = (torch.zeros(n, dtype=torch.float64) for _ in range(2))
+    with_loss = True
 
-    def parts() -> Iterator[tuple[Tensor, TangentFeatures]]:
-        for batch in batches:
-            size = len(batch.rows)
-            sink = ReduceBlocks(adapted, size, reduction)
-            found = pass_sequences(adapted, batch, draws, sink.use, seed=seed, with_loss=with_loss)
-            for name, tensor in sink.finish():
-                check_finite(f"the gradients of module {name!r}", tensor)
-            place = found.place.cpu()
-            of_batch = torch.zeros(size, dtype=torch.float64).index_add(0, place, found.target_losses.double().cpu())
-            rows = batch.rows.cpu()
+    def joined() -> Iterator[tuple[Tensor, TangentFeatures]]:
+        nonlocal with_loss
+        for part in parts:
+            rows, with_loss = part.rows.cpu(), part.features.with_loss
             if bool((rows >= 0).all()) and bool((rows < n).all()):  # else `join_features` refuses them
-                targets[rows] = torch.bincount(place, minlength=size).double()
-                losses[rows] = of_batch
-            own = adapted.adapters[0].module.weight
-            logits = of_batch[:, None].to(device=batch.labels.device, dtype=getattr(own, "dtype", torch.float32))
-            yield batch.rows, sink.features(logits)
+                targets[rows], losses[rows] = part.features.targets, part.features.losses
+            yield part.rows, part.features.tangent
 
-    return SequenceFeatures(join_features(parts(), n), with_loss, targets, losses)
+    tangent = join_features(joined(), n)
+    return SequenceFeatures(tangent, with_loss, targets, losses)
 
 
 def _weights(features: SequenceFeatures, name: SequenceKernelName) -> Float64[Array, " rows"]:

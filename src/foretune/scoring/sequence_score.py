@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,15 @@ from numpy.typing import NDArray
 
 from foretune.arrays import Array
 from foretune.models.adapted import describe_placement
-from foretune.ntk.sequence_features import NORMALISATION, SequenceKernel, sequence_features, sequence_kernel
+from foretune.ntk.sequence_features import (
+    NORMALISATION,
+    SequenceKernel,
+    join_sequence_parts,
+    sequence_kernel,
+    sequence_parts,
+)
 from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
+from foretune.processes.group import HandedOver
 from foretune.report.provenance import versions
 from foretune.report.store import finite
 from foretune.scoring.sequence_plan import SequenceScorePlan, describe_sequence_score
@@ -106,17 +114,23 @@ def measure_sequences(
         on_batch: Called with the number of sequences after each batch.
 
     Returns:
-        Its kernel.
+        Its kernel; several processes share the pass, and the first one has it.
+
+    Raises:
+        HandedOver: In all processes but the first.
     """
     start, tokens = time.perf_counter(), plan.samples[repeat]
-    features = sequence_features(
-        plan.placed.adapted,
-        sequence_batches(plan.placed, tokens, on_batch=on_batch),
-        n=len(tokens.features),
+    placed, processes = plan.placed, plan.placed.processes
+    parts = sequence_parts(
+        placed.adapted,
+        sequence_batches(placed, tokens, shared=processes, on_batch=on_batch),
         draws=plan.label_draws,
         seed=plan.settings.seed,
         with_loss=plan.kernel != "fisher",
     )
+    if processes.world > 1:
+        parts = chain.from_iterable(processes.hand_over(list(parts), placed.language.device))
+    features = join_sequence_parts(parts, n=len(tokens.features))
     kernel = sequence_kernel(features, plan.kernel)
     targets, losses = features.targets.numpy(), features.losses.numpy()
     return SequenceMeasurement(kernel, tokens.indices, targets, losses, time.perf_counter() - start)
@@ -156,8 +170,17 @@ def run_sequence_score(
 
     Returns:
         The result.
+
+    Raises:
+        HandedOver: In all processes but the first.
     """
     start = time.perf_counter()
+    processes = plan.placed.processes
+    if not processes.is_main:
+        for repeat in range(plan.settings.repeats):
+            with processes.until_handed_over():
+                measure_sequences(plan, repeat=repeat)
+        raise HandedOver
     first = measure_sequences(plan, on_batch=on_batch)
     epsilon, seconds_kernel = first.kernel.epsilon, first.seconds
     draws = tuple(assess_sequences(matrix, plan, epsilon) for matrix in first.kernel.matrices)
