@@ -23,7 +23,7 @@ from foretune.ntk.features import TangentFeatures, first_rows, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import tangent_kernel
 from foretune.ntk.probe import CrossFitted
-from foretune.problem import OnBatch, Plan, prepare, stream_batches
+from foretune.problem import OnBatch, Plan, prepare, stream_batches, stream_groups
 from foretune.ranking.budget import parse_budget
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick
@@ -275,14 +275,10 @@ def _train_batches(
     plan: Plan, probes: CrossFitted, n: int, on_batch: OnBatch
 ) -> Iterator[tuple[Tensor, TangentFeatures]]:
     """Features of the first n training rows, each under the probe that has not seen it."""
-    modules = head_modules(plan.placed)
-    for head, fold in zip(probes.heads, probes.folds, strict=True):
-        rows = fold[fold < n].tolist()
-        if not rows:
-            continue
-        with installed(modules, head):
-            for batch in stream_batches(plan, plan.train, rows=rows, on_batch=on_batch):
-                yield batch.rows, batch_features(plan.adapted, batch, plan.reduction)
+    modules, folds = head_modules(plan.placed), [fold[fold < n] for fold in probes.folds]
+    for number, batch in stream_groups(plan, plan.train, folds, on_batch=on_batch):
+        with installed(modules, probes.heads[number]):
+            yield batch.rows, batch_features(plan.adapted, batch, plan.reduction)
 
 
 def _best(scored: Sequence[_Scored], settings: RankSettings) -> list[_Scored]:
