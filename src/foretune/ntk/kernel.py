@@ -155,6 +155,40 @@ def tangent_kernel(
     return TangentKernel(left.sites, kept, blocks, head, reduction, epsilon)
 
 
+def summed_kernel(
+    left: TangentFeatures, right: TangentFeatures | None = None
+) -> tuple[Float64[Array, "draws m n"], Float64[Array, "m n"] | None]:
+    """Multiply features out to the kernel of all sites, without keeping the block of any.
+
+    Equal to `tangent_kernel(left, right).matrices()` and its `head` up to the order of the sums.
+
+    Args:
+        left: Features of the m examples of the rows.
+        right: Features of the n examples of the columns; None takes `left` (exactly symmetric result).
+
+    Returns:
+        D × m × n kernels, one for each draw of A, and the m × n kernel of the trained head or None. Float64.
+
+    Raises:
+        KernelError: If the features do not belong together.
+    """
+    other = left if right is None else right
+    _check_same(left, other, ())
+    k, draws = left.reduction.rows_per_example, [range(draw, draw + 1) for draw in range(left.draws)]
+    shape = (left.draws, left.n * k, other.n * k)
+    total = torch.zeros(shape, dtype=torch.float64, device=left.logits.device)
+    at_once = max(1, ENTRIES // total.numel())
+    for alike in _alike(left, other):
+        for start in range(0, len(alike), at_once):
+            few = alike[start : start + at_once]
+            total += _blocks(left, other, few, draws, range(left.sites[few[0]].rank)).sum(0)
+    head = _head_kernel(left, other)
+    if right is None:
+        total = (total + total.mT) / 2
+        head = None if head is None else (head + head.T) / 2
+    return total.cpu().numpy(), head
+
+
 def _alike(left: TangentFeatures, right: TangentFeatures) -> Iterator[list[int]]:
     """Sites of one shape, as many as are multiplied at once: hundreds of small products would each wait for threads."""
     shapes: dict[tuple[object, ...], list[int]] = {}
