@@ -176,6 +176,7 @@ def test_summary_is_json_ready():
     assert json.loads(json.dumps(found, allow_nan=False)) == found | {
         "condition_number_interval": list(found["condition_number_interval"])
     }
+    assert found.pop("estimated") is None
     assert all(type(value) in (bool, int, float, tuple) for value in found.values())
 
 

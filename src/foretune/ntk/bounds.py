@@ -81,12 +81,26 @@ def risk_bounds(eigen: Eigen, residual: Array, *, sigma: float) -> RiskBounds:
     """
     check_positive("sigma", sigma, "the paper takes 1e-4")
     values = eigen.clipped
-    n = len(residual)
     energy = _energies(eigen, residual)
-    norm = float(np.sum(residual**2))
     shrink = sigma / (sigma + values)
-    risk = float(np.sum(shrink**2 * energy)) / n
-    low, high = float(shrink[0]), float(shrink[-1])
+    risk = float(np.sum(shrink**2 * energy)) / len(residual)
+    return bounds_of_risk(risk, residual, (float(values[0]), float(values[-1])), sigma)
+
+
+def bounds_of_risk(risk: float, residual: Array, ends: tuple[float, float], sigma: float) -> RiskBounds:
+    """Set an empirical risk beside its bounds, whose formulas stand at `RiskBounds`.
+
+    Args:
+        risk: Empirical risk R.
+        residual: n × t array y − f_0(X).
+        ends: Largest and smallest eigenvalue l_1 and l_N; a negative one counts as 0.
+        sigma: Ridge σ > 0.
+
+    Returns:
+        Risk and bounds.
+    """
+    n, norm = len(residual), float(np.sum(residual**2))
+    low, high = (sigma / (sigma + max(end, 0.0)) for end in ends)
     return RiskBounds(
         sigma=float(sigma),
         target="y - f0",

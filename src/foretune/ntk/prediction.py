@@ -139,10 +139,37 @@ def predict_by_regression(
         KernelError: If kernel, targets and outputs do not fit each other.
         DataError: If `evaluation` has no examples.
     """
-    answers = objective.answers(reduction, train.targets)
     targets = reduction.coordinates(objective.encode(train.targets))
     offset = reduction.coordinates(train.f0)
     fit = fit_regression(eigen, targets, offset, ridge=ridge, rows_per_example=reduction.rows_per_example)
+    return predict_from_fit(fit, reduction, objective, train, evaluation=evaluation)
+
+
+def predict_from_fit(
+    fit: KernelRegression,
+    reduction: OutputReduction,
+    objective: Objective,
+    train: Examples,
+    *,
+    evaluation: Evaluation | None = None,
+) -> KernelPrediction:
+    """Judge a fit of the samples, as `predict_by_regression`.
+
+    Args:
+        fit: Of the targets of the output reduction.
+        reduction: Output reduction that the kernel was taken with.
+        objective: What the targets are, and how outputs are judged.
+        train: The training samples.
+        evaluation: Examples to predict.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        KernelError: If kernel, targets and outputs do not fit each other.
+        DataError: If `evaluation` has no examples.
+    """
+    answers = objective.answers(reduction, train.targets)
     scores = {"train": reduction.scores(fit.fitted), "loo": reduction.scores(fit.loo)}
     wanted = {"train": answers, "loo": answers}
     temperature = objective.temperature(scores["loo"], answers)

@@ -88,12 +88,7 @@ def fit_regression(
         (5.12); Rifkin and Lippert 2007, MIT-CSAIL-TR-2007-025 (leave-one-out).
     """
     n, k, n_rows = len(targets), rows_per_example, len(eigen.eigenvalues)
-    if targets.ndim != 2 or targets.shape != offset.shape or n * k != n_rows or (k > 1 and targets.shape[1] != k):
-        raise KernelError(
-            f"targets {targets.shape} and offset {offset.shape} do not fit a kernel of {n_rows} rows, {k} an example"
-        )
-    columns = np.asarray(targets - offset, dtype=np.float64)
-    columns = columns.reshape(n_rows, 1) if k > 1 else columns
+    columns = check_fits(targets, offset, n_rows, k)
     coefficients = eigen.eigenvectors.T @ columns
     rule: Literal["given", "loo"] = "loo" if ridge is None else "given"
     if ridge is None:
@@ -115,6 +110,43 @@ def fit_regression(
         log_evidence=_log_evidence(eigen.clipped, coefficients, float(ridge)),
         n=n,
     )
+
+
+def check_fits(targets: Array, offset: Array, n_rows: int, k: int) -> Array:
+    """Refuse targets that do not belong to a kernel, and lay out what is regressed as its rows are.
+
+    Args:
+        targets: n × t targets y.
+        offset: n × t initial outputs f_0(X), in the coordinates of the targets.
+        n_rows: Rows N of the kernel.
+        k: Rows of an example.
+
+    Returns:
+        y − f_0: N × t, and N × 1 for a block kernel.
+
+    Raises:
+        KernelError: If they do not fit each other.
+    """
+    n = len(targets)
+    if targets.ndim != 2 or targets.shape != offset.shape or n * k != n_rows or (k > 1 and targets.shape[1] != k):
+        raise KernelError(
+            f"targets {targets.shape} and offset {offset.shape} do not fit a kernel of {n_rows} rows, {k} an example"
+        )
+    columns = np.asarray(targets - offset, dtype=np.float64)
+    return columns.reshape(n_rows, 1) if k > 1 else columns
+
+
+def ridge_grid(mean: float) -> Array:
+    """List the ridges that are tried.
+
+    Args:
+        mean: Mean eigenvalue of the kernel.
+
+    Returns:
+        From the largest to the smallest, five for each decade.
+    """
+    low, high = RIDGE_SPAN
+    return np.asarray(mean * np.geomspace(high, low, _POINTS))
 
 
 def predict(fit: KernelRegression, k_eval_train: Array, offset_eval: Array) -> Array:
@@ -149,8 +181,7 @@ def _best_ridge(eigen: Eigen, coefficients: Array, k: int) -> float:
     def loo_error(ridge: float) -> float:
         return float(np.sum(_loo_error(eigen, coefficients, ridge / (values + ridge), k) ** 2))
 
-    low, high = RIDGE_SPAN
-    return minimise_over(loo_error, mean * np.geomspace(high, low, _POINTS))
+    return minimise_over(loo_error, ridge_grid(mean))
 
 
 def _loo_error(eigen: Eigen, coefficients: Array, shrink: Array, k: int) -> Array:

@@ -5,6 +5,7 @@ Performance?", section 3. Everything is float64; eigenvalues are in the units of
 per squared parameter step).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,8 @@ class Spectrum:
         sigma_relative: ρ·trace/N.
         condition_number_relative: κ with `sigma_relative` for σ: unchanged by K → aK.
         effective_dimension_relative: Effective dimension with `sigma_relative` for σ: unchanged by K → aK.
+        estimated: Errors, by name, of the scalars that were estimated because the kernel is too large to decompose
+            (`foretune.ntk.large_spectrum`); None where none was. `n_negative` then counts λ_N alone.
     """
 
     n: int
@@ -88,6 +91,7 @@ class Spectrum:
     sigma_relative: float
     condition_number_relative: float
     effective_dimension_relative: float
+    estimated: Mapping[str, float] | None = None
 
 
 def decompose(kernel: Array) -> Eigen:
@@ -237,7 +241,7 @@ def spectrum(
         stable_rank=total / largest if largest > 0.0 else 0.0,
         participation_ratio=float(1.0 / np.sum((values / total) ** 2)) if total > 0.0 else 0.0,
         entropy_rank=float(np.exp(np.sum(entr(values / total)))) if total > 0.0 else 0.0,
-        decay_exponent=_decay_exponent(values, floor),
+        decay_exponent=decay_exponent(values, floor),
         alignment=None if targets is None else alignment(eigen.kernel, targets, rows_per_example),
         sigma_relative=relative,
         condition_number_relative=_condition_number(values, relative) if relative > 0.0 else 1.0,
@@ -264,7 +268,16 @@ def _condition_number(values: Array, sigma: float) -> float:
     return float((values[0] + sigma) / (values[-1] + sigma))
 
 
-def _decay_exponent(values: Array, floor: float) -> float | None:
+def decay_exponent(values: Array, floor: float) -> float | None:
+    """Fit the power law of a spectrum, as told at `Spectrum.decay_exponent`.
+
+    Args:
+        values: Eigenvalues, descending and not below 0.
+        floor: Ten times this is the least that counts.
+
+    Returns:
+        The exponent; None with fewer than 3 points.
+    """
     index = np.arange(2, len(values) + 1)
     used = values[1:] > 10.0 * floor
     if np.count_nonzero(used) < 3:
