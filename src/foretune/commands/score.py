@@ -134,7 +134,7 @@ def _score(
     if not brief:
         print_plan(log, describe(plan), loaded.words)
     with processes.until_handed_over(), progress(log, "texts through the model", plan.n_passes) as update:
-        result = run_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count))
+        result = run_score(plan, seconds_load=seconds_load, on_batch=lambda count: update(advance=count), output=output)
     if not processes.is_main:
         return None
     if output is not None:

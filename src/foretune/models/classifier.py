@@ -396,6 +396,6 @@ def group_rows(
     Returns:
         Positions of the texts of each batch, longest first.
     """
-    chosen = np.arange(len(encoded.features)) if rows is None else np.asarray(rows)
+    chosen = np.arange(len(encoded.features)) if rows is None else np.asarray(rows, dtype=np.int64)
     order = chosen[np.argsort(-encoded.lengths[chosen], kind="stable")]
     return tuple(order[start : start + batch_size] for start in range(0, len(order), batch_size))

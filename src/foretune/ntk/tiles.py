@@ -47,7 +47,8 @@ class TiledKernel:
     Attributes:
         matrices: D × m·k × n·k float64, one for each draw of A, without the head.
         head: m·k × n·k kernel of the trained head, or None.
-        site_traces: M × D traces of the sites' blocks of the first sample with itself.
+        site_traces: M × D traces of the sites' blocks of the first sample with itself; of its
+            features before they were sketched.
         logits: m × C initial outputs of the first sample.
         epsilon: Machine epsilon of the features.
     """
@@ -126,7 +127,8 @@ def tiled_kernel(
     k, draws = left.plan.reduction.rows_per_example, left.plan.draws
     shape = (left.plan.n * k, other.plan.n * k)
     matrices, head, epsilon = allocate((draws, *shape)), None, 0.0
-    traces, logits = np.zeros((len(left.plan.sites), draws)), []
+    traces: list[Array] = []
+    logits: list[Array] = []
     every = pairs(len(left.plan.spans), None if right is None else len(right.plan.spans))
     for (i, j), product in _products(left, right, every, folder):
         rows, columns = _expanded(left.plan.spans[i], k), _expanded(other.plan.spans[j], k)
@@ -139,9 +141,10 @@ def tiled_kernel(
             if right is None and i != j:
                 target[..., columns, rows] = part.swapaxes(-2, -1)
         if product.logits is not None and product.traces is not None:
-            traces, epsilon = traces + product.traces, product.epsilon
+            epsilon = product.epsilon
+            traces.append(product.traces)
             logits.append(product.logits)
-    return TiledKernel(matrices, head, traces, np.concatenate(logits), epsilon)
+    return TiledKernel(matrices, head, np.sum(traces, axis=0), np.concatenate(logits), epsilon)
 
 
 def _expanded(span: range, k: int) -> slice:

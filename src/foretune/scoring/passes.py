@@ -19,6 +19,8 @@ from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
 from foretune.problem import OnBatch, Plan, fit_probe, stream_batches, stream_groups
 from foretune.processes.group import HandedOver
 from foretune.scoring.shared import Parts, join_kernels
+from foretune.scoring.tiled_pass import Headed, tiled_pass
+from foretune.scoring.tiling import Tiling, let_go
 from foretune.tasks.objective import Targets
 
 
@@ -42,6 +44,8 @@ class Measurement:
         epsilon: Machine epsilon of the features.
         seconds_kernel: Passes over the training samples and their Gram products.
         seconds_evaluation: Passes over the evaluation rows and the cross kernel.
+        sketch_error: Relative error of a sketched kernel in Frobenius norm, estimated, for each draw of A; that of
+            the worst of several heads. None without a sketch.
     """
 
     k_train_train: Array
@@ -59,6 +63,7 @@ class Measurement:
     epsilon: float
     seconds_kernel: float
     seconds_evaluation: float
+    sketch_error: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,19 @@ class _Pass:
     f_eval_0: Array | None
     seconds_kernel: float
     seconds_evaluation: float
+    sketch_error: tuple[float, ...] | None = None
 
 
-def measure(plan: Plan, *, repeat: int = 0, on_batch: OnBatch | None = None) -> Measurement:
+def measure(
+    plan: Plan, *, repeat: int = 0, on_batch: OnBatch | None = None, tiling: Tiling | None = None
+) -> Measurement:
     """Run the passes of one draw of samples.
 
     Args:
         plan: What to do.
         repeat: Which draw of the samples.
         on_batch: Called with the number of examples after each batch.
+        tiling: How the samples are cut into tiles; None takes them at once.
 
     Returns:
         Kernels and initial outputs; several processes share the passes, and the first one has them.
@@ -97,12 +106,17 @@ def measure(plan: Plan, *, repeat: int = 0, on_batch: OnBatch | None = None) -> 
     task = plan.task
     rows, train = plan.redraw(repeat)
     y_train = task.train.labels[rows.train_indices]
-    passes = [one for one in _passes(plan, train, y_train, on_batch) if one is not None]
+    passes = [one for one in _passes(plan, train, y_train, on_batch, tiling) if one is not None]
     if not plan.processes.is_main:
         raise HandedOver
     evaluated = plan.evaluation is not None
+    found = [p.sketch_error for p in passes if p.sketch_error is not None]
+    errors = np.array(found) if found else None
+    head_traces = tuple(
+        float(np.trace(p.k_train_train[0])) for p in passes
+    )  # before their mean takes the first's place
     return Measurement(
-        k_train_train=np.mean([p.k_train_train for p in passes], axis=0),
+        k_train_train=_mean_of([p.k_train_train for p in passes]),
         k_eval_train=_mean([p.k_eval_train for p in passes]),
         head_train_train=_mean([p.head_train_train for p in passes]),
         head_eval_train=_mean([p.head_eval_train for p in passes]),
@@ -115,37 +129,55 @@ def measure(plan: Plan, *, repeat: int = 0, on_batch: OnBatch | None = None) -> 
         site_traces=tuple(
             float(np.mean([p.site_traces[site] for p in passes])) for site in range(len(plan.adapted.sites))
         ),
-        head_traces=tuple(float(np.trace(p.k_train_train[0])) for p in passes),
+        head_traces=head_traces,
         epsilon=passes[0].epsilon,
         seconds_kernel=sum(p.seconds_kernel for p in passes),
         seconds_evaluation=sum(p.seconds_evaluation for p in passes),
+        sketch_error=None if errors is None else tuple(errors.max(axis=0).tolist()),
     )
 
 
 def _mean(arrays: Sequence[Array | None]) -> Array | None:
     computed = [array for array in arrays if array is not None]
-    return np.asarray(np.mean(computed, axis=0)) if computed else None
+    return _mean_of(computed) if computed else None
 
 
-def _passes(plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | None) -> Iterator[_Pass | None]:
+def _mean_of(arrays: Sequence[Array]) -> Array:
+    """The mean; kernels that are mapped from files stay there."""
+    first = arrays[0]
+    if len(arrays) == 1:
+        return first
+    if not isinstance(first, np.memmap):
+        return np.asarray(np.mean(arrays, axis=0))
+    for other in arrays[1:]:
+        first += other
+        let_go(other)
+    first /= len(arrays)
+    let_go(first)
+    return first
+
+
+def _passes(
+    plan: Plan, train: Encoded, y_train: Targets, on_batch: OnBatch | None, tiling: Tiling | None
+) -> Iterator[_Pass | None]:
     """One pass for each head of the policy."""
     settings = plan.settings
     every_row = np.arange(len(y_train))
     if settings.head == "random":
         as_it_is = HeadWeights({})
-        yield _pass(plan, train, [(as_it_is, every_row)], as_it_is, on_batch)
+        yield _pass(plan, train, [(as_it_is, every_row)], as_it_is, on_batch, tiling)
         return
     modules = head_modules(plan.placed)
     if settings.head == "average":
         base = base_of(plan.placed)
         for head in random_heads(base, modules, count=settings.heads, seed=settings.seed):
-            yield _pass(plan, train, [(head, every_row)], head, on_batch)
+            yield _pass(plan, train, [(head, every_row)], head, on_batch, tiling)
         return
     name, layer = list(modules.items())[-1]
     start = time.perf_counter()
     probe = fit_probe(plan, name, layer, y_train, train=train, on_batch=on_batch)
     fitted = time.perf_counter() - start
-    result = _pass(plan, train, list(zip(probe.heads, probe.folds, strict=True)), probe.whole, on_batch)
+    result = _pass(plan, train, list(zip(probe.heads, probe.folds, strict=True)), probe.whole, on_batch, tiling)
     yield None if result is None else replace(result, seconds_kernel=result.seconds_kernel + fitted)
 
 
@@ -155,8 +187,11 @@ def _pass(
     heads: Sequence[tuple[HeadWeights, NDArray[np.int64]]],
     eval_head: HeadWeights,
     on_batch: OnBatch | None,
+    tiling: Tiling | None,
 ) -> _Pass | None:
     """Features of the training rows under the head that each has, then the evaluation rows against them."""
+    if tiling is not None:
+        return _by_tiles(plan, Headed(train, heads), eval_head, on_batch, tiling)
     adapted, reduction = plan.adapted, plan.reduction
     modules = head_modules(plan.placed) if plan.settings.head != "random" else {}
     start = time.perf_counter()
@@ -222,6 +257,33 @@ def _shared_pass(plan: Plan, train: Parts, eval_head: HeadWeights, on_batch: OnB
         f_eval_0=joined.f_eval_0,
         seconds_kernel=time.perf_counter() - start,
         seconds_evaluation=0.0,
+    )
+
+
+def _by_tiles(plan: Plan, train: Headed, eval_head: HeadWeights, on_batch: OnBatch | None, tiling: Tiling) -> _Pass:
+    evaluation = None
+    if plan.evaluation is not None:
+        evaluation = Headed(plan.evaluation, [(eval_head, np.arange(len(plan.evaluation.features)))])
+    found = tiled_pass(plan, train, evaluation, tiling, on_batch)
+    with_head = plan.settings.ntk_params == "adapter+head"
+    for kernel in (found.train, found.cross):
+        if with_head and kernel is not None and kernel.head is not None:
+            for matrix in kernel.matrices:
+                matrix += kernel.head
+            let_go(kernel.matrices)
+    cross = found.cross
+    return _Pass(
+        k_train_train=found.train.matrices,
+        k_eval_train=None if cross is None else cross.matrices,
+        head_train_train=found.train.head,
+        head_eval_train=None if cross is None else cross.head,
+        site_traces=found.train.site_traces,
+        epsilon=found.train.epsilon,
+        f_train_0=found.train.logits,
+        f_eval_0=None if cross is None else cross.logits,
+        seconds_kernel=found.seconds_kernel,
+        seconds_evaluation=found.seconds_evaluation,
+        sketch_error=found.sketch_error,
     )
 
 

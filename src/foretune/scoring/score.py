@@ -8,54 +8,32 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 from peft import PeftConfig
 
 from foretune.arrays import Array
+from foretune.errors import ConfigError
 from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import own_classifier
 from foretune.models.language_model import own_language_model
-from foretune.ntk.bounds import RiskBounds, risk_bounds
-from foretune.ntk.prediction import Evaluation, Examples, KernelPrediction, predict_by_regression
-from foretune.ntk.spectrum import Spectrum, centre, decompose, spectrum
+from foretune.ntk.spectrum import Spectrum
 from foretune.problem import OnBatch, Plan, describe, prepare
 from foretune.processes.group import HandedOver
 from foretune.report.provenance import versions
+from foretune.scoring.assess import Assessment, assess, spectrum_alone
 from foretune.scoring.passes import Measurement, measure
 from foretune.scoring.sequence_plan import prepare_sequence_score
 from foretune.scoring.sequence_score import SequenceScore, run_sequence_score
 from foretune.scoring.spread import summarise_values
+from foretune.scoring.tiling import Tiling, new_array, plan_tiles, scratch_of
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.load import Task
 
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """The numbers of one kernel.
-
-    Attributes:
-        kernel: Spectrum of K.
-        centred: Spectrum of HKH.
-        bounds: Theorem 1 in both forms, with the exact risk.
-        kernel_regression: What kernel regression on the samples predicts.
-        eigenvalues: Of K, descending, as they came.
-        eigenvalues_centred: Of HKH.
-        seconds_spectrum: Spectra and bounds.
-        seconds_regression: Regression.
-    """
-
-    kernel: Spectrum
-    centred: Spectrum
-    bounds: RiskBounds
-    kernel_regression: KernelPrediction
-    eigenvalues: Array
-    eigenvalues_centred: Array
-    seconds_spectrum: float
-    seconds_regression: float
 
 
 @dataclass(frozen=True)
@@ -89,52 +67,6 @@ class ScoreResult:
         return _to_dict(self)
 
 
-def assess(
-    k_train_train: Array,
-    k_eval_train: Array | None,
-    measurement: Measurement,
-    plan: Plan,
-) -> Assessment:
-    """Compute spectrum, bounds and kernel regression of one kernel.
-
-    Args:
-        k_train_train: N × N kernel.
-        k_eval_train: M × N kernel, or None.
-        measurement: Targets and initial outputs that go with it.
-        plan: Objective, output reduction, σ and ridge.
-
-    Returns:
-        The numbers.
-    """
-    start = time.perf_counter()
-    reduction, objective, settings = plan.reduction, plan.task.objective, plan.settings
-    targets = reduction.coordinates(objective.encode(measurement.y_train))
-    residual = targets - reduction.coordinates(measurement.f_train_0)
-    k = reduction.rows_per_example
-    eigen = decompose(k_train_train)
-    eigen_centred = decompose(centre(k_train_train, k))
-    options = {"sigma": settings.sigma, "epsilon": measurement.epsilon}
-    of_k = spectrum(eigen, targets=targets, rows_per_example=k, **options)
-    of_centred = spectrum(eigen_centred, targets=targets, rows_per_example=k, **options)
-    bounds = risk_bounds(eigen, residual, sigma=settings.sigma)
-    middle = time.perf_counter()
-    evaluation = None
-    if k_eval_train is not None and measurement.f_eval_0 is not None and measurement.y_eval is not None:
-        evaluation = Evaluation(measurement.f_eval_0, measurement.y_eval, k_eval_train)
-    train = Examples(measurement.f_train_0, measurement.y_train)
-    predicted = predict_by_regression(eigen, reduction, objective, train, evaluation=evaluation, ridge=settings.ridge)
-    return Assessment(
-        of_k,
-        of_centred,
-        bounds,
-        predicted,
-        eigen.eigenvalues,
-        eigen_centred.eigenvalues,
-        middle - start,
-        time.perf_counter() - middle,
-    )
-
-
 def _draw_assessments(plan: Plan, measurement: Measurement, draws: Iterable[int]) -> tuple[Assessment, ...]:
     k_eval = measurement.k_eval_train
     return tuple(
@@ -148,40 +80,50 @@ def _draw_assessments(plan: Plan, measurement: Measurement, draws: Iterable[int]
     )
 
 
-def run_score(plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None = None) -> ScoreResult:
-    """Carry out a plan.
+def run_score(
+    plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None = None, output: Path | None = None
+) -> ScoreResult:
+    """Carry out a plan, in tiles of samples where they do not fit into the memory.
 
     Args:
         plan: From `prepare`.
         seconds_load: Time that loading took, for the record.
         on_batch: Called with the number of examples after each batch.
+        output: Folder of the run, beside which a score by tiles keeps its files unless its settings name a folder.
 
     Returns:
         The result.
 
     Raises:
+        ConfigError: If the memory is too little for a tile, or for several processes, or a sketch too wide.
+        StoreError: If the files of a score by tiles cannot be kept.
         HandedOver: In all processes but the first.
     """
+    tiling = plan_tiles(plan, output)
+    if tiling is not None and plan.processes.world > 1:
+        raise ConfigError(
+            f"{plan.settings.samples:,} samples do not fit into the memory at once, and several processes keep all of "
+            "theirs: raise --memory, or start one process"
+        )
+    with scratch_of(tiling):
+        return _run_score(plan, tiling, seconds_load, on_batch)
+
+
+def _run_score(plan: Plan, tiling: Tiling | None, seconds_load: float, on_batch: OnBatch | None) -> ScoreResult:
     start = time.perf_counter()
     if not plan.processes.is_main:
         for repeat in range(plan.settings.repeats):
             with plan.processes.until_handed_over():
                 measure(plan, repeat=repeat)
         raise HandedOver
-    first = measure(plan, on_batch=on_batch)
+    first = measure(plan, on_batch=on_batch, tiling=tiling)
     measured = [first]
     draws = _draw_assessments(plan, first, range(plan.adapted.draws))
     repeats = [draws[0]]
     for repeat in range(1, plan.settings.repeats):
-        measured.append(measure(plan, repeat=repeat, on_batch=on_batch))
+        measured.append(measure(plan, repeat=repeat, on_batch=on_batch, tiling=tiling))
         repeats.extend(_draw_assessments(plan, measured[-1], [0]))
-    mean = spectrum(
-        first.k_train_train.mean(axis=0),
-        sigma=plan.settings.sigma,
-        epsilon=first.epsilon,
-        targets=plan.reduction.coordinates(plan.task.objective.encode(first.y_train)),
-        rows_per_example=plan.reduction.rows_per_example,
-    )
+    mean = spectrum_alone(_mean_kernel(first.k_train_train, tiling), first, plan)
     head = None
     if first.head_train_train is not None:
         head = assess(first.head_train_train, first.head_eval_train, first, plan)
@@ -194,6 +136,15 @@ def run_score(plan: Plan, *, seconds_load: float = 0.0, on_batch: OnBatch | None
         "total": seconds_load + time.perf_counter() - start,
     }
     return ScoreResult(plan, first, draws, mean, tuple(repeats), head, seconds)
+
+
+def _mean_kernel(kernels: Array, tiling: Tiling | None) -> Array:
+    """The mean over the draws of A, where the kernels themselves are."""
+    if tiling is None:
+        return np.asarray(kernels.mean(axis=0))
+    if len(kernels) == 1:
+        return np.asanyarray(kernels[0])
+    return np.asarray(np.mean(kernels, axis=0, out=new_array(tiling, "mean", kernels.shape[1:])))
 
 
 @overload
@@ -249,6 +200,12 @@ def _spread(assessments: tuple[Assessment, ...]) -> dict[str, Any] | None:
     return spread | {name: summarise_values(content[name] for content in predicted) for name in names}
 
 
+def _sketch(result: ScoreResult) -> dict[str, Any] | None:
+    if result.measurement.sketch_error is None:
+        return None
+    return {"width": result.plan.settings.sketch, "relative_error": result.measurement.sketch_error[0]}
+
+
 def _to_dict(result: ScoreResult) -> dict[str, Any]:
     plan, own = result.plan, result.draws[0]
     settings, sites = plan.settings, plan.adapted.sites
@@ -287,6 +244,7 @@ def _to_dict(result: ScoreResult) -> dict[str, Any]:
         "head_kernel": head,
         "bounds": dataclasses.asdict(own.bounds),
         "kernel_regression": own.kernel_regression.to_dict(),
+        "sketch": _sketch(result),
         "seconds": dict(result.seconds),
         "versions": versions(),
         "settings": dataclasses.asdict(settings),

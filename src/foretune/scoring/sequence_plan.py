@@ -29,6 +29,9 @@ _OF_CLASSIFIERS = {
     "heads": "no head trains in a language model",
     "ntk_params": "no head trains in a language model",
     "ridge": "no kernel regression is made of a language model",
+    "memory": "a score keeps the gradients of all of a language model's sequences",
+    "scratch": "a score keeps the gradients of all of a language model's sequences",
+    "sketch": "the gradients of a language model are not projected",
 }
 
 

@@ -65,6 +65,12 @@ class ScoreSettings(KernelSample):
         heads: Random heads of `average`; each costs a pass.
         ntk_params: `adapter`, or `adapter+head` to add the trained head's kernel.
         ridge: Ridge δ of the kernel regression; by default chosen by leave-one-out.
+        memory: Memory that features and kernels may take, such as 4GB; by default half of what is free. What does not
+            fit goes through files or is computed again: the kernel is the same. It is for classifiers.
+        scratch: Folder for these files, from which a killed score goes on; none computes again what does not fit. By
+            default a hidden folder beside the output, or one among the system's temporary files.
+        sketch: Numbers that the gradients of one text are projected onto at random, an even number; by default they are
+            taken as they are. The error that it makes is estimated.
     """
 
     samples: Pair = 32
@@ -75,6 +81,19 @@ class ScoreSettings(KernelSample):
     heads: Few = 4
     ntk_params: NtkParams = "adapter"
     ridge: Regularisation | None = None
+    memory: str | None = None
+    scratch: str | None = None
+    sketch: Pair | None = None
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ConfigError: If the memory is no amount of it.
+        """
+        super().__post_init__()
+        if self.memory is not None:
+            parse_bytes("memory", self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
