@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from peft import PeftConfig
@@ -22,6 +23,7 @@ from foretune.ntk.probe import CrossFitted, cross_fit, join_inputs, read_inputs
 from foretune.processes.group import ALONE, Processes
 from foretune.settings.commands import ScoreSettings
 from foretune.settings.groups import Sample
+from foretune.settings.sizes import parse_bytes
 from foretune.tasks.load import Task, TextSplit
 from foretune.tasks.objective import Targets
 from foretune.tasks.outputs import OutputReduction
@@ -303,6 +305,19 @@ def settings_of_pass(task: Task, sample: Sample, *, draws: int = 1, sigma: float
     )
 
 
+def memory_of(settings: ScoreSettings) -> int:
+    """Bytes that features and kernels may take: the setting, or half of the memory that is free.
+
+    Args:
+        settings: Settings.
+
+    Returns:
+        Bytes.
+    """
+    given = settings.memory
+    return int(psutil.virtual_memory().available) // 2 if given is None else parse_bytes("memory", given)
+
+
 def expected_bytes(plan: Plan) -> dict[str, int]:
     """Estimate the memory of the passes.
 
@@ -310,15 +325,16 @@ def expected_bytes(plan: Plan) -> dict[str, int]:
         plan: What will be done.
 
     Returns:
-        Bytes of `weights`, `features` (exact), `activations` (a rough upper figure for transformers: what a
-        forward pass of the largest batch keeps for its backward pass) and their sum `total`.
+        Bytes of `weights`, `features` (exact; at most the memory that they may take), `activations` (a rough upper
+        figure for transformers: what a forward pass of the largest batch keeps for its backward pass) and their sum
+        `total`.
     """
     model, settings = plan.placed, plan.settings
     size = next(iter(model.parameters())).element_size()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     width = sum(adapter.width(plan.adapted.draws) for adapter in plan.adapted.adapters)
     width += sum(group.site.others for group in plan.adapted.groups)
-    features = settings.samples * plan.reduction.n_outputs * width * size
+    features = min(settings.samples * plan.reduction.n_outputs * width * size, memory_of(settings))
     longest = max(int(part.lengths.max()) for part in plan.encoded)
     config = model.config
     hidden = int(getattr(config, "hidden_size", 0) or 0)

@@ -10,7 +10,9 @@ from peft import PeftConfig
 from safetensors.numpy import save_file
 
 from foretune.models.adapter_file import save_adapter
+from foretune.ntk.large_spectrum import DENSE
 from foretune.report.store import to_json, write_json, write_run
+from foretune.report.tensor_file import write_tensors
 from foretune.scoring.figure import spectrum_figure
 from foretune.scoring.report import notes
 from foretune.scoring.score import ScoreResult
@@ -93,7 +95,11 @@ def _save_kernel(result: ScoreResult | SequenceScore, path: Path) -> None:
         "eval_held_out": result.plan.sample.held_out,
         "epsilon": m.epsilon,
     }
-    save_file(arrays, path, metadata={"foretune": to_json(facts)})
+    metadata = {"foretune": to_json(facts)}
+    if len(arrays["K"]) > DENSE:  # safetensors would copy all of them
+        write_tensors(path, arrays, metadata)
+    else:
+        save_file(arrays, path, metadata=metadata)
 
 
 def _save_sequence_kernel(result: SequenceScore, path: Path) -> None:

@@ -254,6 +254,17 @@ def notes(result: dict[str, Any]) -> list[str]:
         )
     data = result["details"]["data"]
     counts = data.get("sample_class_counts", data.get("sample_label_counts", ()))
+    if result["kernel"]["estimated"] is not None:
+        said.append(
+            f"A kernel of {result['kernel']['n']:,} rows is not decomposed: effective dimensions, entropy rank and "
+            "decay exponent are estimates, whose errors stand in result.json."
+        )
+    if result["sketch"] is not None:
+        width, error = result["sketch"]["width"], result["sketch"]["relative_error"]
+        said.append(
+            f"The kernel is that of a random sketch of width {width:,}: in Frobenius norm it is off by about "
+            f"{error:.1%}, and its small eigenvalues are those of the sketch."
+        )
     missing = [name for name, count in zip(data["label_names"], counts, strict=False) if count == 0]
     if missing:
         noun = "class" if "sample_class_counts" in data else "label"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError, StoreError
@@ -23,12 +22,11 @@ from foretune.ntk.feature_sketch import feature_width
 from foretune.ntk.feature_store import Backing
 from foretune.ntk.large_spectrum import DENSE
 from foretune.ntk.tile_files import digest, tensor_digest
-from foretune.problem import Plan
+from foretune.problem import Plan, memory_of
 from foretune.report.folders import beside as hidden_beside
 from foretune.report.folders import disk, hold, place_of, remove
 from foretune.report.provenance import versions
 from foretune.report.store import check_writable, make_folder
-from foretune.settings.sizes import parse_bytes
 
 AGAIN = "none"  # for `scratch`: what does not fit is computed again
 _FLOAT = 8
@@ -76,19 +74,6 @@ class _Needs:
     products: int
 
 
-def memory_of(plan: Plan) -> int:
-    """Bytes that features and kernels may take: the setting, or half of the memory that is free.
-
-    Args:
-        plan: What will be done.
-
-    Returns:
-        Bytes.
-    """
-    given = plan.settings.memory
-    return int(psutil.virtual_memory().available) // 2 if given is None else parse_bytes("memory", given)
-
-
 def _needs(plan: Plan) -> _Needs:
     settings, reduction, adapters = plan.settings, plan.reduction, plan.adapted.adapters
     size = next(iter(plan.placed.parameters())).element_size()
@@ -129,7 +114,7 @@ def plan_tiles(plan: Plan, output: Path | None = None) -> Tiling | None:
         ConfigError: If the memory is too little for one tile, or a sketch is wider than the features.
         StoreError: If the disk has not the room that is needed.
     """
-    settings, needs, memory = plan.settings, _needs(plan), memory_of(plan)
+    settings, needs, memory = plan.settings, _needs(plan), memory_of(plan.settings)
     _check_sketch(plan)
     n = settings.samples
     rows = n * plan.reduction.rows_per_example
