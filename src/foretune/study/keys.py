@@ -17,7 +17,7 @@ from foretune.tasks.load import load_task
 
 SCHEMA = 2
 FORMER = 1  # its keys hashed every setting, so that a new one would have made every cell a new one
-_ELSEWHERE = ("model", "dataset", "device", "report_to", "trust_remote_code")
+_ELSEWHERE = ("model", "dataset", "device", "report_to", "trust_remote_code", "memory", "scratch")
 # What a key counts from: the settings of schema 1 with their defaults as they were then. Frozen: where a default of
 # today changes, a cell that was made with the former one keeps its key.
 BASE: Mapping[str, Mapping[str, Any]] = {
