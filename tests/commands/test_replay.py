@@ -26,7 +26,7 @@ VALUES = {
     "budget": "300k", "equal-size": "300k", "choose": "2",
     "eval-samples": "7", "report-to": "tensorboard", "ridge": "0.5", "warmup-ratio": "0.25", "init": "gaussian",
     "rows": "300",
-    "spend": "2%", "memory": "500MB",
+    "spend": "2%", "memory": "500MB", "scratch": "s", "sketch": "64",
 }  # fmt: skip
 STRUCTURE = {"model": "m", "dataset": "d"}
 
