@@ -20,6 +20,7 @@ FLOORS = [
     ["models"],
     ["ntk"],
     ["problem", "sequence_plan"],
+    ["stream"],
     ["forecasting"],
     ["ledger", "scoring", "ranking", "training"],
     ["trials"],

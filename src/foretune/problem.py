@@ -1,6 +1,6 @@
 """The plan of a score: the placed model, the drawn and tokenised samples, and what they cost."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,20 +12,18 @@ from peft import PeftConfig
 from torch import nn
 
 from foretune.errors import ConfigError
-from foretune.models.adapted import AdaptedModel, Adapter, Batch, Layout
-from foretune.models.classifier import Classifier, Encoded, batches, encode, group_rows
+from foretune.models.adapted import AdaptedModel, Adapter, Layout
+from foretune.models.classifier import Classifier, Encoded, encode
 from foretune.models.groups import base_of
 from foretune.models.head_parts import trained_head
 from foretune.models.placement import place, read_adapters
 from foretune.models.tuner import is_base
 from foretune.ntk.layout import find_layout, used_groups
-from foretune.ntk.probe import CrossFitted, cross_fit, join_inputs, read_inputs
 from foretune.processes.group import ALONE, Processes
 from foretune.settings.commands import ScoreSettings
 from foretune.settings.groups import Sample
 from foretune.settings.sizes import parse_bytes
 from foretune.tasks.load import Task, TextSplit
-from foretune.tasks.objective import Targets
 from foretune.tasks.outputs import OutputReduction
 from foretune.tasks.sampling import Split, n_training, split
 
@@ -98,79 +96,6 @@ class Plan:
         probe = settings.samples if settings.head == "probe" else 0
         evaluated = 0 if self.evaluation is None else len(self.evaluation.features)
         return settings.repeats * (heads * (settings.samples + evaluated) + probe)
-
-
-def stream_batches(plan: Plan, encoded: Encoded, *, on_batch: OnBatch | None = None) -> Iterator[Batch]:
-    """Make this process's batches of a pass, and tell of each once it has been used.
-
-    Args:
-        plan: Tokenizer, batch size, and who shares the pass.
-        encoded: Tokens.
-        on_batch: Called with a number of examples after each batch, with that of all examples in all.
-
-    Yields:
-        Batches.
-    """
-    for _, batch in stream_groups(plan, encoded, [np.arange(len(encoded.features))], on_batch=on_batch):
-        yield batch
-
-
-def stream_groups(
-    plan: Plan, encoded: Encoded, groups: Sequence[NDArray[np.int64]], *, on_batch: OnBatch | None = None
-) -> Iterator[tuple[int, Batch]]:
-    """Make this process's batches of several groups of examples, of which no batch holds two.
-
-    The batches are those of one process, shared out by their tokens, padding included: who takes them changes no bit.
-
-    Args:
-        plan: Tokenizer, batch size, and who shares the pass.
-        encoded: Tokens.
-        groups: Positions of the examples of each group.
-        on_batch: Called with a number of examples after each batch, with that of all examples in all.
-
-    Yields:
-        Number of the group, and a batch of it.
-    """
-    size, lengths = plan.settings.batch_size, encoded.lengths
-    pieces = [
-        (number, rows)
-        for number, group in enumerate(groups)
-        for rows in group_rows(encoded, batch_size=size, rows=group.tolist())
-    ]
-    mine = plan.processes.share([float(lengths[rows].max()) * len(rows) for _, rows in pieces])
-    told = plan.processes.progress([len(pieces[piece][1]) for piece in mine], sum(map(len, groups)))
-    for piece, count in zip(mine, told, strict=True):
-        number, rows = pieces[piece]
-        for batch in batches(encoded, plan.classifier, batch_size=size, rows=rows.tolist()):
-            yield number, batch
-        if on_batch is not None:
-            on_batch(count)
-
-
-def fit_probe(
-    plan: Plan, name: str, layer: nn.Linear, targets: Targets, *, train: Encoded, on_batch: OnBatch | None = None
-) -> CrossFitted:
-    """Fit the output layer on the samples, cross-fitted, after one forward pass over them.
-
-    Args:
-        plan: The model, how the layer is fitted, and who shares the pass.
-        name: Name of the output layer.
-        layer: The output layer.
-        targets: n targets.
-        train: Tokens of the n samples.
-        on_batch: As in `stream_batches`.
-
-    Returns:
-        The layers, the same in all processes.
-    """
-    objective, processes = plan.task.objective, plan.processes
-    stream = stream_batches(plan, train, on_batch=on_batch)
-    own = read_inputs(plan.adapted, {name: layer}, stream, n_outputs=objective.n_outputs)
-    parts, fitted = processes.collect(own), None
-    if processes.is_main:
-        inputs = join_inputs(parts, n=len(targets))
-        fitted = cross_fit(name, layer, inputs, objective, targets, seed=plan.settings.seed)
-    return processes.spread(fitted)
 
 
 def _evaluation_split(task: Task) -> TextSplit:

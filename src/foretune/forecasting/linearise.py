@@ -31,7 +31,8 @@ from foretune.ntk.capture import run_logits
 from foretune.ntk.factors import TokenFactors, join_tokens, token_parts
 from foretune.ntk.premises import check_new_adapters
 from foretune.ntk.probe import CrossFitted, probe_folds
-from foretune.problem import OnBatch, Plan, fit_probe, stream_batches, stream_groups
+from foretune.problem import OnBatch, Plan
+from foretune.stream import fit_probe, stream_batches, stream_groups
 from foretune.tasks.objective import Targets
 
 GIB = 2**30

@@ -23,7 +23,7 @@ from foretune.ntk.features import TangentFeatures, first_rows, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import tangent_kernel
 from foretune.ntk.probe import CrossFitted
-from foretune.problem import OnBatch, Plan, prepare, stream_batches, stream_groups
+from foretune.problem import OnBatch, Plan, prepare
 from foretune.ranking.budget import parse_budget
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick
@@ -33,6 +33,7 @@ from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.settings.commands import METHOD_ROWS, RankSettings
 from foretune.settings.groups import MethodName
 from foretune.settings.spend import parse_spend
+from foretune.stream import stream_batches, stream_groups
 from foretune.tasks.load import Task
 
 OnProgress = Callable[[str, int, int], None]

@@ -16,11 +16,12 @@ from foretune.models.placement import head_modules
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
-from foretune.problem import OnBatch, Plan, fit_probe, stream_batches, stream_groups
+from foretune.problem import OnBatch, Plan
 from foretune.processes.group import HandedOver
 from foretune.scoring.shared import Parts, join_kernels
 from foretune.scoring.tiled_pass import Headed, tiled_pass
 from foretune.scoring.tiling import Tiling, let_go
+from foretune.stream import fit_probe, stream_batches, stream_groups
 from foretune.tasks.objective import Targets
 
 

@@ -21,8 +21,9 @@ from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.tile_files import digest, tensor_digest
 from foretune.ntk.tiles import TiledKernel, tiled_kernel
-from foretune.problem import OnBatch, Plan, stream_groups
+from foretune.problem import OnBatch, Plan
 from foretune.scoring.tiling import Tiling, let_go, new_array
+from foretune.stream import stream_groups
 
 
 @dataclass(frozen=True)
