@@ -77,7 +77,8 @@ class TangentFeatures:
 def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n: int) -> TangentFeatures:
     """Join the features of batches in the order of their examples' positions.
 
-    Every batch is copied to its place as it comes, so that memory holds the whole and one batch.
+    Every batch is copied to its place as it comes, so that memory holds the whole and one batch. A batch that is the
+    whole in order stays as it is.
 
     Args:
         parts: Positions and features of each batch; may be lazy.
@@ -95,6 +96,9 @@ def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n:
         if bool((rows < 0).any()) or bool((rows >= n).any()):
             raise KernelError(f"positions of a batch lie outside 0 … {n - 1}")
         places.append(rows.cpu())
+        if joined is None and torch.equal(places[-1], torch.arange(n)):
+            joined = part
+            continue
         if joined is None:
             joined = _mapped(part, lambda tensor, axis: tensor.new_empty(_resized(tensor, axis, n)))
         joined, alike = in_one_form(joined, part)

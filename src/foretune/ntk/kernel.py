@@ -4,6 +4,7 @@ Gram products are accumulated in float64 whatever the dtype of the features. Blo
 placement is the sum of the blocks of its sites.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from foretune.models.sites import Site
 from foretune.ntk.features import HeadFactor, TangentFeatures, in_one_form
 from foretune.tasks.outputs import OutputReduction
 
-ENTRIES = 8_000_000  # numbers that are laid out at once in float64, 64 MB
+ENTRIES = 2_000_000  # numbers that are laid out at once in float64, 16 MB, unless one site alone has more
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,12 @@ def tangent_kernel(
     draws = [range(left.draws)] if average else [range(draw, draw + 1) for draw in range(left.draws)]
     k = reduction.rows_per_example
     blocks = np.empty((len(left.sites), len(draws), len(kept), left.n * k, other.n * k))
-    for alike in _alike(left, other):
+    groups = list(_alike(left, other))
+    spaces = (_space(left, groups), _space(other, groups) if right is not None else None)
+    for alike in groups:
         start = 0
         for step, rank in enumerate((*kept[:-1], left.sites[alike[0]].rank)):
-            grams = _blocks(left, other, alike, draws, range(start, rank))
+            grams = _blocks(left, other, alike, draws, range(start, rank), spaces)
             if right is None:
                 grams = (grams + grams.mT) / 2
             blocks[alike, :, step] = grams.cpu().numpy()
@@ -200,13 +203,24 @@ def _alike(left: TangentFeatures, right: TangentFeatures) -> Iterator[list[int]]
         yield from (sites[start : start + count] for start in range(0, len(sites), count))
 
 
+def _space(features: TangentFeatures, groups: Sequence[list[int]]) -> Float64[Tensor, " entries"]:
+    """Memory for the largest group's numbers, used for all: new memory costs more to get than the numbers to copy."""
+    entries = max((len(group) * features.b[group[0]].numel() for group in groups), default=0)
+    return torch.empty(entries, dtype=torch.float64, device=features.logits.device)
+
+
 def _blocks(
-    left: TangentFeatures, right: TangentFeatures, sites: list[int], draws: Sequence[range], rows: range
+    left: TangentFeatures,
+    right: TangentFeatures,
+    sites: list[int],
+    draws: Sequence[range],
+    rows: range,
+    spaces: tuple[Tensor, Tensor | None],
 ) -> Float64[Tensor, "sites draws m n"]:
     """Kernels of some rows of A of sites of one shape, the mean over each of some draws."""
     reduction = left.reduction
-    one = _stacked(left, sites, draws, rows)
-    other = one if right is left else _stacked(right, sites, draws, rows)
+    one = _stacked(left, sites, draws, rows, spaces[0])
+    other = one if spaces[1] is None else _stacked(right, sites, draws, rows, spaces[1])
     grams: Tensor = (one @ other.mT).unflatten(0, (len(sites), len(draws))) / len(draws[0])
     for gram, index in zip(grams, sites, strict=True):
         for of_left, of_right in ((left.a[index], right.a[index]), (left.v[index], right.v[index])):
@@ -216,13 +230,13 @@ def _blocks(
 
 
 def _stacked(
-    features: TangentFeatures, sites: list[int], draws: Sequence[range], rows: range
+    features: TangentFeatures, sites: list[int], draws: Sequence[range], rows: range, space: Tensor
 ) -> Float64[Tensor, "matrices rows width"]:
-    """Rows of the kernel of every site and set of draws, as `_rows` lays them out, in one copy."""
+    """Rows of the kernel of every site and set of draws, as `_rows` lays them out, in one copy into a space."""
     first = features.b[sites[0]]
     k, n, _, width = first.shape
     shape = (len(sites), len(draws), n, k, len(draws[0]), len(rows), width)
-    stacked = torch.empty(shape, dtype=torch.float64, device=first.device)
+    stacked = space[: math.prod(shape)].view(shape)
     for place, index in enumerate(sites):
         of_draws = features.b[index].unflatten(2, (features.draws, features.sites[index].rank))
         kept = of_draws[:, :, :, rows.start : rows.stop]
