@@ -18,7 +18,7 @@ help:
 	@echo "make demo-lm  the same of a language model (SmolLM2-135M-Instruct) on the texts alone"
 	@echo "make test     run the test suite"
 	@echo "make check    lint and types"
-	@echo "make bench    cost of the kernel and of simulated runs in passes, and of pricing 10,000 candidates"
+	@echo "make bench    cost of the kernel, also by other ways, and of simulated runs in passes; of pricing 10,000 candidates"
 	@echo "make clean    remove the virtual environment and the demos' runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -52,6 +52,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/one_pass.py
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/simulated_runs.py --quick
+	$(BIN)/python benchmarks/peers.py --quick
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf $(VENV) $(RUN) $(RUN)-data $(RUN_LM) $(RUN_LM)-data
