@@ -16,6 +16,7 @@ from foretune.models.adapted import AdaptedModel, Adapter, Layout
 from foretune.models.classifier import Classifier, Encoded, encode
 from foretune.models.groups import base_of
 from foretune.models.head_parts import trained_head
+from foretune.models.packed import computing_dtype, n_bytes, n_weights
 from foretune.models.placement import place, read_adapters
 from foretune.models.tuner import is_base
 from foretune.ntk.layout import find_layout, used_groups
@@ -255,8 +256,8 @@ def expected_bytes(plan: Plan) -> dict[str, int]:
         `total`.
     """
     model, settings = plan.placed, plan.settings
-    size = next(iter(model.parameters())).element_size()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    size = computing_dtype(model).itemsize
+    weights = sum(map(n_bytes, model.parameters()))
     width = sum(adapter.width(plan.adapted.draws) for adapter in plan.adapted.adapters)
     width += sum(group.site.others for group in plan.adapted.groups)
     features = min(settings.samples * plan.reduction.n_outputs * width * size, memory_of(settings))
@@ -298,9 +299,9 @@ def describe(plan: Plan) -> dict[str, Any]:
         "dataset": task.source,
         "objective": task.objective.to_dict(),
         "architecture": type(base_of(plan.placed)).__name__,
-        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
+        "parameters": sum(n_weights(p) for name, p in plan.placed.named_parameters() if is_base(name)),
         "device": str(plan.classifier.device),
-        "dtype": str(next(iter(plan.placed.parameters())).dtype).removeprefix("torch."),
+        "dtype": str(computing_dtype(plan.placed)).removeprefix("torch."),
         "head": {
             "policy": settings.head,
             "source": plan.classifier.head_source,

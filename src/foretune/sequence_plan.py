@@ -18,6 +18,7 @@ from foretune.models.adapted import AdaptedModel
 from foretune.models.alignment import table_size
 from foretune.models.language_model import LanguageModel
 from foretune.models.output_layer import task_type
+from foretune.models.packed import computing_dtype, n_weights
 from foretune.models.placement import place, read_adapters
 from foretune.models.tuner import is_base
 from foretune.ntk.premises import check_new_adapters
@@ -340,9 +341,9 @@ def describe_sequences(plan: SequencePlan) -> dict[str, Any]:
         "dataset": task.source,
         "objective": {"kind": plan.language.kind, "noun": "tokens", "loss_unit": LOSS_UNIT},
         "architecture": type(model.get_base_model()).__name__,
-        "parameters": sum(p.numel() for name, p in model.named_parameters() if is_base(name)),
+        "parameters": sum(n_weights(p) for name, p in model.named_parameters() if is_base(name)),
         "device": str(plan.language.device),
-        "dtype": str(next(iter(model.parameters())).dtype).removeprefix("torch."),
+        "dtype": str(computing_dtype(model)).removeprefix("torch."),
         "notes": list(plan.language.notes),
         "data": {
             **describe_rows(task, rows),

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from foretune.cli import run
 from foretune.errors import ForetuneError, ModelError
 from foretune.models.classifier import batches, encode, load_classifier
+from foretune.models.form import Form
 from foretune.models.loading import load_parts, model_files, read_skeleton
 from foretune.models.source import locate
 from foretune.tasks.classification import Classification
@@ -576,6 +577,6 @@ def test_the_head_of_a_seed_is_the_same_and_the_generators_stay_as_they_were(tmp
 
 
 def test_parts_are_on_the_processor_and_unchanged(sound):
-    parts = load_parts(str(sound), Classification(NAMES), seed=0, dtype=torch.float32)
+    parts = load_parts(str(sound), Classification(NAMES), seed=0, form=Form(torch.float32, torch.device("cpu")))
     assert parts.new == ("classifier",)
     assert next(parts.model.parameters()).device.type == "cpu"

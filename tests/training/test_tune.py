@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import ConfigError, ModelError, StoreError
-from foretune.models.classifier import load_classifier, resolve_device
+from foretune.models.classifier import load_classifier
+from foretune.models.form import resolve_device
 from foretune.models.placement import lora_config, place
 from foretune.report.terminal import console
 from foretune.settings.commands import TuneSettings

@@ -217,7 +217,11 @@ def load_language_alone(model: ModelConfig, data: DataConfig, splits: "Splits") 
     with quiet():
         task = language_task_of(splits, data)
     language = load_language_model(
-        model.model, dtype=model.dtype, device=model.device, trust_remote_code=model.trust_remote_code
+        model.model,
+        dtype=model.dtype,
+        device=model.device,
+        quantization=model.quantization,
+        trust_remote_code=model.trust_remote_code,
     )
     return language, task
 

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from foretune.errors import ModelError, border
+from foretune.models.dispatched import inputs_device
 from foretune.models.encoder_decoder import decoder_inputs, kind_of
 from foretune.models.output_layer import output_layer
+from foretune.models.packed import PACKS, alias, keep_gradients
 from foretune.models.source import quiet
 
 _CLASSES = "single_label_classification"  # what transformers takes integer labels for
@@ -33,7 +35,7 @@ def sharing_copy(model: Any) -> Any:
         A model of its own that has the same parameters and buffers.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    return copy.deepcopy(model, {id(tensor): alias(tensor) for tensor in tensors})
 
 
 def table_size(model: Any) -> int | None:
@@ -184,6 +186,7 @@ def is_neutral(model: Any, tokenizer: Any, problem_type: str | None) -> bool:
         and all(getattr(config, "return_dict", True) is True for config in _configs(model))
         and not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         and not _input_grad_hooks(model)
+        and not any(getattr(module, PACKS, False) for module in model.modules())
     )
 
 
@@ -201,13 +204,17 @@ def make_neutral(model: Any, tokenizer: Any, problem_type: str | None) -> None:
     """Set what a checkpoint or a user brings from another task so that it does not change what is measured.
 
     The padding token is the tokenizer's; the loss is that of the task; outputs have names; nothing is checkpointed and
-    the embeddings need no gradient, which costs passes and changes no number. A language model keeps no keys and values
+    the embeddings need no gradient, which costs passes and changes no number; 4-bit weights keep the order that has a
+    gradient. A language model keeps no keys and values
     for a next token.
 
     Args:
         model: transformers model, or a peft model of one; changed in place.
         tokenizer: A tokenizer with a padding token.
         problem_type: Kind of the task in transformers' words; None for a language model.
+
+    Raises:
+        ModelError: If 4-bit weights are in the order that has none.
     """
     for config in (model.config, _texts_config(model)):
         config.pad_token_id = tokenizer.pad_token_id  # after the layers are made: their offsets stay
@@ -222,6 +229,7 @@ def make_neutral(model: Any, tokenizer: Any, problem_type: str | None) -> None:
             module.gradient_checkpointing = False
     for hooks, number in _input_grad_hooks(model):
         del hooks[number]
+    keep_gradients(model)
 
 
 @contextmanager
@@ -239,7 +247,7 @@ def _padded(texts: Sequence[str], model: Any, tokenizer: Any) -> Any:
 
 
 def _logits(trial: Any, inputs: Any) -> Any:
-    device = next(iter(trial.parameters())).device
+    device = inputs_device(trial)
     return getattr(trial(**{name: tensor.to(device) for name, tensor in inputs.items()}), "logits", None)
 
 

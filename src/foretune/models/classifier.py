@@ -1,9 +1,8 @@
 """Models and tokenizers: load a classifier, check it, turn texts into batches of token ids."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +24,13 @@ from foretune.models.alignment import (
     sharing_copy,
     try_out,
 )
+from foretune.models.dispatched import inputs_device
+from foretune.models.form import form_of
+from foretune.models.head_parts import check_head_plain
 from foretune.models.loading import load_parts
+from foretune.models.packed import unpacked
 from foretune.models.source import quiet, shown_source
-from foretune.settings.groups import Dtype, LabelKind, ModelConfig
+from foretune.settings.groups import LabelKind, ModelConfig
 from foretune.tasks.kinds import objective_of
 from foretune.tasks.objective import Objective
 
@@ -56,9 +59,8 @@ class Classifier:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        device: torch.device = next(iter(self.model.parameters())).device
-        return device
+        """Device of the inputs."""
+        return inputs_device(self.model)
 
 
 @dataclass(frozen=True)
@@ -81,30 +83,6 @@ class Encoded:
         return np.array([len(feature["input_ids"]) for feature in self.features])
 
 
-def resolve_device(name: str) -> torch.device:
-    """Resolve `auto` to the GPU if there is one, under a launcher to that of this process.
-
-    Args:
-        name: `auto`, `cpu`, `cuda`, `cuda:1`, …
-
-    Returns:
-        The device.
-
-    Raises:
-        ModelError: If the device does not exist here.
-    """
-    if name == "auto":
-        # a launcher of several processes numbers them; each has its own GPU
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {name!r} is not available here: use 'auto' or 'cpu'") from error
-    return device
-
-
 def load_classifier(
     source: str,
     *,
@@ -113,6 +91,7 @@ def load_classifier(
     task: LabelKind = "classification",
     dtype: str = "float32",
     device: str = "auto",
+    quantization: str = "none",
     trust_remote_code: bool = False,
 ) -> Classifier:
     """Load a pretrained model with a head for the given outputs.
@@ -126,7 +105,8 @@ def load_classifier(
         seed: Seed of a new head.
         task: What the outputs are: logits of classes, numbers, or logits of labels that are each there or not.
         dtype: One of `foretune.settings.groups.Dtype`.
-        device: As `resolve_device`.
+        device: As `foretune.models.form.form_of`.
+        quantization: One of `foretune.settings.groups.Quantization`.
         trust_remote_code: Whether code from the model's repository may run.
 
     Returns:
@@ -135,15 +115,13 @@ def load_classifier(
     Raises:
         ModelError: If it cannot be loaded, its weights do not fit its architecture, or one is not finite.
     """
-    precision = dtype_of(dtype)
-    target = resolve_device(device)
+    form = form_of(dtype, device, quantization)
     objective = objective_of(task, label_names)
-    loaded = load_parts(source, objective, seed=seed, dtype=precision, trust_remote_code=trust_remote_code)
+    loaded = load_parts(source, objective, seed=seed, form=form, trust_remote_code=trust_remote_code)
     tokenizer = pad_tokenizer(loaded.tokenizer)
     check_padding(loaded.model, tokenizer)
     make_neutral(loaded.model, tokenizer, objective.problem_type)
-    with border(ModelError, f"cannot put model {shown_source(source)} on the device {str(target)!r}"):
-        model = loaded.model.eval().to(target)
+    model = form.settle(loaded.model, f"model {shown_source(source)}")
     check_finite(model)
     try_out(model, tokenizer, f"model {shown_source(source)}")
     head_source = f"seed {seed}" if loaded.new else "checkpoint"
@@ -185,6 +163,7 @@ def own_classifier(model: Any, tokenizer: Any, objective: Objective, *, bare: bo
             f"the model has {config.num_labels} outputs, the data set needs {n_outputs} ({objective.kind}): "
             f"load the model with num_labels={n_outputs}"
         )
+    check_head_plain(base)
     name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     tokenizer = pad_tokenizer(tokenizer)
     check_padding(base, tokenizer)
@@ -218,24 +197,6 @@ def check_own(model: nn.Module, tokenizer: Any, *, bare: bool) -> None:
         )
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """Resolve the name of a precision.
-
-    Args:
-        name: One of `foretune.settings.groups.Dtype`.
-
-    Returns:
-        torch's.
-
-    Raises:
-        ModelError: If there is no such.
-    """
-    if name not in get_args(Dtype):
-        raise ModelError(f"unknown dtype {name!r}: use one of {', '.join(get_args(Dtype))}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
-
-
 def load_model(config: ModelConfig, objective: Objective, seed: int) -> Classifier:
     """Load the model that the settings name, as `load_classifier` does.
 
@@ -254,6 +215,7 @@ def load_model(config: ModelConfig, objective: Objective, seed: int) -> Classifi
         task=objective.kind,
         dtype=config.dtype,
         device=config.device,
+        quantization=config.quantization,
         trust_remote_code=config.trust_remote_code,
     )
 
@@ -268,7 +230,8 @@ def check_finite(model: nn.Module) -> None:
         ModelError: Naming the first parameter with an infinite or undefined entry.
     """
     for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
+        numbers = unpacked(parameter)
+        if numbers is not None and not bool(torch.isfinite(numbers).all()):
             raise ModelError(f"weights {name!r} of the model are not finite: load another checkpoint or dtype")
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from foretune.errors import PlacementError
 from foretune.models.output_layer import output_layer
+from foretune.models.packed import holds_packed, is_packed
 
 PEFT_BASE = "base_model.model."  # where peft puts the model
 _POOLER = "pooler"
@@ -46,6 +47,29 @@ def head_parts(model: nn.Module) -> tuple[str, ...]:
     beside = [name for name, child in model.named_children() if child is not base and _has_parameters(child)]
     order = {name: place for place, (name, _) in enumerate(model.named_modules())}
     return tuple(sorted([*poolers, *beside], key=order.__getitem__))
+
+
+def check_head_plain(model: nn.Module) -> None:
+    """Refuse a head that is quantised: it trains.
+
+    Args:
+        model: transformers sequence classifier, with adapters or without.
+
+    Raises:
+        PlacementError: Naming the part, and how the model is loaded without that.
+    """
+    if not holds_packed(model):
+        return
+    # of a new head the library may have made the module, and nothing to pack
+    quantised = {type(module) for module in model.modules() if any(map(is_packed, module.parameters(recurse=False)))}
+    for part in head_parts(model):
+        inner = model.get_submodule(part)
+        packed = any(map(is_packed, inner.parameters()))
+        if packed or any(type(module) in quantised - {nn.Linear} for module in inner.modules()):
+            raise PlacementError(
+                f"the head {part!r} is quantised, and it trains: load the model with modules_to_not_convert={[part]!r}"
+                f" (of BitsAndBytesConfig llm_int8_skip_modules={[part]!r})"
+            )
 
 
 def in_head(name: str, parts: tuple[str, ...]) -> bool:
@@ -206,6 +230,8 @@ def _new_pooler(name: str, module: nn.Module, deviation: float | None) -> bool:
         return False
     # a pooler that was distilled or cut out of a larger model can have biases of 0 and is not new (MiniLM's)
     matrices = [parameter for parameter in module.parameters() if parameter.ndim > 1 and not parameter.is_meta]
+    if any(map(is_packed, matrices)):  # it cannot train, and was there to be quantised
+        return False
     return deviation is None or all(_as_drawn(matrix, deviation) for matrix in matrices)
 
 

@@ -6,6 +6,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from foretune.models.packed import unpacked
 from foretune.models.sites import split_name
 from foretune.models.tuner import is_base
 
@@ -31,7 +32,8 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in backbone.named_parameters():
         if split_name(name)[0] is None or not is_base(name):
             continue
-        few = parameter.detach().flatten()[:FEW].to("cpu")
+        plain_numbers = unpacked(parameter)
+        few = torch.empty(0) if plain_numbers is None else plain_numbers.flatten()[:FEW].to("cpu")
         numbers = few.to(torch.bfloat16).view(torch.int16) if few.is_floating_point() else few
         parts.append(repr(tuple(parameter.shape)).encode() + numbers.contiguous().numpy().tobytes())
     digest = hashlib.sha256()

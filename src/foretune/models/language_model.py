@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from foretune.errors import ModelError, border, few
+from foretune.errors import ModelError, few
 from foretune.language.encode import SHIFT, collate
 from foretune.models.alignment import (
     check_padding,
@@ -27,8 +27,10 @@ from foretune.models.alignment import (
     try_language,
 )
 from foretune.models.checkpoint import CheckpointNames, backbone_prefix, check_backbone
-from foretune.models.classifier import check_finite, check_own, dtype_of, position_limit, resolve_device
+from foretune.models.classifier import check_finite, check_own, position_limit
+from foretune.models.dispatched import inputs_device
 from foretune.models.encoder_decoder import decoder_inputs, kind_of
+from foretune.models.form import form_of
 from foretune.models.loading import read_config, read_tokenizer, read_weights
 from foretune.models.output_layer import output_layer
 from foretune.models.placement import lora_config, place
@@ -65,9 +67,8 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        device: torch.device = next(iter(self.model.parameters())).device
-        return device
+        """Device of the inputs."""
+        return inputs_device(self.model)
 
     @property
     def kind(self) -> LanguageKind:
@@ -139,7 +140,12 @@ def language_kind(source: str, *, trust_remote_code: bool = False) -> LanguageKi
 
 
 def load_language_model(
-    source: str, *, dtype: str = "float32", device: str = "auto", trust_remote_code: bool = False
+    source: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    quantization: str = "none",
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """Load a pretrained language model: of an encoder-decoder the one that writes, else a causal one.
 
@@ -150,7 +156,8 @@ def load_language_model(
     Args:
         source: Local folder or hub id.
         dtype: One of `foretune.settings.groups.Dtype`.
-        device: As `foretune.models.classifier.resolve_device`.
+        device: As `foretune.models.form.form_of`.
+        quantization: One of `foretune.settings.groups.Quantization`.
         trust_remote_code: Whether code from the model's repository may run.
 
     Returns:
@@ -160,8 +167,7 @@ def load_language_model(
         ModelError: If it cannot be loaded or is no language model, its weights are not those of its
             architecture, one is not finite, or the tokenizer has tokens that the model has no embedding for.
     """
-    precision = dtype_of(dtype)
-    target = resolve_device(device)
+    form = form_of(dtype, device, quantization)
     config = read_config(source, trust_remote_code=trust_remote_code)
     named = f"model {shown_source(source)}"
     _check_architecture(config, named, trust_remote_code=trust_remote_code)
@@ -175,7 +181,7 @@ def load_language_model(
         source,
         config,
         seed=0,
-        dtype=precision,
+        form=form,
         trust_remote_code=trust_remote_code,
     )
     with reading(source, "model"):
@@ -185,8 +191,7 @@ def load_language_model(
     check_padding(model, tokenizer)
     _check_vocabulary(model, tokenizer, named)
     make_neutral(model, tokenizer, None)
-    with border(ModelError, f"cannot put {named} on the device {str(target)!r}"):
-        model = model.eval().to(target)
+    model = form.settle(model, named)
     check_finite(model)
     try_language(model, tokenizer, named)
     return LanguageModel(source, model, tokenizer, _notes(model, names.unexpected))

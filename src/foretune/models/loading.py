@@ -20,7 +20,8 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 from foretune.errors import ModelError, border
-from foretune.models.checkpoint import CheckpointNames, ClassNames, check_backbone, follow_names
+from foretune.models.checkpoint import CheckpointNames, ClassNames, backbone_prefix, check_backbone, follow_names
+from foretune.models.form import Form
 from foretune.models.source import (
     check_config,
     check_numbers,
@@ -92,16 +93,14 @@ def read_config(source: str, *, trust_remote_code: bool = False) -> Any:
     return config
 
 
-def load_parts(
-    source: str, objective: Objective, *, seed: int, dtype: torch.dtype, trust_remote_code: bool = False
-) -> Loaded:
+def load_parts(source: str, objective: Objective, *, seed: int, form: Form, trust_remote_code: bool = False) -> Loaded:
     """Read a model with a head for the outputs of a task, and its tokenizer.
 
     Args:
         source: Local folder or hub id.
         objective: The task; a head in the checkpoint that has its names in another order follows.
         seed: Seed of a new head; the global generators are left as they were.
-        dtype: Of the weights.
+        form: In which form the weights are loaded.
         trust_remote_code: Whether code from the model's repository may run.
 
     Returns:
@@ -126,7 +125,7 @@ def load_parts(
         source,
         config,
         seed=seed,
-        dtype=dtype,
+        form=form,
         trust_remote_code=trust_remote_code,
     )
     with reading(source, "model"):
@@ -136,7 +135,7 @@ def load_parts(
 
 
 def read_weights(
-    kind: Any, source: str, config: Any, *, seed: int, dtype: torch.dtype, trust_remote_code: bool
+    kind: Any, source: str, config: Any, *, seed: int, form: Form, trust_remote_code: bool
 ) -> tuple[Any, CheckpointNames]:
     """Read the weights of a model; what the checkpoint does not give is drawn, for the caller to refuse or to keep.
 
@@ -145,7 +144,7 @@ def read_weights(
         source: Local folder or hub id.
         config: transformers' configuration.
         seed: Seed of what is drawn; the global generators are left as they were.
-        dtype: Of the weights.
+        form: In which form the weights are loaded.
         trust_remote_code: Whether code from the model's repository may run.
 
     Returns:
@@ -154,17 +153,38 @@ def read_weights(
     Raises:
         ModelError: If it cannot be loaded.
     """
+    head: tuple[str, ...] = ()
     with reading(source, "model"), quiet(), _seeded(seed):
+        if form.quantization != "none":
+            head = unquantised(kind, config, trust_remote_code=trust_remote_code)
         model, info = kind.from_pretrained(
             locate(source),
             config=config,
-            dtype=dtype,
+            **form.arguments(config, f"model {shown_source(source)}", head),
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # a head for other outputs is replaced; anything else is refused
             output_loading_info=True,
             trust_remote_code=trust_remote_code,
         )
     return model, _names(info)
+
+
+def unquantised(kind: Any, config: Any, *, trust_remote_code: bool) -> tuple[str, ...]:
+    """Name what of a model is never quantised: all that lies on its backbone, and poolers.
+
+    Args:
+        kind: One of transformers' automatic classes.
+        config: transformers' configuration.
+        trust_remote_code: Whether code from the model's repository may run.
+
+    Returns:
+        Module paths.
+    """
+    with torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=trust_remote_code)
+    prefix = backbone_prefix(model)
+    beside = [name for name, _ in model.named_children() if f"{name}." != prefix]
+    return (*beside, *(name for name, _ in model.named_modules() if name.rsplit(".", 1)[-1] == "pooler"))
 
 
 def _names(info: Any) -> CheckpointNames:

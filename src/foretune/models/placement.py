@@ -4,7 +4,6 @@ Nothing here computes a gradient; `read_adapters` turns a peft model into the pl
 pass works on.
 """
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,11 +16,13 @@ from torch import nn
 from foretune.errors import PlacementError, border
 from foretune.models.adapted import AdaptedModel
 from foretune.models.closed_forms import read_closed_forms
+from foretune.models.dispatched import bring_adapters, check_head_here
 from foretune.models.groups import base_of, read_groups
 from foretune.models.head_parts import head_parts, in_head, modules_to_save, trained_head, with_head
 from foretune.models.linear_modules import beside_experts, fused_experts, linear_in_head
 from foretune.models.lora import RANDOM_INITS, draw_a, draw_rows, lora_layers
 from foretune.models.output_layer import CLASSIFIER, output_layer, task_type
+from foretune.models.packed import copied
 from foretune.models.reading import switched_off
 from foretune.models.refusals import check_config, check_layers_exist, refused
 from foretune.models.sites import split_name
@@ -118,8 +119,10 @@ def place(model: nn.Module, config: PeftConfig, *, seed: int, inplace: bool = Fa
     """
     check_config(model, config)
     config = with_head(model, config)
+    if config.task_type == CLASSIFIER:
+        check_head_here(model, head_parts(model))
     if not inplace:
-        model = copy.deepcopy(model)
+        model = copied(model)
     with warnings.catch_warnings(), torch.random.fork_rng():
         # peft sets fan_in_fan_out right by itself, and asks transformers 5 for a property that it deprecates
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")
@@ -131,6 +134,7 @@ def place(model: nn.Module, config: PeftConfig, *, seed: int, inplace: bool = Fa
         with border(PlacementError, refused(model, config)):
             placed = get_peft_model(model, config)
         _check_output(placed)
+        bring_adapters(placed, str(placed.active_adapter))
         for name, parameter in placed.named_parameters():
             if ".ranknum." in name:  # a number of AdaLoRA's, which peft means to freeze and on a GPU does not
                 parameter.requires_grad_(False)

@@ -10,7 +10,9 @@ from torch import nn
 from foretune.errors import PlacementError, few
 from foretune.models.head_parts import head_parts, in_head
 from foretune.models.linear_modules import linear_names
+from foretune.models.lora import RANDOM_INITS
 from foretune.models.output_layer import CLASSIFIER, output_layer, task_type
+from foretune.models.packed import is_packed
 from foretune.models.sites import split_name
 from foretune.models.tuner import is_plain_kind, method_name
 
@@ -43,6 +45,11 @@ def check_config(model: nn.Module, config: PeftConfig) -> None:
 def _check_lora(model: nn.Module, config: LoraConfig) -> None:
     if config.r < 1 or any(rank < 1 for rank in (config.rank_pattern or {}).values()):
         raise PlacementError(f"rank r = {config.r}, pattern {config.rank_pattern}: every rank must be at least 1")
+    if config.init_lora_weights not in RANDOM_INITS and any(p.is_meta or is_packed(p) for p in model.parameters()):
+        raise PlacementError(
+            f"init_lora_weights={config.init_lora_weights!r} needs the weights at hand, and some are quantised or "
+            "offloaded: use True or 'gaussian'"
+        )
     names = linear_names(model)
     if not names:
         raise PlacementError(f"{type(model).__name__} has no linear modules beside its head: LoRA has none to adapt")

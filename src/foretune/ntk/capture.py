@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from foretune.arrays import Array
 from foretune.errors import KernelError, reason
 from foretune.models.adapted import AdaptedModel, Batch
-from foretune.ntk.premises import check_eval_mode, check_finite, check_logits, frozen, hooked, leaves_of, named_outputs
+from foretune.models.packed import computing_dtype
+from foretune.ntk.premises import (
+    check_eval_mode,
+    check_finite,
+    check_logits,
+    frozen,
+    hooked,
+    leaves_of,
+    named_outputs,
+    passing_gradients,
+)
 
 HALF_PRECISION = 2e-2  # relative error that half precision explains
 Receive = Callable[[int, Tensor], None]
@@ -83,11 +93,16 @@ def run_logits(adapted: AdaptedModel, batch: Batch) -> Tensor:
     Raises:
         KernelError: If the model refuses the inputs, as BART does texts with ends in their midst.
     """
-    with adapted.forward(), named_outputs(adapted.model):
+    with adapted.forward():
+        return _logits(adapted.model, batch)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    with named_outputs(model):
         try:
-            output = adapted.model(**batch.inputs)
+            output = model(**batch.inputs)
         except ValueError as error:
-            raise KernelError(f"{type(adapted.model).__name__} refuses the texts: {reason(error)}") from error
+            raise KernelError(f"{type(model).__name__} refuses the texts: {reason(error)}") from error
     logits: Tensor = output[0] if isinstance(output, tuple) else output.logits
     return logits
 
@@ -135,9 +150,17 @@ def observe_totals(
     """
     used, reached = set[str](), set[str]()
     output = 0
+    going_back = False
 
     def hook(name: str) -> Callable[..., Tensor]:
         def forward(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+            if going_back:  # a checkpoint runs its part again for the tensors that it saves: this is no other use
+                return hooked(result)
+            if not torch.is_grad_enabled():
+                raise KernelError(
+                    f"module {name!r} runs without gradients, as in a checkpoint with use_reentrant=True: switch "
+                    "checkpointing off, or use use_reentrant=False"
+                )
             used.add(name)
             with torch.no_grad():
                 receive = on_use(name, args[0].detach(), result.detach())
@@ -155,13 +178,16 @@ def observe_totals(
 
     handles = [module.register_forward_hook(hook(name)) for name, module in adapted.modules.items()]
     try:
-        with frozen(adapted.model), torch.enable_grad():
-            logits = run_logits(adapted, batch)
-            numbers = totals(logits)
-            ends = leaves_of(logits)
-            for output in range(len(numbers) if ends else 0):
-                retain = output + 1 < len(numbers)
-                torch.autograd.grad(numbers[output], ends, retain_graph=retain, allow_unused=True)
+        # the adapters stay as in the forward pass until the last backward pass: a checkpoint runs its part again
+        with frozen(adapted.model), passing_gradients(adapted.model), torch.enable_grad(), adapted.forward():
+            logits = _logits(adapted.model, batch)
+            going_back = True
+            with torch.autocast(logits.device.type, enabled=False):  # mixed precision ends with the forward pass
+                numbers = totals(logits)
+                ends = leaves_of(logits)
+                for output in range(len(numbers) if ends else 0):
+                    retain = output + 1 < len(numbers)
+                    torch.autograd.grad(numbers[output], ends, retain_graph=retain, allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
@@ -343,5 +369,6 @@ class Uses:
 
     def _joined(self, tensors: list[Tensor], width: str) -> Tensor:
         if not tensors:  # an expert that none of these examples meets
-            return next(self._module.parameters()).new_zeros(self._n, 0, int(getattr(self._module, width)))
+            device, size = next(self._module.parameters()).device, int(getattr(self._module, width))
+            return torch.zeros(self._n, 0, size, dtype=computing_dtype(self._module), device=device)
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)

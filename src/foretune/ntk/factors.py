@@ -204,6 +204,10 @@ class KeepTokens:
         Returns:
             Factors of the batch.
         """
+        device = logits.device  # layers may lie on several
+        for kept in (self._counts, self._h, self._g):
+            kept[:] = [tensor.to(device) for tensor in kept]
+        self._inputs = self._inputs.to(device)
         return TokenParts(rows.to(logits.device), self._counts, self._h, self._reads, self._g, self._inputs, logits)
 
 

@@ -102,7 +102,7 @@ def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n:
         if joined is None:
             joined = _mapped(part, lambda tensor, axis: tensor.new_empty(_resized(tensor, axis, n)))
         joined, alike = in_one_form(joined, part)
-        _copy(alike, joined, rows.to(alike.logits.device))
+        _copy(alike, joined, rows)
     sample_order(torch.cat(places), n)
     assert joined is not None
     return joined
@@ -157,10 +157,11 @@ def _tensors(features: TangentFeatures) -> Iterator[tuple[Tensor, int]]:
 
 def _copy(part: TangentFeatures, joined: TangentFeatures, rows: Tensor) -> None:
     for (source, axis), (target, _) in zip(_tensors(part), _tensors(joined), strict=True):
+        here = rows.to(target.device)  # layers may lie on several devices
         if axis:
-            target[:, rows] = source  # far faster on a CPU than index_copy_ along the second axis
+            target[:, here] = source  # far faster on a CPU than index_copy_ along the second axis
         else:
-            target[rows] = source
+            target[here] = source
 
 
 def _mapped(features: TangentFeatures, change: Callable[[Tensor, int], Tensor]) -> TangentFeatures:

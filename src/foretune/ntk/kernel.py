@@ -181,10 +181,12 @@ def summed_kernel(
     shape = (left.draws, left.n * k, other.n * k)
     total = torch.zeros(shape, dtype=torch.float64, device=left.logits.device)
     at_once = max(1, ENTRIES // total.numel())
-    for alike in _alike(left, other):
+    groups = list(_alike(left, other))
+    spaces = (_space(left, groups), _space(other, groups) if right is not None else None)
+    for alike in groups:
         for start in range(0, len(alike), at_once):
             few = alike[start : start + at_once]
-            total += _blocks(left, other, few, draws, range(left.sites[few[0]].rank)).sum(0)
+            total += _blocks(left, other, few, draws, range(left.sites[few[0]].rank), spaces).sum(0)
     head = _head_kernel(left, other)
     if right is None:
         total = (total + total.mT) / 2
@@ -225,7 +227,7 @@ def _blocks(
     for gram, index in zip(grams, sites, strict=True):
         for of_left, of_right in ((left.a[index], right.a[index]), (left.v[index], right.v[index])):
             if of_left is not None and of_right is not None:
-                gram += _gram(of_left, of_right, reduction)
+                gram += _gram(of_left, of_right, reduction).to(gram.device)  # layers may lie on several devices
     return reduction.scale * grams
 
 
@@ -250,7 +252,7 @@ def _head_kernel(left: TangentFeatures, right: TangentFeatures) -> Array | None:
         return None
     one, other = in_one_form(left, right)
     grams = [_head_gram(*factors, left.reduction) for factors in zip(one.head, other.head, strict=True)]
-    return np.asarray(left.reduction.scale * torch.stack(grams).sum(0).cpu().numpy())
+    return np.asarray(left.reduction.scale * torch.stack([gram.cpu() for gram in grams]).sum(0).numpy())
 
 
 def _head_gram(left: HeadFactor, right: HeadFactor, reduction: OutputReduction) -> Float64[Tensor, "m n"]:

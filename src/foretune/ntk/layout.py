@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foretune.errors import KernelError, border
 from foretune.models.adapted import AdaptedModel, Batch, Group, Layout
 from foretune.models.classifier import Classifier, Encoded, batches
+from foretune.models.packed import holds_packed
 from foretune.ntk.capture import Directions, Receive, observe
 from foretune.ntk.general import idle_groups, runs_by_module
 from foretune.ntk.jacobian import batch_features
@@ -165,12 +166,14 @@ def _change(alone: Sequence[Tensor], together: Sequence[Tensor]) -> float:
 
 def _leaks(change_of_outputs: float, change: Callable[[], float], model: nn.Module) -> bool:
     """Whether a change is more than rounding."""
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point()]
-    if any(torch.finfo(tensor.dtype).eps > 1e-6 for tensor in tensors):
+    every = [*model.parameters(), *model.buffers()]
+    tensors = [tensor for tensor in every if tensor.is_floating_point()]
+    integers = any(not parameter.is_floating_point() for parameter in model.parameters())  # inputs may be rounded too
+    if integers or any(torch.finfo(tensor.dtype).eps > 1e-6 for tensor in tensors):
         return change_of_outputs > HALF
     if change_of_outputs <= ROUNDING or change_of_outputs > CERTAIN:
         return change_of_outputs > CERTAIN
-    if sum(tensor.numel() for tensor in tensors) > LARGEST:
+    if holds_packed(model) or sum(tensor.numel() for tensor in tensors) > LARGEST:
         return change_of_outputs > CERTAIN / 3.0
     try:
         with _in_float64(tensors):

@@ -1,6 +1,6 @@
 """What a pass over a model takes for granted, checked or made so."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foretune.errors import KernelError
 from foretune.models.adapted import AdaptedModel
+from foretune.models.packed import is_packed
 
 
 @contextmanager
@@ -29,6 +30,43 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def passing_gradients(model: nn.Module) -> Iterator[None]:
+    """Refuse, for the time of a context, quantised modules that cut the way of the gradients to their inputs.
+
+    Args:
+        model: Any model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KernelError: Naming the module.
+    """
+
+    def check(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            gave = any(isinstance(part, Tensor) and part.requires_grad for part in args)
+            if gave and torch.is_grad_enabled() and isinstance(result, Tensor) and not result.requires_grad:
+                raise KernelError(
+                    f"the quantised module {name!r} hands no gradient on to its inputs, and every kernel needs it: "
+                    "quantise with another library or type"
+                )
+
+        return after
+
+    handles = [
+        module.register_forward_hook(check(name))
+        for name, module in model.named_modules()
+        if any(map(is_packed, module.parameters(recurse=False)))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_eval_mode(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from foretune.errors import ConfigError, DataError, shown
 from foretune.forecasting.linearise import GIB, free_bytes
 from foretune.language.rows import LanguageTask
 from foretune.models.language_model import LanguageModel
+from foretune.models.packed import computing_dtype, n_bytes
 from foretune.models.placement import read_adapters
 from foretune.ntk.sequence_features import SequenceKernelName, check_kernel_name, feature_bytes
 from foretune.sequence_plan import (
@@ -147,8 +148,8 @@ def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
         `total`.
     """
     model, adapted, settings = plan.placed.placed, plan.placed.adapted, plan.settings
-    size = next(iter(model.parameters())).element_size()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    size = computing_dtype(model).itemsize
+    weights = sum(map(n_bytes, model.parameters()))
     outputs = plan.label_draws or 1
     counted = feature_bytes(
         adapted,

@@ -25,6 +25,7 @@ from foretune.settings.ranges import (
 from foretune.settings.spend import parse_spend
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Quantization = Literal["none", "8bit", "4bit"]
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Init = Literal["default", "gaussian", "pissa", "olora", "orthogonal"]
 LabelKind = Literal["classification", "regression", "multi-label"]
@@ -85,12 +86,14 @@ class Loading(Settings):
 
     Attributes:
         dtype: Precision of weights and gradients; kernels are float64 always.
-        device: auto, cpu, cuda, cuda:1, …
+        device: auto, cpu, cuda, cuda:1, …; map spreads the layers over all devices that there are.
+        quantization: Keep the weights of linear modules in 8 or 4 bits (bitsandbytes), all but those of the head.
         trust_remote_code: Let code from the model's repository run.
     """
 
     dtype: Dtype = "float32"
     device: str = "auto"
+    quantization: Quantization = "none"
     trust_remote_code: bool = False
 
 

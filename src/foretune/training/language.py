@@ -13,6 +13,7 @@ from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
 from foretune.models.identity import fingerprint
 from foretune.models.language_model import LanguageModel
+from foretune.models.packed import n_weights
 from foretune.models.placement import read_adapters
 from foretune.models.sites import Site
 from foretune.models.tuner import is_base
@@ -166,7 +167,7 @@ def _describe(plan: LanguagePlan) -> dict[str, Any]:
         "weights": fingerprint(plan.placed),
         "dataset": task.source,
         "architecture": type(plan.placed.get_base_model()).__name__,
-        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
+        "parameters": sum(n_weights(p) for name, p in plan.placed.named_parameters() if is_base(name)),
         "notes": list(plan.language.notes),
         "placement": {
             **describe_placement(plan.placed.active_peft_config, plan.sites),

@@ -14,6 +14,7 @@ from foretune.models.adapted import describe_placement
 from foretune.models.classifier import Classifier, Encoded, encode, padded
 from foretune.models.head_parts import check_saved
 from foretune.models.identity import fingerprint
+from foretune.models.packed import n_weights
 from foretune.models.placement import read_adapters
 from foretune.models.sites import Site
 from foretune.models.tuner import is_base
@@ -217,7 +218,7 @@ def _describe(plan: TunePlan) -> dict[str, Any]:
         "weights": fingerprint(plan.placed),
         "dataset": task.source,
         "architecture": type(plan.placed.get_base_model()).__name__,
-        "parameters": sum(p.numel() for name, p in plan.placed.named_parameters() if is_base(name)),
+        "parameters": sum(n_weights(p) for name, p in plan.placed.named_parameters() if is_base(name)),
         "head_source": plan.classifier.head_source,
         "head_new": list(plan.classifier.new),
         "head_notes": list(plan.classifier.notes),

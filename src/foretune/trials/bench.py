@@ -1,6 +1,5 @@
 """What trials are made on: a classifier or a language model, with the rows of the run that is forecast."""
 
-import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from foretune.language.rows import LanguageTask
 from foretune.models.classifier import Classifier, batches, encode
 from foretune.models.language_model import LanguageModel
+from foretune.models.packed import copied
 from foretune.sequence_plan import LOGITS, ChosenRows, SequencePlan
 from foretune.settings.commands import TuneSettings, fields_of
 from foretune.settings.groups import Batching, Recipe, TaskKind
@@ -302,7 +302,7 @@ def _left_alone(loaded: Loaded, candidate: Candidate) -> Loaded:
     """The model to put a candidate on: a copy where the adapter is on it already, for it would be trained itself."""
     if candidate.config is not None:
         return loaded
-    return dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
+    return dataclasses.replace(loaded, model=copied(loaded.model))
 
 
 def _settings(bench: Bench, candidate: Candidate, trial: Trial) -> TuneSettings:
