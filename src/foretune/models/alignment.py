@@ -280,7 +280,7 @@ def try_language(model: Any, tokenizer: Any, named: str) -> None:
     """Put short texts through a copy of a language model: it must not look ahead, an encoder-decoder in its decoder.
 
     A token added at the end may change the logits of those before it by rounding only, √ε of the largest of them, with
-    ε of float32 on a GPU that of TensorFloat-32, which its products may be rounded to.
+    ε of float32 on a GPU that of TensorFloat-32, which its products may be rounded to, and of 8 bits that of bfloat16.
 
     Args:
         model: transformers language model, or a peft model of one; left as it is.
@@ -307,6 +307,8 @@ def try_language(model: Any, tokenizer: Any, named: str) -> None:
     largest = float(alone.abs().max())
     change = float((followed[:, :length] - alone).abs().max())
     epsilon = max(torch.finfo(alone.dtype).eps, _TENSOR_FLOAT if alone.device.type != "cpu" else 0.0)
+    if any(parameter.dtype == torch.int8 for parameter in model.parameters()):
+        epsilon = max(epsilon, torch.finfo(torch.bfloat16).eps)  # the inputs may be rounded to 8 bits too, by batch
     if change > epsilon**0.5 * largest:
         raise ModelError(f"{named} reads the tokens that come after, so it is no causal language model: {remedy}")
 
