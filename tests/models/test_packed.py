@@ -20,9 +20,9 @@ from foretune.ntk.jacobian import tangent_features
 from foretune.problem import describe, expected_bytes
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.outputs import output_reduction
-from packing import PackedLinear, Severed, pack, unpack
 
 import cases
+from packing import PackedLinear, Severed, pack, unpack
 
 SETTINGS = ScoreSettings(samples=12, eval_samples=6, draws=1)
 TASK = cases.task_of("classification", 2)

@@ -13,6 +13,7 @@ from foretune.models.language_model import own_language_model
 from foretune.scoring.sequence_plan import expected_sequence_bytes, prepare_sequence_score
 from foretune.scoring.sequence_score import measure_sequences, run_sequence_score
 
+import packing
 import sequences as made
 
 WORDS = ["the film was good", "the plot was thin", "what is the colour of the sky", "it is blue", "a user said so"]
@@ -101,3 +102,14 @@ def test_faults_are_named(model, tokenizer, task):
     lone = ft.language_task_from_datasets(rows(1), rows(2))
     with pytest.raises(DataError, match="a kernel needs 2"):
         ft.score(model, tokenizer, CONFIG, lone, settings=settings_of())
+
+
+def test_a_quantised_base_decides_no_type(tokenizer, task):
+    both = []
+    for unpacked in (False, True):
+        base = packing.pack(made.tiny_language_model(torch.float32, vocabulary=len(tokenizer)))
+        model = packing.unpack(base) if unpacked else base
+        both.append(ft.score(model, tokenizer, CONFIG, task, settings=settings_of()).measurement.kernel)
+    found, expected = both
+    assert found.epsilon == expected.epsilon == np.finfo(np.float32).eps
+    assert np.linalg.norm(found.matrices - expected.matrices) < 1e-5 * np.linalg.norm(expected.matrices)

@@ -27,6 +27,7 @@ from torch import Tensor
 from foretune.arrays import Array
 from foretune.errors import ConfigError, KernelError, shown
 from foretune.models.adapted import AdaptedModel
+from foretune.models.packed import computing_dtype
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import ReduceBlocks
 from foretune.ntk.kernel import tangent_kernel
@@ -193,7 +194,7 @@ def sequence_parts(
         )
     adapted = replace(adapted, head={})  # nothing but the adapter trains in a language model
     reduction = _outputs("sequences", count)
-    own = adapted.adapters[0].module.weight if adapted.adapters else None
+    dtype = computing_dtype(adapted.model)
     for batch in batches:
         size = len(batch.rows)
         sink = ReduceBlocks(adapted, size, reduction)
@@ -202,7 +203,7 @@ def sequence_parts(
             check_finite(f"the gradients of module {name!r}", tensor)
         place = found.place.cpu()
         losses = torch.zeros(size, dtype=torch.float64).index_add(0, place, found.target_losses.double().cpu())
-        logits = losses[:, None].to(device=batch.labels.device, dtype=getattr(own, "dtype", torch.float32))
+        logits = losses[:, None].to(device=batch.labels.device, dtype=dtype)
         targets = torch.bincount(place, minlength=size).double()
         yield SequencePart(batch.rows, SequenceFeatures(sink.features(logits), with_loss, targets, losses))
 
