@@ -126,7 +126,9 @@ def measure(case: Case, rounds: int, limit: float) -> list[dict[str, object]]:
             seconds, busy, kernel = timed(run)
         except Exception as failure:  # whatever it is, it is its row
             rows[name]["failed"] = short(failure)
+            print(f"  {name}: {short(failure)}", file=sys.stderr, flush=True)
             continue
+        print(f"  {name}: {seconds:.2f} s", file=sys.stderr, flush=True)
         if kernel is not None:
             rows[name]["error"] = error(kernel, exact)
         if n not in units:
