@@ -24,9 +24,9 @@ from foretune.ntk.premises import (
     check_finite,
     check_logits,
     frozen,
-    hooked,
     leaves_of,
     named_outputs,
+    on_gradient,
     passing_gradients,
 )
 
@@ -155,7 +155,7 @@ def observe_totals(
     def hook(name: str) -> Callable[..., Tensor]:
         def forward(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
             if going_back:  # a checkpoint runs its part again for the tensors that it saves: this is no other use
-                return hooked(result)
+                return on_gradient(result, lambda _: None)
             if not torch.is_grad_enabled():
                 raise KernelError(
                     f"module {name!r} runs without gradients, as in a checkpoint with use_reentrant=True: switch "
@@ -170,9 +170,7 @@ def observe_totals(
                 with torch.no_grad():
                     receive(output, gradient)
 
-            result = hooked(result)
-            result.register_hook(backward)  # that of the tensor as it is now, whatever the model does to it in place
-            return result
+            return on_gradient(result, backward)
 
         return forward
 

@@ -164,19 +164,30 @@ def sample_order(rows: Tensor, n: int) -> Tensor:
     return torch.argsort(rows)
 
 
-def hooked(output: Tensor) -> Tensor:
-    """Make a module's output fit for a hook on its gradient.
+def on_gradient(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+    """Have the gradient of a module's output handed out, whatever the model does to the output in place.
 
     Args:
         output: Output of an adapted module.
+        receive: Called with its gradient in every backward pass that reaches it.
 
     Returns:
-        The output; where nothing below it is adapted, a copy above a new leaf, so that nothing is propagated below it;
-        a copy of a view, for a hook on a view is lost when the model changes it in place (Longformer its queries).
+        The output; where nothing below it is adapted, a copy above a new leaf, so that nothing is propagated below it.
     """
     if not output.requires_grad:
-        return output.detach().requires_grad_().clone()
-    return output.clone() if output._is_view() else output
+        output = output.detach().requires_grad_().clone()
+    base = output._base if output._is_view() else None
+    if base is None:
+        output.register_hook(receive)  # that of the tensor as it is now
+        return output
+    # a hook on a view is lost when the model changes it in place (Longformer its queries), one on its base is not
+    node, shape = base.grad_fn, output.shape
+    if node is not None and base.numel() == output.numel() and base.is_contiguous() and output.is_contiguous():
+        node.register_prehook(lambda gradients: receive(gradients[0].reshape(shape)))
+        return output
+    output = output.clone()
+    output.register_hook(receive)
+    return output
 
 
 def leaves_of(output: Tensor) -> list[Tensor]:
@@ -186,8 +197,8 @@ def leaves_of(output: Tensor) -> list[Tensor]:
         output: Where it starts.
 
     Returns:
-        Every leaf of the graph: those that `hooked` made, and embeddings that require gradients for a reason of the
-            user's (gradient checkpointing).
+        Every leaf of the graph: those that `on_gradient` made, and embeddings that require gradients for a reason of
+            the user's (gradient checkpointing).
     """
     nodes: list[Any] = [output.grad_fn]
     leaves, seen = [], set()
