@@ -25,7 +25,7 @@ VALUES = {
     "reduction": "trace", "target-modules": "query", "exclude-modules": "key", "layers": "1",
     "budget": "300k", "equal-size": "300k", "choose": "2",
     "eval-samples": "7", "report-to": "tensorboard", "ridge": "0.5", "warmup-ratio": "0.25", "init": "gaussian",
-    "rows": "300",
+    "rows": "300", "methods": "ia3",
     "spend": "2%", "memory": "500MB", "scratch": "s", "sketch": "64",
 }  # fmt: skip
 STRUCTURE = {"model": "m", "dataset": "d"}

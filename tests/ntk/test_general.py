@@ -292,7 +292,7 @@ def test_scores(method):
 def test_forecasts_of_what_has_no_formula_are_refused():
     adapted = read_groups(install("bert", "LOHA"))
     with pytest.raises(
-        KernelError, match=r"layer\.0\.attention\.self\.query' trains .* forecasts and rankings know LoRA"
+        KernelError, match=r"forecasts simulate plain LoRA: parameter .*layer\.0\.attention\.self\.query"
     ):
         check_new_adapters(adapted)
 

@@ -22,13 +22,13 @@ import cases
 WORKER = """
 import json, os, signal, sys
 import foretune.forecasting.linearise as linearise
-import foretune.problem as problem
+import foretune.stream as stream
 from foretune.cli import run
 from foretune.errors import KernelError
 
 jobs, report, fate = json.loads(sys.argv[1])
 rank = int(os.environ["RANK"])
-seen, batches, token_parts = [0], problem.batches, linearise.token_parts
+seen, batches, token_parts = [0], stream.batches, linearise.token_parts
 
 def counted(*given, **options):
     for batch in batches(*given, **options):
@@ -40,7 +40,7 @@ def doomed(*given, **options):
         raise KernelError("the gradients of module 'x' are not finite")
     os.kill(os.getpid(), signal.SIGKILL)
 
-problem.batches, ended = counted, []
+stream.batches, ended = counted, []
 for number, (port, tokens) in enumerate(jobs):
     os.environ["MASTER_PORT"] = str(port)
     if fate is not None and rank == 1 and number == len(jobs) - 1:

@@ -12,10 +12,12 @@ from peft import AdaLoraConfig, IA3Config, LNTuningConfig, PeftConfig
 import foretune as ft
 from families import build
 from foretune.cli import run
+from foretune.errors import PlacementError
 from foretune.models.adapter_file import adapter_from_file
 from foretune.models.classifier import load_classifier
 from foretune.models.placement import lora_config, place, read_adapters
 from foretune.ranking.candidates import Candidate
+from foretune.ranking.method_pass import list_placements
 from foretune.ranking.methods import METHODS, placements_of, with_steps
 from foretune.settings.commands import METHOD_ROWS, RankSettings
 from foretune.settings.groups import AdapterConfig, MethodName
@@ -116,44 +118,31 @@ def test_a_row_is_written_for_tune(common, where, ranked, name, tmp_path):
 def test_a_quick_score_goes_by_the_kernel_of_the_placement(where):
     """Kernels of (IA)³ are sums over modules: those of a placement inside of the pass equal those of its own."""
     model, dataset, _ = where
-    task = ft.load_task(dataset)
+    task = ft.load_task(ft.DataConfig(str(dataset)))
     classifier = load_classifier(model, label_names=task.label_names, seed=0)
-    from foretune.ranking import method_pass
-
-    seen = {}
-    plain = method_pass.quick_scores
-
-    def noted(blocks, candidates):
-        seen[candidates[0].sites] = blocks.kernels(candidates)[0]
-        return plain(blocks, candidates)
-
-    settings = RankSettings(
-        samples=16, eval_samples=10, epochs=(1,), finalists=4, methods=("ia3",), learning_rate=(1e-2,)
-    )
+    few = {"samples": 16, "eval_samples": 10, "epochs": (1,), "finalists": 4, "learning_rate": (1e-2,)}
+    settings = RankSettings(**few, methods=("ia3",))
+    together = ft.rank(classifier.model, classifier.tokenizer, task, settings=settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method_pass, "quick_scores", noted)
-        together = ft.rank(classifier.model, classifier.tokenizer, task, settings=settings)
-        sums = dict(seen)
         patch.setitem(METHODS, "ia3", dataclasses.replace(METHODS["ia3"], adds=False))
-        seen.clear()
         apart = ft.rank(classifier.model, classifier.tokenizer, task, settings=settings)
-    scores = {row.quick.name: row.quick.score for row in together.rows}
-    assert scores == pytest.approx({row.quick.name: row.quick.score for row in apart.rows}, rel=1e-4)
-    assert len(sums) > 1
-    orders = [{row.quick.name: row.said.order for row in ranking.rows} for ranking in (together, apart)]
-    for name, order in orders[0].items():
-        assert order == pytest.approx(orders[1][name], rel=1e-3), name
+    assert len(together.rows) == METHOD_ROWS
+    one, other = ({row.quick.name: row for row in ranking.rows} for ranking in (together, apart))
+    for name in one.keys() | other.keys():
+        assert one[name].quick.score == pytest.approx(other[name].quick.score, rel=1e-3), name
+        assert one[name].condition_number == pytest.approx(other[name].condition_number, rel=1e-3), name
+        assert one[name].said.order == pytest.approx(other[name].said.order, rel=1e-3), name
 
 
-def test_a_method_that_peft_cannot_put_on_the_model_ends_before_the_work(where, capsys, monkeypatch):
-    model, dataset, _ = where
-    from foretune.ranking import rank as ranks
-
-    monkeypatch.setattr(ranks, "linearise", lambda *_, **__: pytest.fail("the pass has begun"))
-    assert run(["rank", "--model", model, "--dataset", dataset, *FEW, "--methods", "lora", "prefix"]) in (0, 2)
-    message = capsys.readouterr().err
-    if "methods = prefix" in message:
-        assert message.strip().count("\n") < 3
+def test_a_method_that_peft_cannot_put_on_the_model_is_named():
+    """BEFT knows no Conv1D."""
+    model = build("gpt2")
+    template = lora_config(model, AdapterConfig(("all-linear",), r=2, alpha=2))
+    sites = read_adapters(place(model, template, seed=0)).sites
+    everything = [Candidate(tuple(range(len(sites))), 2)]
+    assert list_placements(("lora",), everything, sites, template, model) == ()
+    with pytest.raises(PlacementError, match=r"methods = bitfit: .*BEFT"):
+        list_placements(("lora", "ia3", "bitfit"), everything, sites, template, model)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import json
 import tempfile
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -110,7 +111,10 @@ def _types(of_kind: type[PeftConfig]) -> dict[str, Any]:
 
 def _check_values(content: dict[str, Any], named: str, of_kind: type[PeftConfig]) -> None:
     types = _types(of_kind)
-    for name in sorted(content):
+    # peft writes what it starts from, which is not always what its types say: the size of a prompt None, a rank 0
+    defaults = {field.name: field.default for field in fields(of_kind)}
+    own = {name for name, value in content.items() if name in defaults and _same(value, defaults[name])}
+    for name in sorted(content.keys() - own):
         value = content[name]
         if not value and (name not in types or name.endswith(("_config", "_pattern"))):
             del content[name]  # switched off
@@ -123,7 +127,7 @@ def _check_values(content: dict[str, Any], named: str, of_kind: type[PeftConfig]
         else:
             _check_type(name, value, types[name], named)
     numbers: dict[str, Any] = {
-        name: content[name] for name in ("r", "init_r", "target_r", "lora_alpha") if name in content
+        name: content[name] for name in ("r", "init_r", "target_r", "lora_alpha") if name in content.keys() - own
     }
     if of_kind is LoraConfig:
         numbers |= {f"rank {name!r}": value for name, value in (content.get("rank_pattern") or {}).items()}
@@ -156,6 +160,10 @@ def _check_type(name: str, value: Any, kind: Any, named: str) -> None:
     if odd:
         of = str(kind).replace("typing.", "") if get_args(kind) else getattr(kind, "__name__", str(kind))
         raise ConfigError(f"{named} has {name}={_short(value)}: must be {_short(of)[1:-1]}")
+
+
+def _same(value: Any, default: Any) -> bool:
+    return value is default or (type(value) is type(default) and value == default)
 
 
 def _takes_bool(kind: Any) -> bool:

@@ -66,14 +66,23 @@ def bring_adapters(model: nn.Module, adapter: str) -> None:
     Args:
         model: peft model; changed in place.
         adapter: Name of its adapter.
+
+    Raises:
+        PlacementError: If it is another method than LoRA, and beside offloaded weights.
     """
     for layer in model.modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.lora_A:
             continue
         device = _runs_on(layer.get_base_layer())
         for matrix in (layer.lora_A[adapter], layer.lora_B[adapter]):
-            if matrix.weight.is_meta:
+            if isinstance(matrix, nn.Linear) and matrix.weight.is_meta:
                 nn.init.zeros_(matrix.to_empty(device=device).weight)
+    lost = next((name for name, p in model.named_parameters() if p.requires_grad and p.is_meta), None)
+    if lost is not None:
+        raise PlacementError(
+            f"parameter {lost!r} lies beside weights that are offloaded, where only plain LoRA is placed: load the "
+            "model with a device_map that keeps its modules on a device"
+        )
 
 
 def _runs_on(module: Any) -> torch.device:

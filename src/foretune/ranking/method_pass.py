@@ -7,6 +7,7 @@ placements are sums. Others, and those that change the forward pass at their sta
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from foretune.ranking.candidates import Candidate
 from foretune.ranking.finalists import Quick
 from foretune.ranking.methods import METHODS, Method, Placement, placements_of
 from foretune.ranking.module_kernels import SAMPLES
-from foretune.ranking.quick_score import Blocks, quick_scores
+from foretune.ranking.quick_score import kernel_scores
 from foretune.settings.commands import METHOD_ROWS, RankSettings
 from foretune.settings.groups import MethodName
 from foretune.settings.spend import parse_spend
@@ -143,10 +144,12 @@ def price_methods(scene: Scene, on_progress: OnProgress) -> Others:
     priced: list[Priced] = []
     train, evaluation = list(scene.linearised.train.first_order), list(scene.linearised.evaluation.first_order)
     for placements in scene.placements:
-        groups, scored = _groups(placements), list[_Scored]()
-        for number, group in enumerate(groups):
-            one = _Pass(scene, group, _counter(on_progress, placements[0].method, number, len(groups), scene))
-            scored += [(one, placement, quick, kernel) for placement, quick, kernel in one.scored()]
+        groups = _groups(placements)
+        passes = [
+            _Pass(scene, group, _counter(on_progress, placements[0].method, number, len(groups), scene))
+            for number, group in enumerate(groups)
+        ]
+        scored = _score(passes)
         for one, placement, quick, kernel in _best(scored, scene.settings):
             start = None
             if one.evaluation is not None:
@@ -225,33 +228,25 @@ class _Pass:
         wanted = set(placement.modules)
         return [index for index, site in enumerate(self.sites) if site.name in wanted]
 
-    def scored(self) -> Iterator[tuple[Placement, Quick, Array]]:
-        """Score the placements by their kernels of the first samples."""
-        sample = first_examples(self.scene.linearised.train, min(SAMPLES, self.n))
-        features = first_rows(self.train, sample.factors.n)
+    def kernels(self) -> list[Array]:
+        """Kernels of the placements between the first samples."""
+        features = first_rows(self.train, min(SAMPLES, self.n))
         features = replace(features, reduction=features.reduction.summed())
-        steps = tangent_kernel(features, average=True).blocks[:, 0]
-        outputs, targets = sample.factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
-        residual = sample.objective.residual(outputs, targets)
-        # the quick score knows ranks that are read off one pass: here there is one
-        sites = tuple(replace(site, rank=1) for site in self.sites)
-        blocks = Blocks(sites, (1,), steps, residual)
-        for placement in self.group:
-            members = self.members(placement)
-            whole = Candidate(tuple(members), 1)
-            (score,) = quick_scores(blocks, [whole])
-            candidate = placement.candidate or Candidate(tuple(range(len(self.scene.linearised.sites))), 1)
-            parameters = sum(self.sites[index].n_parameters for index in members)
-            quick = Quick(
-                candidate,
-                placement.name,
-                parameters,
-                float(score),
-                method=self.method.name,
-                config=placement.config,
-                modules=placement.modules,
-            )
-            yield placement, quick, blocks.kernels([whole])[0]
+        blocks = tangent_kernel(features, average=True).blocks[:, 0, 0]
+        return [blocks[self.members(placement)].sum(axis=0) for placement in self.group]
+
+    def quick(self, placement: Placement, score: float) -> Quick:
+        """What is listed of a placement."""
+        everything = Candidate(tuple(range(len(self.scene.linearised.sites))), 1)
+        return Quick(
+            placement.candidate or everything,
+            placement.name,
+            sum(self.sites[index].n_parameters for index in self.members(placement)),
+            score,
+            method=self.method.name,
+            config=placement.config,
+            modules=placement.modules,
+        )
 
     def start(self, placement: Placement, position: int) -> Start:
         """The adapter before training; its features will stand at `position` and after."""
@@ -280,6 +275,19 @@ def _train_batches(
     for number, batch in stream_groups(plan, plan.train, folds, on_batch=on_batch):
         with installed(modules, probes.heads[number]):
             yield batch.rows, batch_features(plan.adapted, batch, plan.reduction)
+
+
+def _score(passes: Sequence[_Pass]) -> list[_Scored]:
+    """Score all placements of one method, of which the passes have as many samples."""
+    first, kernels = passes[0], [kernel for one in passes for kernel in one.kernels()]
+    sample = first_examples(first.scene.linearised.train, min(SAMPLES, first.n))
+    outputs, targets = sample.factors.logits.double().cpu().numpy(), sample.targets.cpu().numpy()
+    scores = kernel_scores(np.stack(kernels), sample.objective.residual(outputs, targets))
+    placements = [(one, placement) for one in passes for placement in one.group]
+    return [
+        (one, placement, one.quick(placement, float(score)), kernel)
+        for (one, placement), score, kernel in zip(placements, scores, kernels, strict=True)
+    ]
 
 
 def _best(scored: Sequence[_Scored], settings: RankSettings) -> list[_Scored]:

@@ -91,11 +91,7 @@ def quick_scores(blocks: Blocks, candidates: Sequence[Candidate]) -> Array:
         return np.zeros(len(candidates))
 
     def score(part: slice) -> Array:
-        kernels = blocks.kernels(candidates[part])
-        kernels[:, np.arange(n), np.arange(n)] += ridge
-        inverse = np.linalg.inv(kernels)
-        error = (inverse @ blocks.residual) / np.diagonal(inverse, axis1=1, axis2=2)[..., None]
-        return np.asarray(1.0 - np.sum(error**2, axis=(1, 2)) / total)
+        return _share_predicted(blocks.kernels(candidates[part]), blocks.residual, ridge)
 
     threads = usable_cores()
     size = max(1, CHUNK // (3 * n * n * threads))
@@ -104,3 +100,28 @@ def quick_scores(blocks: Blocks, candidates: Sequence[Candidate]) -> Array:
     # a hundred times longer where another process wants the same cores.
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:
         return np.concatenate([np.empty(0), *pool.map(score, parts)])
+
+
+def kernel_scores(kernels: Array, residual: Array) -> Array:
+    """Score kernels that are there, those of one method's placements, as `quick_scores` does those of modules.
+
+    Args:
+        kernels: (placements) × n × n.
+        residual: n × C, as in `Blocks`.
+
+    Returns:
+        A score for each; δ is a hundredth of the largest of their mean diagonals, the same for all.
+    """
+    ridge = SHARE * float(np.trace(kernels, axis1=1, axis2=2).max()) / kernels.shape[-1]
+    if ridge <= 0.0 or float(np.sum(residual**2)) == 0.0:
+        return np.zeros(len(kernels))
+    return _share_predicted(kernels.copy(), residual, ridge)
+
+
+def _share_predicted(kernels: Array, residual: Array, ridge: float) -> Array:
+    """1 − Σ_i ‖e_i‖² / Σ_i ‖ỹ_i‖² of every kernel, which the ridge is added to in place."""
+    n = kernels.shape[-1]
+    kernels[:, np.arange(n), np.arange(n)] += ridge
+    inverse = np.linalg.inv(kernels)
+    error = (inverse @ residual) / np.diagonal(inverse, axis1=1, axis2=2)[..., None]
+    return np.asarray(1.0 - np.sum(error**2, axis=(1, 2)) / np.sum(residual**2))
