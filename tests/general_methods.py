@@ -163,6 +163,17 @@ def way(method: str, family: str) -> str:
 
 
 GENERAL = {method: {family: way(method, family) for family in FAMILIES} for method in METHODS}
+# of these docs/methods.md says that they go the fast way, where they do
+CLOSED = {"LORA", "DORA", "ADALORA", "BEFT", "IA3", "LN_TUNING", "VERA"}
+
+
+def table() -> str:
+    """The second table of docs/methods.md: methods without a closed form, by peft's names."""
+    rows = ["| method | " + " | ".join(FAMILIES) + " |", "|" + "---|" * (len(FAMILIES) + 1)]
+    for method, ways in GENERAL.items():
+        if method not in CLOSED:
+            rows.append(f"| {method} | " + " | ".join(ways[family] for family in FAMILIES) + " |")
+    return "\n".join(rows)
 
 
 def install(family: str, method: str, *, spread: float = 0.1) -> PeftModel:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import families
+import general_methods
 import methods
 from foretune.errors import PlacementError
 from foretune.models.closed_forms import read_closed_forms
@@ -19,6 +20,13 @@ def test_the_page_shows_the_table():
     """If this fails, put `methods.table()` between the two comments."""
     held = PAGE.read_text(encoding="utf-8")
     assert held[held.index(BEGIN) + len(BEGIN) : held.index(END)] == methods.table() + "\n"
+
+
+def test_the_page_shows_the_general_way():
+    """If this fails, put `general_methods.table()` between the two comments."""
+    held = PAGE.read_text(encoding="utf-8")
+    begin, end = "<!-- general -->\n", "<!-- /general -->"
+    assert held[held.index(begin) + len(begin) : held.index(end)] == general_methods.table() + "\n"
 
 
 def test_the_table_speaks_of_known_families_in_known_words():
