@@ -93,6 +93,12 @@ def test_a_whole_score_by_tiles(task, tmp_path):
             if isinstance(value, float) and key not in ("lambda_min", "ridge", "lower"):
                 assert found[name][key] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, key)
     assert found["sketch"] is None
+    parts = ("passes", "products", "files")
+    for seconds, of_files in ((expected["seconds"], False), (found["seconds"], True)):
+        assert seconds["passes"] > 0
+        assert seconds["products"] > 0
+        assert (seconds["files"] > 0) == of_files
+        assert sum(seconds[part] for part in parts) <= seconds["kernel"] * (1 + 1e-9)
     json.dumps(found, allow_nan=False)
 
 

@@ -20,6 +20,7 @@ from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import own_classifier
 from foretune.models.language_model import own_language_model
+from foretune.ntk.clock import KernelSeconds
 from foretune.ntk.spectrum import Spectrum
 from foretune.problem import OnBatch, Plan, describe, prepare
 from foretune.processes.group import HandedOver
@@ -47,7 +48,8 @@ class ScoreResult:
         mean: Spectrum of the mean kernel over the draws of A.
         repeats: Assessments of the adapter's own A, one for each draw of samples.
         head: Assessment of the trained head's kernel alone, None where no head trains.
-        seconds: Of `load`, `kernel`, `spectrum`, `kernel_regression` and `total`, summed over repeats.
+        seconds: Of `load`, `kernel`, its parts `passes`, `products` and `files`, `spectrum`, `kernel_regression` and
+            `total`, summed over repeats.
     """
 
     plan: Plan
@@ -131,6 +133,7 @@ def _run_score(plan: Plan, tiling: Tiling | None, seconds_load: float, on_batch:
     seconds = {
         "load": seconds_load,
         "kernel": sum(m.seconds_kernel for m in measured),
+        **dataclasses.asdict(sum((m.parts for m in measured), KernelSeconds())),
         "spectrum": sum(a.seconds_spectrum for a in assessed),
         "kernel_regression": sum(m.seconds_evaluation for m in measured) + sum(a.seconds_regression for a in assessed),
         "total": seconds_load + time.perf_counter() - start,
