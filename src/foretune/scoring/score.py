@@ -25,7 +25,7 @@ from foretune.ntk.spectrum import Spectrum
 from foretune.problem import OnBatch, Plan, describe, prepare
 from foretune.processes.group import HandedOver
 from foretune.report.provenance import versions
-from foretune.scoring.assess import Assessment, assess, spectrum_alone
+from foretune.scoring.assess import Assessment, assess, head_features, spectrum_alone
 from foretune.scoring.passes import Measurement, measure
 from foretune.scoring.sequence_plan import prepare_sequence_score
 from foretune.scoring.sequence_score import SequenceScore, run_sequence_score
@@ -128,7 +128,7 @@ def _run_score(plan: Plan, tiling: Tiling | None, seconds_load: float, on_batch:
     mean = spectrum_alone(_mean_kernel(first.k_train_train, tiling), first, plan)
     head = None
     if first.head_train_train is not None:
-        head = assess(first.head_train_train, first.head_eval_train, first, plan)
+        head = assess(first.head_train_train, first.head_eval_train, first, plan, head_features(plan))
     assessed = [*draws, *repeats[1:], *([] if head is None else [head])]
     seconds = {
         "load": seconds_load,
