@@ -2,7 +2,7 @@
 
 All linear modules of a classifier at rank 8, one draw of A. Without a data set the texts are words at random, about 32
 tokens long, which costs the same as real ones. Every number of samples adds a line to OUTPUT.jsonl as it is done; the
-figure beside it shows how the parts of the time grow: passes in proportion to n, products and factors faster.
+figure beside it shows how the parts of the time grow: passes in proportion to n, Gram products and factors faster.
 
     python benchmarks/many_samples.py --model ./MiniLM [--dataset ./reviews] [--samples 32 128 512 2048 10000]
         [--memory 2GB] [--sketch 4096] [--threads 2] [--output benchmarks/results/many_samples]
@@ -91,20 +91,24 @@ def draw(lines: list[dict[str, object]], path: Path) -> None:
     """Plot seconds and memory over n."""
     from matplotlib.figure import Figure
 
-    lines = sorted((line for line in lines if line["sketch"] is None), key=lambda line: line["n"])
+    by_n = {line["n"]: line for line in lines if line["sketch"] is None}  # the newest of each
+    lines = [by_n[n] for n in sorted(by_n)]
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     n = [line["n"] for line in lines]
     for name, label in (
-        ("kernel", "passes and Gram product"),
+        ("passes", "passes"),
+        ("products", "Gram products"),
+        ("files", "files of tiles"),
         ("spectrum", "spectra and bounds"),
         ("kernel_regression", "evaluation and regression"),
     ):
-        left.plot(n, [line["seconds"][name] for line in lines], "o-", label=label)
-    first = lines[0]
-    left.plot(
-        n, [first["seconds"]["kernel"] * count / n[0] for count in n], ":", color="0.5", label="in proportion to n"
-    )
+        told = [line for line in lines if line["seconds"].get(name, 0.0) > 0.0]
+        left.plot([line["n"] for line in told], [line["seconds"][name] for line in told], "o-", label=label)
+    first = next((line for line in lines if "passes" in line["seconds"]), None)
+    if first is not None:
+        each = first["seconds"]["passes"] / first["n"]
+        left.plot(n, [each * count for count in n], ":", color="0.5", label="in proportion to n")
     left.set(xscale="log", yscale="log", xlabel="samples n", ylabel="seconds")
     left.legend(frameon=False, fontsize=8)
     right.plot(n, [line["peak_gb"] for line in lines], "o-")

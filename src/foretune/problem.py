@@ -207,7 +207,9 @@ def _draw_rows(task: Task, settings: ScoreSettings, *, repeat: int) -> Split:
     return split(task, samples=settings.samples, eval_samples=settings.eval_samples, seed=settings.seed, repeat=repeat)
 
 
-def settings_of_pass(task: Task, sample: Sample, *, draws: int = 1, sigma: float = 1e-4) -> ScoreSettings:
+def settings_of_pass(
+    task: Task, sample: Sample, *, draws: int = 1, sigma: float = 1e-4, memory: str | None = None
+) -> ScoreSettings:
     """Make the settings of the one pass over the samples from which runs are forecast, of the outputs that they need.
 
     Args:
@@ -215,6 +217,7 @@ def settings_of_pass(task: Task, sample: Sample, *, draws: int = 1, sigma: float
         sample: What is known of the data.
         draws: Draws of the random A.
         sigma: Regularisation σ of the condition number.
+        memory: What the pass may keep in memory.
 
     Returns:
         The settings.
@@ -228,6 +231,7 @@ def settings_of_pass(task: Task, sample: Sample, *, draws: int = 1, sigma: float
         max_length=sample.max_length,
         batch_size=sample.batch_size,
         seed=sample.seed,
+        memory=memory,
     )
 
 

@@ -14,7 +14,13 @@ from foretune.ntk.large_regression import (
     large_risk_bounds,
     smallest_eigenvalue,
 )
-from foretune.ntk.large_spectrum import estimate_spectrum, lanczos, large_alignment, large_kernel
+from foretune.ntk.large_spectrum import (
+    estimate_spectrum,
+    lanczos,
+    large_alignment,
+    large_kernel,
+    low_rank_eigenvalues,
+)
 from foretune.ntk.regression import fit_regression
 from foretune.ntk.spectrum import centre, decompose, spectrum
 
@@ -199,3 +205,44 @@ def test_a_zero_kernel_gives_the_offset_back():
     kernel = large_kernel(np.zeros((N, N)))
     found = fit_large_regression(kernel, targets_of(), targets_of(seed=4))
     assert np.array_equal(found.fitted, targets_of() - (targets_of() - targets_of(seed=4)))
+
+
+def few_features(rank, decay=1.0, seed=0):
+    random = np.random.default_rng(seed)
+    features = random.standard_normal((N, rank)) * np.arange(1, rank + 1.0) ** (-decay / 2) + 0.2
+    return features @ features.T, features
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize(("rank", "k"), [(1, 1), (30, 1), (60, 3), (N - 17, 1)])
+def test_few_features_have_the_spectrum_of_their_own_gram_matrix(rank, k, centred):
+    matrix, features = few_features(rank)
+    kernel = large_kernel(matrix, k, centred=centred)
+    options = {"sigma": 0.01, "epsilon": 1e-7}
+    expected = spectrum(centre(matrix, k) if centred else matrix, **options)
+    found, values = estimate_spectrum(kernel, **options, lambda_min=(np.nan, np.nan), rank=rank, alignment=0.5)
+    means = features.reshape(N // k, k, rank).mean(0)
+    left = features - np.tile(means, (N // k, 1)) if centred else features
+    own = np.linalg.eigvalsh(left.T @ left)[::-1]
+    assert np.allclose(values[:rank], own, rtol=1e-9, atol=1e-12 * own[0])
+    assert values.shape == (N,)
+    assert not values[rank:].any()
+    for name in set(vars(expected)) - {"lambda_min", "n_negative", "lambda_min_resolved", "condition_number_interval"}:
+        if name not in ("alignment", "estimated") and (name, rank) != ("decay_exponent", 1):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-8), name
+    assert (found.lambda_min, found.lambda_min_resolved, found.n_negative) == (0.0, True, 0)
+    assert found.condition_number_interval == (found.condition_number,) * 2
+    assert found.saturated
+    assert found.estimated is None
+    assert found.alignment == 0.5
+
+
+def test_more_features_than_were_said_are_noticed():
+    matrix, _ = few_features(120)
+    kernel = large_kernel(matrix)
+    assert low_rank_eigenvalues(kernel, 60) is None
+    assert low_rank_eigenvalues(kernel, N - 16) is None  # not below the rows
+    found, _ = estimate_spectrum(kernel, sigma=0.01, epsilon=1e-7, lambda_min=(0.0, 0.0), rank=60)
+    assert found.estimated is not None
+    with pytest.raises(KernelError, match="not positive semi-definite"):
+        low_rank_eigenvalues(large_kernel(matrix - 2 * np.outer(matrix[0], matrix[0])), 130)

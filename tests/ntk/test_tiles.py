@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foretune.models.placement import place, read_adapters
+from foretune.ntk.clock import Clock
 from foretune.ntk.feature_store import Store, Tile, TilePlan, cut, site_traces
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import summed_kernel, tangent_kernel
@@ -130,6 +131,19 @@ def test_a_tile_is_computed_as_often_as_its_place_says(samples, tmp_path):
         store = Store(plan_of(samples["plain"], -(-N // 4)), backing, tmp_path)
         tiled_kernel(store)
         assert store.computed == times
+
+
+def test_passes_products_and_files_are_told_apart(samples, tmp_path):
+    plan = plan_of(samples["plain"], 3)
+    clock, again, alone = Clock(), Clock(), Clock()
+    tiled_kernel(Store(plan, "disk", tmp_path), folder=tmp_path, clock=clock)
+    assert min(clock.seconds.passes, clock.seconds.products, clock.seconds.files) > 0.0
+    tiled_kernel(Store(plan, "disk", tmp_path), folder=tmp_path, clock=again)  # products are there
+    assert again.seconds.passes == again.seconds.products == 0.0 < again.seconds.files
+    Store(plan, "recompute").tile(0, alone)
+    assert alone.seconds.products == alone.seconds.files == 0.0 < alone.seconds.passes
+    total = clock.seconds + alone.seconds
+    assert total.passes == clock.seconds.passes + alone.seconds.passes
 
 
 class _Killed(Exception):

@@ -14,7 +14,6 @@ from peft import LoraConfig
 import foretune as ft
 from foretune.cli import run
 from foretune.errors import KernelError
-from foretune.forecasting import linearise
 from foretune.forecasting.outcomes import OUTCOMES
 from foretune.models.sites import Site
 from foretune.problem import prepare
@@ -158,11 +157,12 @@ def test_fewer_rows_than_samples_are_all_taken(common, tmp_path):
     assert (held["samples"], held["train_rows"]) == (24, 24)  # without an evaluation split a fifth is predicted
 
 
-def test_a_pass_that_does_not_fit_into_memory_is_refused(common, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(linearise, "free_bytes", lambda _: 1000)
+def test_a_memory_that_no_batch_fits_into_is_refused(common, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run([*common, "--output", str(out)]) == 2
-    assert "GiB are free: lower --samples" in capsys.readouterr().err
+    assert run([*common, "--memory", "1KB", "--output", str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "memory = 0.001MB: a batch of this pass needs" in error
+    assert "at least; raise --memory, or lower --batch-size" in error
     assert not out.exists()
 
 

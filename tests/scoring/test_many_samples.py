@@ -93,6 +93,12 @@ def test_a_whole_score_by_tiles(task, tmp_path):
             if isinstance(value, float) and key not in ("lambda_min", "ridge", "lower"):
                 assert found[name][key] == pytest.approx(value, rel=1e-5, abs=1e-9), (name, key)
     assert found["sketch"] is None
+    parts = ("passes", "products", "files")
+    for seconds, of_files in ((expected["seconds"], False), (found["seconds"], True)):
+        assert seconds["passes"] > 0
+        assert seconds["products"] > 0
+        assert (seconds["files"] > 0) == of_files
+        assert sum(seconds[part] for part in parts) <= seconds["kernel"] * (1 + 1e-9)
     json.dumps(found, allow_nan=False)
 
 
@@ -125,6 +131,26 @@ def test_large_kernels_are_not_decomposed(task, tmp_path, monkeypatch):
     content = found.to_dict()
     assert content["kernel"]["estimated"]["effective_dimension"] >= 0
     json.dumps(content, allow_nan=False)
+
+
+def test_few_features_leave_nothing_to_estimate(tmp_path, monkeypatch):
+    """One module at rank 1."""
+    texts, labels = zip(*(cases.review(i) for i in range(80)), strict=True)
+    train = datasets.Dataset.from_dict({"text": texts[:70], "label": labels[:70]})
+    task = ft.task_from_datasets(train, datasets.Dataset.from_dict({"text": texts[70:], "label": labels[70:]}))
+    config = cases.lora("bert", r=1, target_modules=["layer.0.attention.self.query"], task_type="SEQ_CLS")
+    options = {"samples": 70, "draws": 1, "eval_samples": 10, "sigma": 0.1}
+    expected = run_score(plan_of(task, tmp_path, config=config, **options))
+    for module in (assess, tiling):
+        monkeypatch.setattr(module, "DENSE", 60)
+    found = run_score(plan_of(task, tmp_path, config=config, **options, memory="200MB"))
+    assert assess.features_of(found.plan) == 16
+    pairs = [(found.draws[0].kernel, expected.draws[0].kernel), (found.draws[0].centred, expected.draws[0].centred)]
+    for one, other in [*pairs, (found.mean, expected.mean)]:
+        assert one.estimated is None
+        assert (one.lambda_min, one.lambda_min_resolved) == (0.0, True)
+        for name in ("lambda_max", "condition_number", "effective_dimension", "entropy_rank", "alignment"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-7), name
 
 
 class _Killed(BaseException):

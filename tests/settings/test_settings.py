@@ -75,13 +75,11 @@ def declared():
 
 def test_few_fields_are_declared_each_once():
     """What a setting may be is no setting; a score draws other samples than a forecast, by default; a ranking takes
-    several rates and numbers of epochs; the memory of a score holds what that of a language model's pass does not."""
+    several rates and numbers of epochs."""
     found = {kind: names for kind, names in declared() if kind is not Range}
     assert {*GROUPS, Recipe, Configuration} < set(found)
     assert sum(map(len, found.values())) <= 75
-    again = {"samples", "eval_samples", "epochs", "learning_rate", "memory"} | {
-        field.name for field in fields(PaperSettings)
-    }
+    again = {"samples", "eval_samples", "epochs", "learning_rate"} | {field.name for field in fields(PaperSettings)}
     rest = [name for kind, names in found.items() if kind not in (PaperSettings, Configuration) for name in names]
     assert {name for name in rest if rest.count(name) > 1} <= again
 

@@ -39,7 +39,7 @@ def forecast(
     sample: Annotated[Sample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipe: Annotated[Recipe | None, Parameter(name="*", group=Group("Training"))] = None,
     rows: Annotated[tuple[Pair, ...] | None, Parameter(group="Training")] = None,
-    memory: Annotated[str, Parameter(group="Run")] = ForecastSettings.memory,
+    memory: Annotated[str | None, Parameter(group="Run")] = ForecastSettings.memory,
     trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -63,7 +63,8 @@ def forecast(
         sample: What is known of the data.
         recipe: The run that is forecast.
         rows: Numbers of training rows, rising, for which the run is forecast as well: how many are enough?
-        memory: What the gradients of a language model's sequences may take, such as 2GB.
+        memory: Memory that what the pass over the samples keeps may take, such as 4GB; by default half of what is free,
+            of a language model 2GB. What does not fit of a classifier goes through files.
         trials: What may be trained before it.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         output: New folder for result.json, curve.csv, curve.png and config.yaml; with --rows rows.csv and rows.png.

@@ -45,7 +45,7 @@ def rank(
     search: Annotated[Search | None, Parameter(name="*", group=Group("Candidates"))] = None,
     sample: Annotated[KernelSample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipes: Annotated[Recipes | None, Parameter(name="*", group=Group("Training"))] = None,
-    memory: Annotated[str, Parameter(group="Run")] = RankSettings.memory,
+    memory: Annotated[str | None, Parameter(group="Run")] = RankSettings.memory,
     trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     choose: Annotated[int | None, Parameter(group="Run")] = None,
@@ -69,7 +69,8 @@ def rank(
         search: Adapters to choose from.
         sample: What is known of the data.
         recipes: The runs that are forecast.
-        memory: What the gradients of a language model's sequences may take, such as 2GB.
+        memory: Memory that what the pass over the samples keeps may take, such as 4GB; by default half of what is free,
+            of a language model 2GB. What does not fit of a classifier goes through files.
         trials: What may be trained before it: one share for all finalists of a model and a data set together.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         choose: Row of the table whose adapter_config.json and chosen.yaml are written; without it the recommended one.

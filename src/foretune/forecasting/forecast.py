@@ -135,7 +135,7 @@ def prepare_forecast(
     Returns:
         The plan.
     """
-    plan = prepare(classifier, task, config, settings_of_pass(task, settings), inplace=inplace)
+    plan = prepare(classifier, task, config, settings_of_pass(task, settings, memory=settings.memory), inplace=inplace)
     check_linearisable(plan)
     return plan
 

@@ -318,6 +318,7 @@ class LinearRuns(nn.Module):
         for other in self.others:
             v = sample.first_order[other.position].index_select(1, rows).to(z.dtype)
             z = z.index_add(2, other.runs, other(v))
+        factors.let_go()
         return z
 
     def movement(self) -> NDArray[np.float64]:

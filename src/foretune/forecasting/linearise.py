@@ -13,12 +13,12 @@ from functools import partial
 from itertools import chain
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from foretune.errors import ConfigError, DataError
+from foretune.errors import DataError
+from foretune.forecasting.factor_room import check_room, files_of
 from foretune.forecasting.head_layer import HeadLayer, find_activation
 from foretune.forecasting.linear_model import Head, Sample, Start, lift
 from foretune.models.adapted import Batch
@@ -34,8 +34,6 @@ from foretune.ntk.probe import CrossFitted, probe_folds
 from foretune.problem import OnBatch, Plan
 from foretune.stream import fit_probe, stream_batches, stream_groups
 from foretune.tasks.objective import Targets
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -145,16 +143,20 @@ def linearise(
             with installed(modules, heads[number]):
                 yield batch
 
-    known = token_parts(plan.adapted, each_fold(), plan.reduction)
+    spool, mapped = files_of(plan)
+    known = token_parts(plan.adapted, each_fold(), plan.reduction, mapped=spool)
     with installed(modules, of_evaluation):
         stream = stream_batches(plan, to_predict, on_batch=on_batch)
-        predicted = token_parts(plan.adapted, stream, plan.reduction)
+        predicted = token_parts(plan.adapted, stream, plan.reduction, mapped=spool)
     of_all = plan.processes.hand_over((known, predicted), plan.classifier.device)
     del known, predicted
     of_known, of_predicted = (list(chain.from_iterable(parts)) for parts in zip(*of_all, strict=True))
     del of_all
-    train = join_tokens(plan.adapted, plan.reduction, of_known, n=len(y_train))
-    evaluation = join_tokens(plan.adapted, plan.reduction, of_predicted, n=len(y_eval))
+    train = join_tokens(plan.adapted, plan.reduction, of_known, n=len(y_train), mapped=mapped)
+    evaluation = join_tokens(plan.adapted, plan.reduction, of_predicted, n=len(y_eval), mapped=mapped)
+    if mapped is not None:
+        mapped.alone()
+    del spool, of_known, of_predicted
     fold = np.empty(len(y_train), dtype=np.int64)
     for index, rows in enumerate(folds):
         fold[rows] = index
@@ -182,7 +184,8 @@ def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:
 
     Raises:
         DataError: If an output layer cannot be fitted on the samples, or there are no evaluation rows.
-        ConfigError: If the token factors would not fit into the memory that is free.
+        ConfigError: If the memory is too little for the token factors of a batch, or of all where they must be in it.
+        StoreError: If the disk has not the room for those that do not fit into the memory.
         KernelError: If the adapter is no plain LoRA with B = 0.
     """
     check_new_adapters(plan.adapted)
@@ -199,7 +202,7 @@ def check_linearisable(plan: Plan, *, probe: bool = True) -> Targets:
             "change --seed"
         )
     _with_head(plan)
-    _check_memory(plan)
+    check_room(plan)
     return y_train
 
 
@@ -232,43 +235,6 @@ def _own_head(plan: Plan, below: Sequence[nn.Linear], output: nn.Linear) -> Head
             hidden_bias = weight.new_zeros(len(copies[0])) if module.bias is None else module.bias.detach().clone()
             return Head(weight, bias, layer=HeadLayer(copies[0], hidden_bias, activation))
     return Head(weight, bias, tuple(copies))
-
-
-def factor_bytes(plan: Plan) -> int:
-    """Estimate the memory of the token factors, rather too high: inputs that several modules share count for each.
-
-    Args:
-        plan: Plan of the pass.
-
-    Returns:
-        Σ over tokens and modules of (d_in + k·d_out) numbers in bfloat16, k the outputs that a run needs.
-    """
-    n_outputs = plan.task.objective.simulated().n_outputs  # whatever the plan's own reduction is
-    tokens = int(plan.train.lengths.sum()) + (0 if plan.evaluation is None else int(plan.evaluation.lengths.sum()))
-    uses = {} if plan.adapted.layout is None else plan.adapted.layout.positions
-    widths = (uses.get(site.name, 1.0) * (site.d_in + n_outputs * site.d_out) for site in plan.adapted.sites)
-    return int(2 * tokens * sum(widths))
-
-
-def _check_memory(plan: Plan) -> None:
-    needed, free = factor_bytes(plan), free_bytes(plan.classifier.device)
-    if needed > free:
-        raise ConfigError(
-            f"the pass keeps about {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free: "
-            "lower --samples, --eval-samples or --max-length, or name fewer --target-modules or --layers"
-        )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Say how much memory is free.
-
-    Args:
-        device: Where.
-
-    Returns:
-        Bytes of the GPU, or of the machine.
-    """
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 @contextmanager

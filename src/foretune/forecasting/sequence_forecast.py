@@ -34,7 +34,6 @@ from foretune.report.provenance import now, versions
 from foretune.report.store import finite
 from foretune.sequence_plan import OnBatch, SequencePlan, describe_sequences
 from foretune.settings.commands import ForecastSettings
-from foretune.settings.sizes import parse_bytes
 
 SCHEMA = 1
 EFFECT = 0.02  # nats a token: less is no effect
@@ -172,7 +171,7 @@ def forecast_sequences(
     """
     start = time.perf_counter()
     levels = levels_of(plan, calibration)
-    linearised = linearise_sequences(plan, parse_bytes("memory", settings.memory), on_batch=on_batch)
+    linearised = linearise_sequences(plan, settings.of_sequences, on_batch=on_batch)
     adapter = linearised.start(range(len(linearised.sites)))
 
     @cache

@@ -8,7 +8,7 @@ summed over the example's tokens. Every A, B, rank and placement can be read off
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,7 @@ from foretune.models.adapted import AdaptedModel, Batch
 from foretune.models.sites import Site
 from foretune.ntk.capture import Receive, Uses, capture_in_turn
 from foretune.ntk.features import TangentFeatures
+from foretune.ntk.mapped import Mapped
 from foretune.ntk.premises import check_new_adapters, sample_order
 from foretune.tasks.outputs import OutputReduction
 
@@ -81,6 +82,7 @@ class TokenFactors:
         hidden: Trained linear modules of the head below its last one, which train whole.
         inputs: n × p inputs φ of the head's last module.
         logits: n × C outputs at initialisation.
+        mapped: Where h and g lie, if not in memory.
     """
 
     sites: tuple[Site, ...]
@@ -89,6 +91,12 @@ class TokenFactors:
     hidden: tuple[ModuleTokens, ...]
     inputs: Float[Tensor, "n p"]
     logits: Float[Tensor, "n classes"]
+    mapped: Mapped | None = None
+
+    def let_go(self) -> None:
+        """Give the memory of factors in files back; what is needed again is read again."""
+        if self.mapped is not None:
+            self.mapped.let_go()
 
     @property
     def n(self) -> int:
@@ -122,6 +130,7 @@ def adapter_features(factors: TokenFactors, rows: Sequence[Float[Tensor, "_ _"]]
             right = a.new_zeros(len(g), len(chunk), width, g.shape[2])
             right[:, place, column] = g
             by_chunk.append(left @ right)
+            factors.let_go()
         blocks.append(torch.cat(by_chunk, dim=1))
     return TangentFeatures(
         factors.sites,
@@ -273,6 +282,7 @@ def token_parts(
     reduction: OutputReduction,
     *,
     storage: torch.dtype = torch.bfloat16,
+    mapped: Mapped | None = None,
 ) -> list[TokenParts]:
     """Record the token factors of some of a sample's batches; `join_tokens` makes those of the sample of all of them.
 
@@ -281,6 +291,7 @@ def token_parts(
         batches: Batches.
         reduction: Scalar outputs to differentiate.
         storage: Type that the factors are kept in.
+        mapped: Where they are put batch by batch; None keeps them where they are.
 
     Returns:
         The factors batch by batch.
@@ -292,7 +303,7 @@ def token_parts(
     if not adapted.head:
         raise KernelError("no linear head trains, and a forecast needs one: use task_type='SEQ_CLS'")
     return [
-        sink.part(batch.rows[places], logits)
+        sink.part(batch.rows[places], logits) if mapped is None else _put(sink.part(batch.rows[places], logits), mapped)
         for batch in batches
         for places, sink, logits in capture_in_turn(
             adapted, batch, reduction.directions, lambda m: KeepTokens(adapted, m, reduction, storage)
@@ -300,8 +311,19 @@ def token_parts(
     ]
 
 
+def _put(part: TokenParts, mapped: Mapped) -> TokenParts:
+    part = replace(part, h=[mapped.kept(h) for h in part.h], g=[mapped.kept(g) for g in part.g])
+    mapped.let_go()
+    return part
+
+
 def join_tokens(
-    adapted: AdaptedModel, reduction: OutputReduction, parts: Sequence[TokenParts], *, n: int
+    adapted: AdaptedModel,
+    reduction: OutputReduction,
+    parts: Sequence[TokenParts],
+    *,
+    n: int,
+    mapped: Mapped | None = None,
 ) -> TokenFactors:
     """Join the token factors of all batches of a sample; the parts are used up.
 
@@ -310,16 +332,18 @@ def join_tokens(
         reduction: Scalar outputs that were differentiated.
         parts: From `token_parts`, those of all batches in any order.
         n: Number of examples in all.
+        mapped: Where they are put; None keeps them in memory.
 
     Returns:
         The factors, examples in the order of their positions.
 
     Raises:
         KernelError: If the positions are not 0 … n-1.
+        StoreError: If the disk refuses.
     """
     order = sample_order(torch.cat([torch.empty(0, dtype=torch.long), *(part.rows.cpu() for part in parts)]), n)
     order = order.to(parts[0].rows.device)
-    joined = _join(parts, order)
+    joined = _join(parts, order, mapped)
     n_sites = len(adapted.sites)
     return TokenFactors(
         sites=adapted.sites,
@@ -328,10 +352,11 @@ def join_tokens(
         hidden=joined[n_sites:],
         inputs=torch.cat([part.inputs for part in parts])[order],
         logits=torch.cat([part.logits for part in parts])[order],
+        mapped=mapped,
     )
 
 
-def _join(parts: Sequence[TokenParts], order: Tensor) -> tuple[ModuleTokens, ...]:
+def _join(parts: Sequence[TokenParts], order: Tensor, mapped: Mapped | None) -> tuple[ModuleTokens, ...]:
     """Concatenate batches and bring the examples into order, module by module, freeing the parts as it goes."""
     joined: list[ModuleTokens] = []
     shared: dict[tuple[int, ...], Tensor] = {}  # by the inputs that a module reads in each part
@@ -346,12 +371,29 @@ def _join(parts: Sequence[TokenParts], order: Tensor) -> tuple[ModuleTokens, ...
         starts = known.setdefault(tuple(starts.tolist()), starts)
         place = torch.repeat_interleave(torch.arange(len(order), device=order.device), sorted_counts)
         positions = torch.arange(len(place), device=order.device) - starts[place] + first[place]
+        into = torch.empty_like(positions)
+        into[positions] = torch.arange(len(place), device=order.device)
         if reads not in shared:
-            shared[reads] = torch.cat([part.h[read] for part, read in zip(parts, reads, strict=True)])[positions]
-        g = torch.cat([part.g[index] for part in parts], dim=1)[:, positions]
+            of_h = [part.h[read] for part, read in zip(parts, reads, strict=True)]
+            shared[reads] = _placed(of_h, into, 0, mapped)
+        g = _placed([part.g[index] for part in parts], into, 1, mapped)
         for number, (part, read) in enumerate(zip(parts, reads, strict=True)):
             part.g[index] = part.g[index].new_empty(0)
             if last_reader[number, read] == index:
                 part.h[read] = part.h[read].new_empty(0)
         joined.append(ModuleTokens(starts, shared[reads], g))
     return tuple(joined)
+
+
+def _placed(parts: Sequence[Tensor], into: Tensor, axis: int, mapped: Mapped | None) -> Tensor:
+    """Put parts where their positions belong, one after the other."""
+    shape = [*parts[0].shape[:axis], len(into), *parts[0].shape[axis + 1 :]]
+    placed = parts[0].new_empty(shape) if mapped is None else mapped.empty(shape, parts[0].dtype)
+    begin = 0
+    for part in parts:
+        end = begin + part.shape[axis]
+        placed.index_copy_(axis, into[begin:end], part)
+        begin = end
+        if mapped is not None:
+            mapped.let_go()
+    return placed

@@ -10,6 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from foretune.models.sites import Site
+from foretune.ntk.clock import Clock
 from foretune.ntk.features import HeadFactor, TangentFeatures
 from foretune.ntk.tile_files import read_checked, write_checked
 from foretune.tasks.outputs import OutputReduction
@@ -113,11 +114,12 @@ class Store:
         self._held: dict[int, Tile] = {}
         self._trusted: set[int] = set()
 
-    def tile(self, index: int) -> Tile:
+    def tile(self, index: int, clock: Clock | None = None) -> Tile:
         """Give a tile out.
 
         Args:
             index: Its number.
+            clock: Told what computing it or its files take.
 
         Returns:
             The tile; a damaged file, or one of something else, is replaced.
@@ -128,15 +130,20 @@ class Store:
         if index in self._held:
             return self._held[index]
         path = None if self._folder is None else self._folder / f"{self._label}-{index:05d}.safetensors"
+        clock = clock or Clock()
         if self._backing == "disk" and path is not None:
-            found = read_checked(path, self.plan.keys[index], check=index not in self._trusted)
-            if found is not None:
+            with clock.of("files"):
+                found = read_checked(path, self.plan.keys[index], check=index not in self._trusted)
+                read = None if found is None else _unpack(self.plan, *found)
+            if read is not None:
                 self._trusted.add(index)
-                return _unpack(self.plan, *found)
-        tile = self.plan.compute(index)
+                return read
+        with clock.of("passes"):
+            tile = self.plan.compute(index)
         self.computed += 1
         if self._backing == "disk" and path is not None:
-            write_checked(path, *_pack(tile, self.plan.keys[index]))
+            with clock.of("files"):
+                write_checked(path, *_pack(tile, self.plan.keys[index]))
             self._trusted.add(index)
         elif self._backing == "memory":
             self._held[index] = tile

@@ -6,25 +6,30 @@ With l_1 … l_m and U from Lanczos, P = I − U Uᵀ and random signs z, a sum 
 
 and every such product is Gaussian quadrature with the nodes and weights of a Lanczos run from P z (stochastic Lanczos
 quadrature). Its error is told from the spread over the z and from what half of the steps give.
+
+A kernel K = φ φᵀ of P < N features has the nonzero eigenvalues of a P × P matrix, and N − P zeros: of Qᵀ K Q, with Q an
+orthonormal basis of K Ω for random Ω, which spans all of K. It takes no features to make, and it is decomposed.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh_tridiagonal, eigvalsh, qr
 from scipy.sparse.linalg import LinearOperator, eigsh
 from scipy.special import xlogy
 
 from foretune.arrays import Array
 from foretune.errors import KernelError
-from foretune.ntk.spectrum import NEGATIVE_TOLERANCE, Spectrum, decay_exponent
+from foretune.ntk.spectrum import NEGATIVE_TOLERANCE, Eigen, Spectrum, decay_exponent, spectrum
 
 DENSE = 4096  # rows up to which a kernel is decomposed
 _LEADING = 32  # eigenvalues that are taken exactly
 _PROBES = 16
 _STEPS = 96
-_CHUNK = 256  # rows that are looked at together
+_CHUNK = 256  # rows that are looked at together, and columns that are multiplied
+_SPARE = 16  # columns beside the rank, for a basis that surely spans all
+_LOST = 1e-9  # of the trace, that a basis may miss: rounding
 
 Apply = Callable[[Array], Array]  # of N × p columns
 
@@ -196,6 +201,7 @@ def estimate_spectrum(
     alignment: float | None = None,
     rho: float = 1e-3,
     seed: int = 0,
+    rank: int | None = None,
 ) -> tuple[Spectrum, Array]:
     """Summarise a spectrum without decomposing the kernel; the formulas stand at the fields of `Spectrum`.
 
@@ -210,6 +216,8 @@ def estimate_spectrum(
         alignment: Its alignment, if known.
         rho: As `spectrum` takes it.
         seed: Of the random vectors.
+        rank: Features that the kernel is of, where that is known. Where they are fewer than its rows, all is exact to
+            rounding, and λ_N is 0.
 
     Returns:
         The scalars, and N numbers that stand for the eigenvalues, descending: the leading ones, and quantiles of the
@@ -221,6 +229,13 @@ def estimate_spectrum(
     n_rows, random = len(kernel.matrix), np.random.default_rng(seed)
     if kernel.largest == 0.0:
         return _spectrum(kernel, np.zeros(n_rows), sigma, epsilon, (0.0, 0.0), alignment, rho, {}), np.zeros(n_rows)
+    known = None if rank is None else low_rank_eigenvalues(kernel, rank, seed)
+    if known is not None:
+        whole_spectrum = spectrum(Eigen(known, known[:, None], known[:, None]), sigma=sigma, epsilon=epsilon, rho=rho)
+        kappa = (whole_spectrum.condition_number,) * 2
+        return replace(
+            whole_spectrum, lambda_min_resolved=True, condition_number_interval=kappa, alignment=alignment
+        ), known
     operator = LinearOperator((n_rows, n_rows), matvec=_vector(kernel.apply), matmat=kernel.apply, dtype=np.float64)
     leading, vectors = eigsh(operator, k=_LEADING, which="LA", v0=random.standard_normal(n_rows), tol=1e-10)
     leading, vectors = np.maximum(leading[::-1], 0.0), vectors[:, ::-1]
@@ -248,7 +263,7 @@ def estimate_spectrum(
     dimension, of_dimension = total(lambda x: x / (x + sigma))
     scale_free, of_scale_free = total(lambda x: x / (x + relative))
     entropy, of_entropy = total(lambda x: xlogy(x, x))
-    rank = float(np.exp(np.log(kernel.trace) - entropy / kernel.trace))
+    entropy_rank = float(np.exp(np.log(kernel.trace) - entropy / kernel.trace))
     values = _quantiles(leading, whole, n_rows)
     floor = n_rows * epsilon * float(leading[0])
     others = (_some(whole, slice(0, None, 2)), _some(whole, slice(1, None, 2)), half)
@@ -259,7 +274,7 @@ def estimate_spectrum(
         "lambda_min": lambda_min[1],
         "effective_dimension": of_dimension,
         "effective_dimension_relative": of_scale_free,
-        "entropy_rank": rank * of_entropy / kernel.trace,
+        "entropy_rank": entropy_rank * of_entropy / kernel.trace,
     }
     if exponent is not None:
         off = [abs(other - exponent) for other in of_others if other is not None]
@@ -268,10 +283,45 @@ def estimate_spectrum(
     estimates = {
         "effective_dimension": dimension,
         "effective_dimension_relative": scale_free,
-        "entropy_rank": rank,
+        "entropy_rank": entropy_rank,
         "decay_exponent": exponent,
     }
     return Spectrum(**{**vars(found), **estimates}), values
+
+
+def low_rank_eigenvalues(kernel: LargeKernel, rank: int, seed: int = 0) -> Array | None:
+    """Find all eigenvalues of a kernel of few features; memory is N × (P + 16) numbers.
+
+    Args:
+        kernel: The kernel.
+        rank: Features P.
+        seed: Of the random vectors.
+
+    Returns:
+        N eigenvalues, descending: those of Qᵀ K Q, not below 0, and zeros. None where P + 16 is not below the rows, or
+        above what is decomposed, or where Q misses a part of the trace, because there are more features than that.
+
+    Raises:
+        KernelError: If the kernel is not positive semi-definite.
+    """
+    n_rows, width = len(kernel.matrix), rank + _SPARE
+    if width >= n_rows or width > DENSE:
+        return None
+    random, basis = np.random.default_rng(seed), np.empty((n_rows, width), order="F")
+    chunks = [slice(start, min(width, start + _CHUNK)) for start in range(0, width, _CHUNK)]
+    for chunk in chunks:
+        basis[:, chunk] = kernel.apply(random.standard_normal((n_rows, chunk.stop - chunk.start)))
+    basis = qr(basis, mode="economic", overwrite_a=True)[0]
+    small = np.concatenate([basis.T @ kernel.apply(basis[:, chunk]) for chunk in chunks], axis=1)
+    values = eigvalsh((small + small.T) / 2.0)[::-1]
+    if values[-1] < -NEGATIVE_TOLERANCE * values[0]:
+        raise KernelError(
+            f"kernel is not positive semi-definite: eigenvalue {values[-1]:.3g} with largest {values[0]:.3g}; "
+            "accumulate Gram products in float64"
+        )
+    if abs(float(values.sum()) - kernel.trace) > _LOST * kernel.trace:
+        return None
+    return np.concatenate([np.maximum(values[:rank], 0.0), np.zeros(n_rows - rank)])
 
 
 def _vector(apply: Apply) -> Apply:

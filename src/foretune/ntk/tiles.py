@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64
 
 from foretune.arrays import Array
+from foretune.ntk.clock import Clock
 from foretune.ntk.feature_store import Store, Tile
 from foretune.ntk.kernel import summed_kernel
 from foretune.ntk.tile_files import digest, read_checked, write_checked
@@ -106,6 +107,7 @@ def tiled_kernel(
     *,
     folder: Path | None = None,
     allocate: Allocate = np.empty,
+    clock: Clock | None = None,
 ) -> TiledKernel:
     """Compute a kernel by tiles: up to the order of the sums `tangent_kernel(...).matrices()`.
 
@@ -115,6 +117,7 @@ def tiled_kernel(
         folder: Where finished products are kept, and taken from where they are whole and of the same tiles; None keeps
             none.
         allocate: Makes the arrays that the kernels are put into.
+        clock: Told what passes, products and files take.
 
     Returns:
         The kernel.
@@ -130,7 +133,7 @@ def tiled_kernel(
     traces: list[Array] = []
     logits: list[Array] = []
     every = pairs(len(left.plan.spans), None if right is None else len(right.plan.spans))
-    for (i, j), product in _products(left, right, every, folder):
+    for (i, j), product in _products(left, right, every, folder, clock or Clock()):
         rows, columns = _expanded(left.plan.spans[i], k), _expanded(other.plan.spans[j], k)
         if head is None and product.head is not None:
             head = allocate(shape)
@@ -152,7 +155,7 @@ def _expanded(span: range, k: int) -> slice:
 
 
 def _products(
-    left: Store, right: Store | None, every: list[tuple[int, int]], folder: Path | None
+    left: Store, right: Store | None, every: list[tuple[int, int]], folder: Path | None, clock: Clock
 ) -> Iterator[tuple[tuple[int, int], Product]]:
     """Products of the pairs: those that are finished from their files, the others computed and kept."""
     other, label = (left, "product") if right is None else (right, "cross")
@@ -161,12 +164,18 @@ def _products(
         for count, (_, j) in enumerate(of_row):
             key = digest(label, left.plan.keys[i], other.plan.keys[j], str(count == 0))
             path = None if folder is None else folder / f"{label}-{i:05d}-{j:05d}.safetensors"
-            product = None if path is None else _read(path, key)
+            product = None
+            if path is not None:
+                with clock.of("files"):
+                    product = _read(path, key)
             if product is None:
-                tile = left.tile(i) if tile is None else tile
-                product = multiply(tile, None if right is None and i == j else other.tile(j), first=count == 0)
+                tile = left.tile(i, clock) if tile is None else tile
+                with_tile = None if right is None and i == j else other.tile(j, clock)
+                with clock.of("products"):
+                    product = multiply(tile, with_tile, first=count == 0)
                 if path is not None:
-                    _write(path, product, key)
+                    with clock.of("files"):
+                        _write(path, product, key)
             yield (i, j), product
 
 

@@ -298,7 +298,7 @@ def _placed(
     """The plan of the pass with adapters of one rank on all modules that can carry one."""
     adapter = AdapterConfig(("all-linear",), r=rank, alpha=settings.alpha, rslora=settings.rslora, init=settings.init)
     template = lora_config(classifier.model, adapter)
-    of_pass = settings_of_pass(task, settings, draws=settings.draws, sigma=settings.sigma)
+    of_pass = settings_of_pass(task, settings, draws=settings.draws, sigma=settings.sigma, memory=settings.memory)
     plan, notes = leave_out(prepare(classifier, task, template, of_pass), settings)
     return plan, template, notes
 

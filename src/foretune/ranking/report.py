@@ -22,12 +22,12 @@ from foretune.report.store import Writer, finite, plain_text, write_json, write_
 from foretune.settings.commands import (
     ADAPTER_FILE,
     CHOSEN,
+    Budget,
     Configuration,
     ForecastSettings,
     KernelSample,
     RankSettings,
     Search,
-    Sketching,
     fields_of,
 )
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe, Recipes, Sample, Spending
@@ -59,7 +59,7 @@ class RankRun:
             "models": {"model": [one.model for one in self.models], **fields_of(self.models[0], Loading)},
             "data": {"dataset": [one.dataset for one in self.data], **fields_of(self.data[0], Columns)},
             "candidates": fields_of(self.settings, Search),
-            "sample": fields_of(self.settings, KernelSample) | fields_of(self.settings, Sketching),
+            "sample": fields_of(self.settings, KernelSample) | fields_of(self.settings, Budget),
             "training": fields_of(self.settings, Recipes),
             "trials": fields_of(self.settings, Spending),
         }
@@ -253,7 +253,7 @@ def configuration_with(recipe: Recipe, run: RankRun) -> Configuration[ForecastSe
     Returns:
         Model, data, what is known of them and the recipe.
     """
-    settings = ForecastSettings(**fields_of(run.settings, Sample), **fields_of(run.settings, Sketching), **vars(recipe))
+    settings = ForecastSettings(**fields_of(run.settings, Sample), **fields_of(run.settings, Budget), **vars(recipe))
     return Configuration(run.models[0], run.data[0], Path(ADAPTER_FILE), settings)
 
 

@@ -38,7 +38,6 @@ from foretune.ranking.step_cost import step_cost
 from foretune.sequence_plan import OnBatch, SequencePlan, prepare_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import AdapterConfig
-from foretune.settings.sizes import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def rank_sequences(
         The ranking.
     """
     plan, seconds = ready.plan, {"load": ready.seconds}
-    linearised = linearise_sequences(plan, parse_bytes("memory", settings.memory), on_batch=on_batch)
+    linearised = linearise_sequences(plan, settings.of_sequences, on_batch=on_batch)
     seconds["pass"] = linearised.seconds
     clock = time.perf_counter()
     quick = _screened(ready, linearised)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from foretune.arrays import Array
 from foretune.ntk.bounds import RiskBounds, risk_bounds
+from foretune.ntk.feature_sketch import feature_width
 from foretune.ntk.large_regression import (
     factor_for_bounds,
     fit_large_regression,
@@ -49,6 +50,7 @@ def assess(
     k_eval_train: Array | None,
     measurement: Measurement,
     plan: Plan,
+    width: int | None = None,
 ) -> Assessment:
     """Compute spectrum, bounds and kernel regression of one kernel.
 
@@ -57,12 +59,14 @@ def assess(
         k_eval_train: M × N kernel, or None.
         measurement: Targets and initial outputs that go with it.
         plan: Objective, output reduction, σ and ridge.
+        width: Features that it is of; None for those of the plan's adapter at one draw of A.
 
     Returns:
         The numbers.
     """
     if len(k_train_train) > DENSE:
-        return _assess_large(k_train_train, k_eval_train, measurement, plan)
+        rank = features_of(plan) if width is None else width
+        return _assess_large(k_train_train, k_eval_train, measurement, plan, rank)
     start = time.perf_counter()
     reduction, objective, settings = plan.reduction, plan.task.objective, plan.settings
     targets = reduction.coordinates(objective.encode(measurement.y_train))
@@ -96,7 +100,41 @@ def _evaluation(k_eval_train: Array | None, measurement: Measurement) -> Evaluat
     return Evaluation(measurement.f_eval_0, measurement.y_eval, k_eval_train)
 
 
-def _assess_large(k_train_train: Array, k_eval_train: Array | None, measurement: Measurement, plan: Plan) -> Assessment:
+def features_of(plan: Plan, *, draws: int = 1) -> int:
+    """Count the features that a row of a kernel joins, which bound the rank of the kernel.
+
+    Args:
+        plan: Adapter, head, reduction and sketch.
+        draws: Draws of A whose kernels are added.
+
+    Returns:
+        Their number, of all heads that are averaged.
+    """
+    settings, adapted = plan.settings, plan.adapted
+    outputs = 1 if plan.reduction.block else plan.reduction.n_outputs
+    of_a = any(adapter.b is not None for adapter in adapted.adapters)
+    one = feature_width(adapted.sites, of_a=of_a, outputs=outputs) if settings.sketch is None else settings.sketch
+    with_head = head_features(plan) if settings.ntk_params == "adapter+head" else 0
+    return draws * one * (settings.heads if settings.head == "average" else 1) + with_head
+
+
+def head_features(plan: Plan) -> int:
+    """Count the features of the trained head, as `features_of`.
+
+    Args:
+        plan: Head and reduction.
+
+    Returns:
+        Their number.
+    """
+    outputs = 1 if plan.reduction.block else plan.reduction.n_outputs
+    heads = plan.settings.heads if plan.settings.head == "average" else 1
+    return heads * outputs * sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
+
+
+def _assess_large(
+    k_train_train: Array, k_eval_train: Array | None, measurement: Measurement, plan: Plan, rank: int
+) -> Assessment:
     """The same without a decomposition: one copy of the kernel at a time beside the kernel itself."""
     start = time.perf_counter()
     reduction, objective, settings = plan.reduction, plan.task.objective, plan.settings
@@ -107,12 +145,12 @@ def _assess_large(k_train_train: Array, k_eval_train: Array | None, measurement:
     kernel, centred = (large_kernel(k_train_train, k, centred=whether) for whether in (False, True))
     aligned = large_alignment(centred, targets)
     of_centred, values_centred = estimate_spectrum(
-        centred, sigma=sigma, epsilon=epsilon, lambda_min=(0.0, 0.0), alignment=aligned, seed=seed
+        centred, sigma=sigma, epsilon=epsilon, lambda_min=(0.0, 0.0), alignment=aligned, seed=seed, rank=rank
     )
     factor = factor_for_bounds(k_train_train, sigma)
     ends = smallest_eigenvalue(factor, seed)
     of_k, values = estimate_spectrum(
-        kernel, sigma=sigma, epsilon=epsilon, lambda_min=ends, alignment=aligned, seed=seed
+        kernel, sigma=sigma, epsilon=epsilon, lambda_min=ends, alignment=aligned, seed=seed, rank=rank
     )
     bounds = large_risk_bounds(factor, targets - offset, (of_k.lambda_max, of_k.lambda_min))
     del factor  # as large as the kernel
@@ -145,6 +183,12 @@ def spectrum_alone(kernel: Array, measurement: Measurement, plan: Plan) -> Spect
     aligned = large_alignment(large_kernel(kernel, k, centred=True), targets)
     ends = smallest_eigenvalue(factor_for_bounds(kernel, sigma), seed)
     found, _ = estimate_spectrum(
-        large_kernel(kernel, k), sigma=sigma, epsilon=measurement.epsilon, lambda_min=ends, alignment=aligned, seed=seed
+        large_kernel(kernel, k),
+        sigma=sigma,
+        epsilon=measurement.epsilon,
+        lambda_min=ends,
+        alignment=aligned,
+        seed=seed,
+        rank=features_of(plan, draws=plan.adapted.draws),
     )
     return found

@@ -13,6 +13,7 @@ from foretune.models.classifier import Encoded
 from foretune.models.groups import base_of
 from foretune.models.head import HeadWeights, installed, random_heads
 from foretune.models.placement import head_modules
+from foretune.ntk.clock import KernelSeconds
 from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import TangentKernel, concatenate_rows, tangent_kernel
@@ -45,6 +46,7 @@ class Measurement:
         epsilon: Machine epsilon of the features.
         seconds_kernel: Passes over the training samples and their Gram products.
         seconds_evaluation: Passes over the evaluation rows and the cross kernel.
+        parts: Parts of `seconds_kernel`.
         sketch_error: Relative error of a sketched kernel in Frobenius norm, estimated, for each draw of A; that of
             the worst of several heads. None without a sketch.
     """
@@ -64,6 +66,7 @@ class Measurement:
     epsilon: float
     seconds_kernel: float
     seconds_evaluation: float
+    parts: KernelSeconds
     sketch_error: tuple[float, ...] | None = None
 
 
@@ -84,6 +87,7 @@ class _Pass:
     f_eval_0: Array | None
     seconds_kernel: float
     seconds_evaluation: float
+    parts: KernelSeconds
     sketch_error: tuple[float, ...] | None = None
 
 
@@ -134,6 +138,7 @@ def measure(
         epsilon=passes[0].epsilon,
         seconds_kernel=sum(p.seconds_kernel for p in passes),
         seconds_evaluation=sum(p.seconds_evaluation for p in passes),
+        parts=sum((p.parts for p in passes), KernelSeconds()),
         sketch_error=None if errors is None else tuple(errors.max(axis=0).tolist()),
     )
 
@@ -179,7 +184,10 @@ def _passes(
     probe = fit_probe(plan, name, layer, y_train, train=train, on_batch=on_batch)
     fitted = time.perf_counter() - start
     result = _pass(plan, train, list(zip(probe.heads, probe.folds, strict=True)), probe.whole, on_batch, tiling)
-    yield None if result is None else replace(result, seconds_kernel=result.seconds_kernel + fitted)
+    if result is not None:
+        parts = result.parts + KernelSeconds(passes=fitted)
+        result = replace(result, seconds_kernel=result.seconds_kernel + fitted, parts=parts)
+    yield result
 
 
 def _pass(
@@ -205,6 +213,7 @@ def _pass(
     if plan.processes.world > 1:
         return _shared_pass(plan, parts(), eval_head, on_batch)
     features = join_features(parts(), len(train.features))
+    seconds_passes = time.perf_counter() - start
     kernel = tangent_kernel(features)
     with_head = plan.settings.ntk_params == "adapter+head"
     k_train_train, head_train_train = kernel.matrices(with_head=with_head), kernel.head
@@ -229,6 +238,7 @@ def _pass(
         f_eval_0=f_eval_0,
         seconds_kernel=seconds_kernel,
         seconds_evaluation=time.perf_counter() - start,
+        parts=KernelSeconds(passes=seconds_passes, products=seconds_kernel - seconds_passes),
     )
 
 
@@ -247,6 +257,7 @@ def _shared_pass(plan: Plan, train: Parts, eval_head: HeadWeights, on_batch: OnB
     if joined is None:
         return None
     with_head, cross = plan.settings.ntk_params == "adapter+head", joined.evaluation
+    seconds_kernel = time.perf_counter() - start
     return _Pass(
         k_train_train=joined.train.matrices(with_head=with_head),
         k_eval_train=None if cross is None else cross.matrices(with_head=with_head),
@@ -256,8 +267,9 @@ def _shared_pass(plan: Plan, train: Parts, eval_head: HeadWeights, on_batch: OnB
         epsilon=joined.train.epsilon,
         f_train_0=joined.f_train_0,
         f_eval_0=joined.f_eval_0,
-        seconds_kernel=time.perf_counter() - start,
+        seconds_kernel=seconds_kernel,
         seconds_evaluation=0.0,
+        parts=KernelSeconds(passes=joined.seconds_passes, products=seconds_kernel - joined.seconds_passes),
     )
 
 
@@ -284,6 +296,7 @@ def _by_tiles(plan: Plan, train: Headed, eval_head: HeadWeights, on_batch: OnBat
         f_eval_0=None if cross is None else cross.logits,
         seconds_kernel=found.seconds_kernel,
         seconds_evaluation=found.seconds_evaluation,
+        parts=found.parts,
         sketch_error=found.sketch_error,
     )
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foretune.forecasting.linearise import GIB
+from foretune.forecasting.factor_room import GIB
 from foretune.forecasting.report import model_and_data_rows, print_layout_notes
 from foretune.report.terminal import print_facts
 from foretune.tasks.metrics import Metric, main_metric

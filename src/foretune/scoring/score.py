@@ -20,11 +20,12 @@ from foretune.language.rows import LanguageTask
 from foretune.models.adapted import describe_placement
 from foretune.models.classifier import own_classifier
 from foretune.models.language_model import own_language_model
+from foretune.ntk.clock import KernelSeconds
 from foretune.ntk.spectrum import Spectrum
 from foretune.problem import OnBatch, Plan, describe, prepare
 from foretune.processes.group import HandedOver
 from foretune.report.provenance import versions
-from foretune.scoring.assess import Assessment, assess, spectrum_alone
+from foretune.scoring.assess import Assessment, assess, head_features, spectrum_alone
 from foretune.scoring.passes import Measurement, measure
 from foretune.scoring.sequence_plan import prepare_sequence_score
 from foretune.scoring.sequence_score import SequenceScore, run_sequence_score
@@ -47,7 +48,8 @@ class ScoreResult:
         mean: Spectrum of the mean kernel over the draws of A.
         repeats: Assessments of the adapter's own A, one for each draw of samples.
         head: Assessment of the trained head's kernel alone, None where no head trains.
-        seconds: Of `load`, `kernel`, `spectrum`, `kernel_regression` and `total`, summed over repeats.
+        seconds: Of `load`, `kernel`, its parts `passes`, `products` and `files`, `spectrum`, `kernel_regression` and
+            `total`, summed over repeats.
     """
 
     plan: Plan
@@ -126,11 +128,12 @@ def _run_score(plan: Plan, tiling: Tiling | None, seconds_load: float, on_batch:
     mean = spectrum_alone(_mean_kernel(first.k_train_train, tiling), first, plan)
     head = None
     if first.head_train_train is not None:
-        head = assess(first.head_train_train, first.head_eval_train, first, plan)
+        head = assess(first.head_train_train, first.head_eval_train, first, plan, head_features(plan))
     assessed = [*draws, *repeats[1:], *([] if head is None else [head])]
     seconds = {
         "load": seconds_load,
         "kernel": sum(m.seconds_kernel for m in measured),
+        **dataclasses.asdict(sum((m.parts for m in measured), KernelSeconds())),
         "spectrum": sum(a.seconds_spectrum for a in assessed),
         "kernel_regression": sum(m.seconds_evaluation for m in measured) + sum(a.seconds_regression for a in assessed),
         "total": seconds_load + time.perf_counter() - start,

@@ -7,7 +7,7 @@ from typing import Any
 from peft import PeftConfig
 
 from foretune.errors import ConfigError, DataError, shown
-from foretune.forecasting.linearise import GIB, free_bytes
+from foretune.forecasting.factor_room import GIB, free_bytes
 from foretune.language.rows import LanguageTask
 from foretune.models.language_model import LanguageModel
 from foretune.models.packed import computing_dtype, n_bytes

@@ -15,6 +15,7 @@ from foretune.arrays import Array
 from foretune.models.classifier import Encoded
 from foretune.models.head import HeadWeights, installed
 from foretune.models.placement import head_modules
+from foretune.ntk.clock import Clock, KernelSeconds
 from foretune.ntk.feature_sketch import sketch_error, sketch_sites, sketched
 from foretune.ntk.feature_store import Store, Tile, TilePlan, cut, site_traces
 from foretune.ntk.features import TangentFeatures, join_features
@@ -49,6 +50,7 @@ class TiledPass:
         sketch_error: Relative error of a sketched kernel for each draw of A, None without a sketch.
         seconds_kernel: Passes over the training samples and their products.
         seconds_evaluation: The same of the evaluation rows.
+        parts: Parts of `seconds_kernel`.
     """
 
     train: TiledKernel
@@ -56,6 +58,7 @@ class TiledPass:
     sketch_error: tuple[float, ...] | None
     seconds_kernel: float
     seconds_evaluation: float
+    parts: KernelSeconds
 
 
 def tiled_pass(
@@ -77,18 +80,18 @@ def tiled_pass(
         KernelError: If features cannot be taken.
         StoreError: If the disk refuses.
     """
-    start = time.perf_counter()
+    start, clock = time.perf_counter(), Clock()
     tiles = _tile_plan(plan, train, tiling, on_batch)
     name = digest(*tiles.keys)[:16]
     folder = None if tiling.folder is None else tiling.folder / name
     if folder is not None:
         folder.mkdir(exist_ok=True)
     store = Store(tiles, tiling.backing, folder)
-    kernel = tiled_kernel(store, folder=folder, allocate=_allocate(tiling, f"{name} train"))
+    kernel = tiled_kernel(store, folder=folder, allocate=_allocate(tiling, f"{name} train"), clock=clock)
     _let_go(kernel)
     error = None
     if plan.settings.sketch is not None:
-        error = sketch_error(store.tile(index).features for index in range(len(tiles.spans)))
+        error = sketch_error(store.tile(index, clock).features for index in range(len(tiles.spans)))
     seconds_kernel, start = time.perf_counter() - start, time.perf_counter()
     cross = None
     if evaluation is not None:
@@ -98,7 +101,7 @@ def tiled_pass(
         _let_go(cross)
     if folder is not None:
         _drop_features(folder)
-    return TiledPass(kernel, cross, error, seconds_kernel, time.perf_counter() - start)
+    return TiledPass(kernel, cross, error, seconds_kernel, time.perf_counter() - start, clock.seconds)
 
 
 def _allocate(tiling: Tiling, name: str) -> Callable[[tuple[int, ...]], Array]:

@@ -32,6 +32,7 @@ EngineName = Literal["local", "ray"]
 ADAPTER_FILE = "adapter_config.json"  # peft's name
 CHOSEN = "chosen.yaml"  # the configuration of a ranking's chosen row, for foretune tune and forecast
 METHOD_ROWS = 3  # placements of a method beside LoRA in a ranking
+OF_SEQUENCES = "2GB"  # the memory of a language model's pass, by default
 MOST_ROWS = 12  # numbers of rows in one forecast, each with a simulated run of its own
 
 
@@ -49,7 +50,35 @@ class KernelSample(Sample):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreSettings(KernelSample):
+class Budget(Settings):
+    """What a pass over the samples may keep.
+
+    Attributes:
+        memory: Memory that what the pass keeps may take, such as 4GB; by default half of what is free. What does not
+            fit goes through files or is computed again: the numbers are the same. Of a language model it counts in a
+            forecast or ranking, by default 2GB: what gradients are kept in depends on it.
+    """
+
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            ConfigError: If it is no amount of memory.
+        """
+        super().__post_init__()
+        if self.memory is not None:
+            parse_bytes("memory", self.memory)
+
+    @property
+    def of_sequences(self) -> int:
+        """Bytes that the gradients of a language model's sequences may take."""
+        return parse_bytes("memory", self.memory or OF_SEQUENCES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(Budget, KernelSample):
     """How a configuration is scored.
 
     Attributes:
@@ -65,8 +94,6 @@ class ScoreSettings(KernelSample):
         heads: Random heads of `average`; each costs a pass.
         ntk_params: `adapter`, or `adapter+head` to add the trained head's kernel.
         ridge: Ridge δ of the kernel regression; by default chosen by leave-one-out.
-        memory: Memory that features and kernels may take, such as 4GB; by default half of what is free. What does not
-            fit goes through files or is computed again: the kernel is the same. It is for classifiers.
         scratch: Folder for these files, from which a killed score goes on; none computes again what does not fit. By
             default a hidden folder beside the output, or one among the system's temporary files.
         sketch: Numbers that the gradients of one text are projected onto at random, an even number; by default they are
@@ -81,19 +108,8 @@ class ScoreSettings(KernelSample):
     heads: Few = 4
     ntk_params: NtkParams = "adapter"
     ridge: Regularisation | None = None
-    memory: str | None = None
     scratch: str | None = None
     sketch: Pair | None = None
-
-    def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            ConfigError: If the memory is no amount of it.
-        """
-        super().__post_init__()
-        if self.memory is not None:
-            parse_bytes("memory", self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,28 +132,7 @@ class TuneSettings(Batching, Recipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sketching(Settings):
-    """What the pass over a language model's sequences may keep.
-
-    Attributes:
-        memory: Memory that the gradients of a language model's sequences may take, such as 2GB: what they are kept in
-            depends on it. Of a classifier it does not count.
-    """
-
-    memory: str = "2GB"
-
-    def __post_init__(self) -> None:
-        """Check types and ranges.
-
-        Raises:
-            ConfigError: If it is no amount of memory.
-        """
-        super().__post_init__()
-        parse_bytes("memory", self.memory)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForecastSettings(Spending, Sketching, Sample, Recipe):
+class ForecastSettings(Spending, Budget, Sample, Recipe):
     """Which run is forecast, from what is known, and what may be spent on it.
 
     Attributes:
@@ -220,7 +215,7 @@ class Search(Placement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Spending, Sketching, Search, KernelSample, Recipes):
+class RankSettings(Spending, Budget, Search, KernelSample, Recipes):
     """Which adapters and recipes are ranked, from what is known, and what may be spent on it."""
 
 
