@@ -108,7 +108,7 @@ def rank_command(
         ConfigError: If the chosen row does not exist.
     """
     settings = run.settings
-    adapters = settings.finalists + METHOD_ROWS * len(settings.methods)
+    adapters = settings.finalists + METHOD_ROWS * sum(method != "lora" for method in settings.methods)
     most = adapters * len(settings.each()) * len(run.models) * len(run.data)
     if choose is not None and not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")

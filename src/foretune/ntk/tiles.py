@@ -95,8 +95,9 @@ def multiply(left: Tile, right: Tile | None, *, first: bool) -> Product:
     return Product(
         total=total,
         head=head,
-        traces=left.traces.numpy() if first else None,
-        logits=np.asarray(logits.double().cpu().numpy()) if first else None,
+        # copies: a view would keep all of a mapped tile in memory
+        traces=np.array(left.traces.numpy()) if first else None,
+        logits=np.array(logits.double().cpu().numpy()) if first else None,
         epsilon=float(torch.finfo(logits.dtype).eps),
     )
 
@@ -108,6 +109,7 @@ def tiled_kernel(
     folder: Path | None = None,
     allocate: Allocate = np.empty,
     clock: Clock | None = None,
+    release: Callable[[Array], None] = lambda _: None,
 ) -> TiledKernel:
     """Compute a kernel by tiles: up to the order of the sums `tangent_kernel(...).matrices()`.
 
@@ -118,6 +120,7 @@ def tiled_kernel(
             none.
         allocate: Makes the arrays that the kernels are put into.
         clock: Told what passes, products and files take.
+        release: Called with each of them after every product, to give back the memory of what is mapped.
 
     Returns:
         The kernel.
@@ -143,6 +146,7 @@ def tiled_kernel(
             target[..., rows, columns] = part
             if right is None and i != j:
                 target[..., columns, rows] = part.swapaxes(-2, -1)
+            release(target)
         if product.logits is not None and product.traces is not None:
             epsilon = product.epsilon
             traces.append(product.traces)

@@ -87,7 +87,9 @@ def tiled_pass(
     if folder is not None:
         folder.mkdir(exist_ok=True)
     store = Store(tiles, tiling.backing, folder)
-    kernel = tiled_kernel(store, folder=folder, allocate=_allocate(tiling, f"{name} train"), clock=clock)
+    kernel = tiled_kernel(
+        store, folder=folder, allocate=_allocate(tiling, f"{name} train"), release=let_go, clock=clock
+    )
     _let_go(kernel)
     error = None
     if plan.settings.sketch is not None:
@@ -97,7 +99,7 @@ def tiled_pass(
     if evaluation is not None:
         of_rows = _tile_plan(plan, evaluation, tiling, on_batch)
         left = Store(of_rows, tiling.backing, folder, label="evaluation")
-        cross = tiled_kernel(left, store, folder=folder, allocate=_allocate(tiling, f"{name} cross"))
+        cross = tiled_kernel(left, store, folder=folder, allocate=_allocate(tiling, f"{name} cross"), release=let_go)
         _let_go(cross)
     if folder is not None:
         _drop_features(folder)

@@ -273,5 +273,4 @@ def let_go(array: Array | None) -> None:
     while held is not None and not isinstance(held, mmap.mmap):
         held = getattr(held, "base", None)
     if held is not None and hasattr(mmap, "MADV_DONTNEED"):
-        held.flush()
-        held.madvise(mmap.MADV_DONTNEED)
+        held.madvise(mmap.MADV_DONTNEED)  # of a shared file, so that what was written stays
