@@ -317,7 +317,11 @@ def _notes(scene: Scene) -> tuple[str, ...]:
         )
     if others:
         spent = parse_spend(scene.settings.spend) > 0
-        tried = "their order is that of their trials" if spent else "they stand last; trials (--spend) tell more"
+        tried = (
+            "trials tell their order, what has none stands last"
+            if spent
+            else "they stand last; trials (--spend) tell more"
+        )
         notes.append(
             f"{', '.join(others)}: each placement priced by a pass of its own on {FEW} samples, by the quick score "
             f"alone; {tried}."
