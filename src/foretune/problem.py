@@ -143,6 +143,7 @@ def prepare(
     settings: ScoreSettings,
     *,
     inplace: bool = False,
+    layout: Layout | None = None,
 ) -> Plan:
     """Place the adapters, draw the samples and tokenise them: all that can go wrong before the work starts.
 
@@ -152,6 +153,7 @@ def prepare(
         config: peft's configuration; None if the model is a peft model already.
         settings: Settings.
         inplace: Whether the adapters may go into the classifier's own model instead of a copy.
+        layout: Layout of a plan with the same arguments; None to look for it.
 
     Returns:
         The plan.
@@ -178,9 +180,10 @@ def prepare(
     if settings.eval_samples:
         evaluation = _encode_rows(_evaluation_split(task), sample.eval_indices, on_placed, settings.max_length)
     encoded = [part for part in (train, evaluation) if part is not None]
-    layout = find_layout(
-        adapted, classifier, encoded, n_outputs=task.objective.n_outputs, batch_size=settings.batch_size
-    )
+    if layout is None:
+        layout = find_layout(
+            adapted, classifier, encoded, n_outputs=task.objective.n_outputs, batch_size=settings.batch_size
+        )
     adapted = replace(adapted, layout=layout, head=_reached(adapted.head, layout))  # BigBird does not read its pooler
     if config is not None:
         reached = tuple(

@@ -17,7 +17,7 @@ from foretune.models.adapter_file import adapter_from_file
 from foretune.models.classifier import load_classifier
 from foretune.models.placement import lora_config, place, read_adapters
 from foretune.ranking.candidates import Candidate
-from foretune.ranking.method_pass import list_placements
+from foretune.ranking.method_pass import _Pass, list_placements
 from foretune.ranking.methods import METHODS, placements_of, with_steps
 from foretune.settings.commands import METHOD_ROWS, RankSettings
 from foretune.settings.groups import AdapterConfig, MethodName
@@ -132,6 +132,29 @@ def test_a_quick_score_goes_by_the_kernel_of_the_placement(where):
         assert one[name].quick.score == pytest.approx(other[name].quick.score, rel=1e-3), name
         assert one[name].condition_number == pytest.approx(other[name].condition_number, rel=1e-3), name
         assert one[name].said.order == pytest.approx(other[name].said.order, rel=1e-3), name
+
+
+@pytest.mark.parametrize("name", ["vera", "adalora"])
+def test_evaluation_rows_that_go_through_later_give_the_same(where, name, monkeypatch):
+    """The adapter is put on again with the same random numbers."""
+    model, dataset, _ = where
+    task = ft.load_task(ft.DataConfig(str(dataset)))
+    classifier = load_classifier(model, label_names=task.label_names, seed=0)
+    few = {"samples": 16, "eval_samples": 10, "epochs": (1,), "finalists": 4, "learning_rate": (1e-2,)}
+    settings = RankSettings(**few, methods=(name,))
+    later = ft.rank(classifier.model, classifier.tokenizer, task, settings=settings)
+    real, late = _Pass.__init__, []
+
+    def at_once(self, *arguments, evaluates):
+        late.append(not evaluates)
+        real(self, *arguments, evaluates=True)
+
+    monkeypatch.setattr(_Pass, "__init__", at_once)
+    found = ft.rank(classifier.model, classifier.tokenizer, task, settings=settings)
+    assert all(late)
+    assert [(row.quick.name, row.said.order) for row in found.rows] == [
+        (row.quick.name, row.said.order) for row in later.rows
+    ]
 
 
 def test_a_method_that_peft_cannot_put_on_the_model_is_named():

@@ -296,11 +296,21 @@ def test_a_rate_that_may_collapse_or_is_far_from_finished_runs_is_spoken_of():
     assert note(0.9, risk=None) == ()
 
 
+def outside(why, config=None):
+    return SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, (why,))), quick=SimpleNamespace(config=config))
+
+
 def test_many_reasons_are_told_in_few_lines():
-    rows = [SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, (f"reason {i}",)))) for i in range(3)]
+    rows = [outside(f"reason {i}") for i in range(3)]
     assert len(verdicts([*rows, *rows])) == 3
-    assert len(verdicts([*rows, SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, ("another",))))])) == 4
-    more = [SimpleNamespace(said=SimpleNamespace(reach=Reach(2.0, (f"other {i}",)))) for i in range(4)]
+    assert len(verdicts([*rows, outside("another")])) == 4
+    more = [outside(f"other {i}") for i in range(4)]
     *told, last = verdicts([*rows, *more])
     assert len(told) == 3
     assert "for 4 other reasons" in last
+
+
+def test_methods_beside_lora_have_notes_of_their_own():
+    rows = [outside("far"), outside("far; no finished run of ia3 was checked", config=object())]
+    assert verdicts(rows) == verdicts(rows[:1])
+    assert len(verdicts(rows[1:])) == 1

@@ -16,6 +16,7 @@ from foretune.arrays import Array
 from foretune.errors import ConfigError, ForetuneError, PlacementError
 from foretune.forecasting.linear_model import FirstOrder, Start
 from foretune.forecasting.linearise import Linearised, first_examples
+from foretune.models.adapted import Layout
 from foretune.models.classifier import Classifier
 from foretune.models.head import installed
 from foretune.models.placement import head_modules, place
@@ -145,17 +146,16 @@ def price_methods(scene: Scene, on_progress: OnProgress) -> Others:
     train, evaluation = list(scene.linearised.train.first_order), list(scene.linearised.evaluation.first_order)
     for placements in scene.placements:
         groups = _groups(placements)
-        passes = [
-            _Pass(scene, group, _counter(on_progress, placements[0].method, number, len(groups), scene))
-            for number, group in enumerate(groups)
-        ]
+        on_batch = _counter(on_progress, placements[0].method, len(groups), scene)
+        # where there are more passes than rows, those that drop out need no evaluation rows, and the others go again
+        passes = [_Pass(scene, group, on_batch, evaluates=len(groups) <= METHOD_ROWS) for group in groups]
         scored = _score(passes)
         for one, placement, quick, kernel in _best(scored, scene.settings):
             start = None
-            if one.evaluation is not None:
+            if one.method.simulated:
                 start = one.start(placement, len(train))
                 train += one.vectors(placement, one.train)
-                evaluation += one.vectors(placement, one.evaluation)
+                evaluation += one.vectors(placement, one.evaluated())
             priced.append(Priced(quick, start, kernel))
     linearised = replace(
         scene.linearised,
@@ -186,15 +186,15 @@ def _groups(placements: Sequence[Placement]) -> list[list[Placement]]:
     return groups
 
 
-def _counter(on_progress: OnProgress, method: Method, number: int, count: int, scene: Scene) -> OnBatch:
+def _counter(on_progress: OnProgress, method: Method, count: int, scene: Scene) -> OnBatch:
     n, n_eval = scene.linearised.train.factors.n, scene.linearised.evaluation.factors.n
-    each = n + n_eval if method.simulated else min(n, FEW)
-    done = number * each
+    total = count * n + min(count, METHOD_ROWS) * n_eval if method.simulated else count * min(n, FEW)
+    done = 0
 
     def count_texts(more: int) -> None:
         nonlocal done
         done += more
-        on_progress(f"texts through the model, {method.name}", done, count * each)
+        on_progress(f"texts through the model, {method.name}", done, total)
 
     return count_texts
 
@@ -202,24 +202,39 @@ def _counter(on_progress: OnProgress, method: Method, number: int, count: int, s
 class _Pass:
     """One pass: the features of every placement of a group, under the probe heads that the LoRA pass had."""
 
-    def __init__(self, scene: Scene, group: Sequence[Placement], on_batch: OnBatch) -> None:
-        self.scene, self.group, self.method = scene, group, group[0].method
-        probes = scene.linearised.probes
-        assert probes is not None
-        plan = prepare(scene.classifier, scene.task, group[0].config, scene.plan.settings)
-        plan = replace(plan, adapted=replace(plan.adapted, head={}))
+    def __init__(self, scene: Scene, group: Sequence[Placement], on_batch: OnBatch, *, evaluates: bool) -> None:
+        self.scene, self.group, self.method, self.on_batch = scene, group, group[0].method, on_batch
+        plan = self._plan(None)
+        self.layout = plan.adapted.layout
         n = scene.linearised.train.factors.n
         self.n = n if self.method.simulated else min(n, FEW)
-        self.train = join_features(_train_batches(plan, probes, self.n, on_batch), self.n)
-        self.evaluation = None
-        if self.method.simulated:
-            assert plan.evaluation is not None
-            with installed(head_modules(plan.placed), probes.whole):
-                stream = stream_batches(plan, plan.evaluation, on_batch=on_batch)
-                parts = ((batch.rows, batch_features(plan.adapted, batch, plan.reduction)) for batch in stream)
-                self.evaluation = join_features(parts, len(plan.evaluation.features))
+        self.train = join_features(_train_batches(plan, self._probes(), self.n, on_batch), self.n)
+        self.evaluation = self._evaluate(plan) if evaluates and self.method.simulated else None
         self.sites = plan.adapted.sites
         self.device = plan.classifier.device
+
+    def evaluated(self) -> TangentFeatures:
+        """Features of the evaluation rows; taken now where they were not before, on the same adapter put on again."""
+        if self.evaluation is None:
+            self.evaluation = self._evaluate(self._plan(self.layout))
+        return self.evaluation
+
+    def _plan(self, layout: Layout | None) -> Plan:
+        scene, config = self.scene, self.group[0].config
+        plan = prepare(scene.classifier, scene.task, config, scene.plan.settings, layout=layout)
+        return replace(plan, adapted=replace(plan.adapted, head={}))
+
+    def _probes(self) -> CrossFitted:
+        probes = self.scene.linearised.probes
+        assert probes is not None
+        return probes
+
+    def _evaluate(self, plan: Plan) -> TangentFeatures:
+        assert plan.evaluation is not None
+        with installed(head_modules(plan.placed), self._probes().whole):
+            stream = stream_batches(plan, plan.evaluation, on_batch=self.on_batch)
+            parts = ((batch.rows, batch_features(plan.adapted, batch, plan.reduction)) for batch in stream)
+            return join_features(parts, len(plan.evaluation.features))
 
     def members(self, placement: Placement) -> list[int]:
         """Positions of a placement's modules among the sites of the pass; all, where it has a pass of its own."""
@@ -317,7 +332,11 @@ def _notes(scene: Scene) -> tuple[str, ...]:
         )
     if others:
         spent = parse_spend(scene.settings.spend) > 0
-        tried = "their order is that of their trials" if spent else "they stand last; trials (--spend) tell more"
+        tried = (
+            "trials tell their order, what has none stands last"
+            if spent
+            else "they stand last; trials (--spend) tell more"
+        )
         notes.append(
             f"{', '.join(others)}: each placement priced by a pass of its own on {FEW} samples, by the quick score "
             f"alone; {tried}."

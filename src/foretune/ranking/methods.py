@@ -285,3 +285,22 @@ def with_steps(config: PeftConfig | None, steps: int) -> PeftConfig | None:
     changed.total_step = max(1, steps)
     changed.tinit, changed.tfinal = steps // 10, steps // 3
     return changed
+
+
+def in_proportion(config: PeftConfig | None, steps: int, whole: int) -> PeftConfig | None:
+    """Give a short run the course of a whole one, where a configuration depends on how long its run is.
+
+    Args:
+        config: peft's configuration of the whole run; not changed.
+        steps: Steps of the short run.
+        whole: Steps of the whole run.
+
+    Returns:
+        The same, or of AdaLoRA one whose ranks fall over the same shares of the steps.
+    """
+    if not isinstance(config, AdaLoraConfig) or steps == whole:
+        return config
+    changed = copy.deepcopy(config)
+    changed.total_step = max(1, int(config.total_step or whole) * steps // whole)
+    changed.tinit, changed.tfinal = config.tinit * steps // whole, config.tfinal * steps // whole
+    return changed

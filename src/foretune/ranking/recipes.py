@@ -160,12 +160,14 @@ def verdicts(rows: Sequence[Row]) -> tuple[str, ...]:
     """Say which rows lie outside of what the calibration has seen, and what becomes of their forecasts.
 
     Args:
-        rows: Rows in order.
+        rows: Rows in order. Those of methods beside LoRA, which have notes of their own, count where there are no
+            others.
 
     Returns:
         A sentence for each way to lie outside, the first of them in full.
     """
-    every = tuple(dict.fromkeys(row.said.reach.verdict for row in rows if row.said.reach.reasons))
+    of_lora = [row for row in rows if row.quick.config is None]
+    every = tuple(dict.fromkeys(row.said.reach.verdict for row in of_lora or rows if row.said.reach.reasons))
     if len(every) <= _VERDICTS + 1:
         return every
     more = len(every) - _VERDICTS

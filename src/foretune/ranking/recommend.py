@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isfinite
 
 from foretune.forecasting.cautions import TOLD
 from foretune.ranking.rows import Ranking, Row, best_first
@@ -13,7 +14,8 @@ def marked(rows: Sequence[Row], *, equal_sizes: bool = False) -> tuple[Row, ...]
 
     Cheapest is what has the fewest parameters; of equal ones the cheapest step, then the better forecast: recipes of
     one adapter are not chosen by their length. A row whose level is withheld counts only where that of the first is
-    withheld too: its tie says nothing. One that is told to collapse, and more likely than the first, is none to
+    withheld too, and one at an infinite distance from all finished runs only where the first is as far: its tie says
+    nothing. One that is told to collapse, and more likely than the first, is none to
     recommend.
 
     Args:
@@ -27,14 +29,15 @@ def marked(rows: Sequence[Row], *, equal_sizes: bool = False) -> tuple[Row, ...]
     first = rows[0]
     alike = [
         first,
-        *(
-            row
-            for row in rows
-            if row.tie and (row.forecast is None) <= (first.forecast is None) and not _riskier(row, first)
-        ),
+        *(row for row in rows if row.tie and _told(first) <= _told(row) and not _riskier(row, first)),
     ]
     cheapest = min(alike, key=lambda row: (0 if equal_sizes else row.quick.parameters, row.compute))  # first of equals
     return tuple(replace(row, recommended=row is cheapest) for row in rows)
+
+
+def _told(row: Row) -> tuple[bool, bool]:
+    """How much is known of a row: whether anything like it was seen, and whether its level is told."""
+    return (isfinite(row.said.reach.doublings), row.forecast is not None)
 
 
 def _riskier(row: Row, first: Row) -> bool:

@@ -1,7 +1,7 @@
 """The plan of a fine-tune: the placed model and the rows that it trains and is evaluated on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -188,8 +188,9 @@ def prepare_tune(
     sites = read_adapters(placed, seed=settings.seed).sites
     check_saved(placed)
     rows = split(task, samples=0, eval_samples=settings.eval_samples, seed=settings.seed)
-    train = _rows(task.train, rows.training, classifier, settings.max_length)
-    evaluation = _rows(task.evaluation or task.train, rows.eval_indices, classifier, settings.max_length)
+    on_placed = replace(classifier, model=placed)  # virtual tokens take positions
+    train = _rows(task.train, rows.training, on_placed, settings.max_length)
+    evaluation = _rows(task.evaluation or task.train, rows.eval_indices, on_placed, settings.max_length)
     train_eval = None
     if settings.train_eval_samples:
         chosen = draw_indices(len(rows.training), min(settings.train_eval_samples, len(rows.training)), seed=0)

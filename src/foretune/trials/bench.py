@@ -12,6 +12,7 @@ from foretune.language.rows import LanguageTask
 from foretune.models.classifier import Classifier, batches, encode
 from foretune.models.language_model import LanguageModel
 from foretune.models.packed import copied
+from foretune.ranking.methods import in_proportion
 from foretune.sequence_plan import LOGITS, ChosenRows, SequencePlan
 from foretune.settings.commands import TuneSettings, fields_of
 from foretune.settings.groups import Batching, Recipe, TaskKind
@@ -20,7 +21,7 @@ from foretune.tasks.metrics import LANGUAGE_METRICS, Metric, metrics_of
 from foretune.tasks.sampling import Split, split
 from foretune.training.language import prepare_language
 from foretune.training.plan import prepare_tune
-from foretune.training.trainable import Course, Trainable
+from foretune.training.trainable import Course, Trainable, steps_in
 from foretune.trials.plan import Extent, Trial
 from foretune.trials.rows import restrict
 from foretune.trials.sequences import restrict_sequences
@@ -175,7 +176,8 @@ class ClassifierBench:
             What is to be trained.
         """
         classifier = _left_alone(self.classifier, candidate)
-        plan = prepare_tune(classifier, self._task(trial), candidate.config, _settings(self, candidate, trial))
+        config, settings = adapter_of(self, candidate, trial), _settings(self, candidate, trial)
+        plan = prepare_tune(classifier, self._task(trial), config, settings)
         return dataclasses.replace(plan, course=course)
 
     def few(self, count: int) -> tuple[Mapping[str, Tensor], int]:
@@ -274,7 +276,8 @@ class LanguageBench:
             What is to be trained.
         """
         language = _left_alone(self.language, candidate)
-        plan = prepare_language(language, self._task(trial), candidate.config, _settings(self, candidate, trial))
+        config, settings = adapter_of(self, candidate, trial), _settings(self, candidate, trial)
+        plan = prepare_language(language, self._task(trial), config, settings)
         return dataclasses.replace(plan, course=course)
 
     def few(self, count: int) -> tuple[Mapping[str, Tensor], int]:
@@ -303,6 +306,23 @@ def _left_alone(loaded: Loaded, candidate: Candidate) -> Loaded:
     if candidate.config is not None:
         return loaded
     return dataclasses.replace(loaded, model=copied(loaded.model))
+
+
+def adapter_of(bench: Bench, candidate: Candidate, trial: Trial) -> PeftConfig | None:
+    """Take the adapter that a trial trains: that of the run, but for what depends on its number of steps.
+
+    Args:
+        bench: Data of the full run.
+        candidate: Adapter and recipe.
+        trial: Rows.
+
+    Returns:
+        peft's configuration: of AdaLoRA one whose ranks fall within the trial as they do within the run. None if the
+        model is a peft model already.
+    """
+    settings = _settings(bench, candidate, trial)
+    steps, whole = (settings.epochs * steps_in(rows, settings, 1) for rows in (trial.rows, bench.extent().run_rows))
+    return in_proportion(candidate.config, steps, whole)
 
 
 def _settings(bench: Bench, candidate: Candidate, trial: Trial) -> TuneSettings:

@@ -111,6 +111,7 @@ def plan_trials(
     share: float,
     *,
     order: Sequence[int] | None = None,
+    early: Sequence[int] = (),
     done: Sequence[Trial] = (),
     seed: int = 0,
 ) -> TrialPlan:
@@ -127,6 +128,8 @@ def plan_trials(
         extent: Rows of the run, rows that are known, rows of an evaluation, outputs.
         share: Share of one full run, that of the dearest recipe, that may be spent.
         order: Candidates that may have trials, the best first; None for all as they stand.
+        early: Candidates that have one of the smallest trials each, as far as the budget goes, before any has a larger
+            one: those that only trials tell something of, and what they are compared with.
         done: Trials that are paid for; they are part of the plan.
         seed: Seed of the trials.
 
@@ -160,12 +163,21 @@ def plan_trials(
         return offer.passes if done or offer.rows < nested else offer.passes / SHARE_OF_LARGEST
 
     chosen = [*done]
-    left = budget - _cost(done)
+    for trial in _early(recipes, extent, early, seed):
+        if not _is_there(trial, chosen) and _cost([*chosen, trial]) <= budget:
+            chosen.append(trial)
+        if _is_there(trial, chosen):
+            offers = [offer for offer in offers if offer.rows >= nested]  # what is hardly larger tells nothing more
+    left = budget - _cost(chosen)
     largest = max((offer for offer in offers if price(offer) <= left), key=lambda offer: offer.rows, default=None)
-    for rung in [] if largest is None else [[largest], *_rungs(recipes, extent, order, largest)]:
+    if largest is not None:
+        rungs = [[largest], *_rungs(recipes, extent, order, largest)]
+    else:
+        rungs = [_early(recipes, extent, order, seed)] if early else []
+    for rung in rungs:
         wanted = [trial for trial in rung if not _is_there(trial, chosen)]
         n_paid = max(n for n in range(len(wanted) + 1) if _cost([*chosen, *wanted[:n]]) <= budget)
-        if n_paid >= min(len(wanted), LEAST_COMPARED):
+        if n_paid >= min(len(wanted), LEAST_COMPARED) or largest is None:  # then early ones are there to compare with
             chosen += wanted[:n_paid]
     place = {candidate: position for position, candidate in enumerate(order)}
     chosen.sort(key=lambda trial: (trial.rows, place.get(trial.candidate, len(place)), trial.candidate))
@@ -198,6 +210,15 @@ def _buys(recipes: Sequence[Recipe], number: int, extent: Extent, share: float) 
     sizes = _sizes(recipes[number], extent)[:1]
     budget = share * whole_run(recipes, extent.run_rows)
     return any(_trial(number, rows, recipes[number], extent, 0).passes <= budget for rows in sizes)
+
+
+def _early(recipes: Sequence[Recipe], extent: Extent, early: Sequence[int], seed: int) -> list[Trial]:
+    """The smallest trial of the first, for all that can have it; none where one would be compared with nothing."""
+    if len(early) < LEAST_COMPARED:
+        return []
+    rows = smallest(recipes[early[0]], extent.outputs)
+    able = [number for number in early if smallest(recipes[number], extent.outputs) <= rows <= extent.most]
+    return [_trial(number, rows, recipes[number], extent, seed) for number in able]
 
 
 def _rungs(recipes: Sequence[Recipe], extent: Extent, order: Sequence[int], largest: Trial) -> Iterable[list[Trial]]:

@@ -23,7 +23,7 @@ from foretune.settings.commands import RankSettings
 from foretune.settings.spend import parse_spend
 from foretune.tasks.load import Task
 from foretune.trials.bench import Candidate, ClassifierBench, bench_of
-from foretune.trials.compared import by_comparison, to_try, without_level
+from foretune.trials.compared import by_comparison, compared_early, to_try, without_level
 from foretune.trials.conclusions import collapsed_at, mean_shift, shifted
 from foretune.trials.forecast import record
 from foretune.trials.plan import Extent, affordable
@@ -134,7 +134,8 @@ def try_finalists(
 ) -> Ranking:
     """Spend a share of one full run on trials of a ranking's rows, and forecast them again.
 
-    The small trials come first, for the best rows. The largest is for the row that is the best by the forecasts that
+    The small trials come first, for the best rows and, before others, for one of each method whose runs are not
+    simulated (`foretune.trials.compared`). The largest is for the row that is the best by the forecasts that
     they are part of. Rows without a trial are shifted as `foretune.trials.conclusions` says.
 
     Args:
@@ -162,7 +163,7 @@ def try_finalists(
         for row in ranking.rows
     )
     forecasts = _Forecasts(ranking, calibration, bench)
-    finalists = Finalists(bench, candidates, open_store(bench), share)
+    finalists = Finalists(bench, candidates, open_store(bench), share, compared_early(ranking.rows))
 
     def places(tried: TriedEach) -> list[Any]:
         return [sort_key(row) for row in _conclude(forecasts, tried)]
@@ -181,7 +182,8 @@ def _conclude(forecasts: _Forecasts, tried: Sequence[Sequence[Tried]]) -> tuple[
         if after.trials and after.collapsed is None and not after.said.note and after.quick.config is None
     ]
     by = mean_shift(pairs)
-    return by_comparison([row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows])
+    said = [row if row.trials else replace(row, said=shifted(row.said, by)) for row in rows]
+    return by_comparison(said, ranking.train_rows)
 
 
 def _with_trials(forecasts: _Forecasts, row: Row, tried: Sequence[Tried]) -> Row:

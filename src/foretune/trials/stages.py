@@ -43,12 +43,14 @@ class Finalists:
         candidates: In the order of the ranking.
         store: Where trials are kept.
         share: Share of one full run that may be spent.
+        early: Numbers of those that have a small trial each before any has a large one.
     """
 
     bench: Bench
     candidates: tuple[Candidate, ...]
     store: Store
     share: float
+    early: tuple[int, ...] = ()
 
     @property
     def recipes(self) -> list[Recipe]:
@@ -65,8 +67,9 @@ class Finalists:
         Returns:
             The plan.
         """
-        seed = self.bench.batching.seed
-        return plan_trials(self.recipes, self.bench.extent(), self.share, order=order, done=done, seed=seed)
+        seed, early = self.bench.batching.seed, [number for number in self.early if number in order]
+        extent = self.bench.extent()
+        return plan_trials(self.recipes, extent, self.share, order=order, early=early, done=done, seed=seed)
 
     def all_kept(self, trials: Sequence[Trial]) -> bool:
         """Tell whether nothing is left to make.
@@ -148,14 +151,14 @@ def in_stages(
     paid = set(affordable(recipes, finalists.bench.extent(), finalists.share))
     order = [number for number, recipe in enumerate(recipes) if recipe in paid]
     plan = finalists.plan(order)
-    *small, largest = plan.trials
+    small, largest = _by_stage(plan)
     known = finalists.all_kept(small)
     if not known:
-        show(plan, " The largest is for the one that is the best after the others.")
+        show(plan, " The largest is for the one that is the best after the others." if largest else "")
     made = 0.0
     if small:
         first = replace(plan, trials=tuple(small), passes=fsum(trial.passes for trial in small))
-        tried, made = _carry_out(finalists, first, told, 0.0, largest.passes)
+        tried, made = _carry_out(finalists, first, told, 0.0, largest)
         keys = places(tried)
         order.sort(key=lambda number: keys[number])
         shown, plan = plan, next(_with_more(finalists, order, small), first)
@@ -166,6 +169,14 @@ def in_stages(
     if made and told.on_progress is not None:
         told.on_progress(made, made)  # where the largest is kept, less is made than the first stage took for granted
     return plan, tried
+
+
+def _by_stage(plan: TrialPlan) -> tuple[list[Trial], float]:
+    """The small trials, and the sample passes of the largest; 0 where all have as many rows."""
+    *small, largest = plan.trials
+    if small and small[-1].rows == largest.rows:
+        return [*small, largest], 0.0
+    return small, largest.passes
 
 
 def _with_more(finalists: Finalists, order: Sequence[int], done: Sequence[Trial]) -> Iterator[TrialPlan]:

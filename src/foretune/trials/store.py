@@ -24,7 +24,7 @@ from foretune.report.provenance import versions
 from foretune.report.store import finite, make_folder, read_json, write_json, write_whole
 from foretune.settings.commands import fields_of
 from foretune.settings.groups import Recipe, TaskKind
-from foretune.trials.bench import Bench, Candidate, measures
+from foretune.trials.bench import Bench, Candidate, adapter_of, measures
 from foretune.trials.plan import Trial
 from foretune.trials.run import Tried
 
@@ -109,7 +109,7 @@ def trial_key(store: Store, bench: Bench, candidate: Candidate, trial: Trial) ->
     Returns:
         20 hexadecimal digits of a SHA-256.
     """
-    config = candidate.config
+    config = adapter_of(bench, candidate, trial)
     adapter = None if config is None else {k: v for k, v in plain(config).items() if k not in _PLACES}
     content = {
         "schema": SCHEMA,
