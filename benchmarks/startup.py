@@ -143,7 +143,8 @@ def table(arguments: list[str], accounts: list[dict[str, Any]], packages: int = 
     under = f"{total:.2f} s of the processor, {wall:.2f} s by the clock, median of {len(accounts)} runs"
     under += f"; load average {os.getloadavg()[0]:.1f}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads"
     rows = "\n".join(f"| {name} | {seconds:.2f} | {seconds / total:.0%} |" for name, seconds in lines)
-    return f"`foretune {' '.join(arguments)}`: {under}, {time.strftime('%Y-%m-%d')}\n\n| | s | |\n| --- | --- | --- |\n{rows}\n"
+    title = f"`foretune {' '.join(arguments)}`: {under}, {time.strftime('%Y-%m-%d')}"
+    return f"{title}\n\n| | s | |\n| --- | --- | --- |\n{rows}\n"
 
 
 def main() -> None:
