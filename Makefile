@@ -49,10 +49,10 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/one_pass.py --rounds 5 --samples 8
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/simulated_runs.py --quick
-	$(BIN)/python benchmarks/peers.py --quick
+	$(BIN)/python benchmarks/peers.py --quick --rounds 3
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -4,13 +4,16 @@ The plain pass is the cheapest one there is: the same frozen model without adapt
 backward pass to the output of the embeddings, no gradient of any weight. Rounds alternate, so that a drift of
 the machine's speed hits all alike; a ratio is the median over rounds of times taken next to each other.
 
-    python benchmarks/one_pass.py [--rounds 7] [--samples 32] [--tokens 128] [--draws 5] [--threads 2]
+    python benchmarks/one_pass.py [--rounds 7] [--samples 32] [--tokens 128] [--draws 5] [--threads 2] [--beside 0]
 """
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig
@@ -54,6 +57,26 @@ def timed(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def spin() -> None:
+    """Keep one core busy."""
+    while True:
+        pass
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Have processes that do nothing but count run beside what is measured."""
+    context = multiprocessing.get_context("spawn")
+    beside = [context.Process(target=spin, daemon=True) for _ in range(processes)]
+    for process in beside:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in beside:
+            process.kill()
+
+
 def main() -> None:
     """Print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -62,6 +85,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--beside", type=int, default=0, help="busy processes that run beside it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -80,16 +104,18 @@ def main() -> None:
             tangent_features(adapted, [batch], reduction, n=options.samples)
         )
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for round_ in range(options.rounds + 1):
-        for name, run in runs.items():
-            taken = timed(run)
-            if round_:  # the first round warms up
-                seconds[name].append(taken)
+    with busy(options.beside):
+        for round_ in range(options.rounds + 1):
+            for name, run in runs.items():
+                taken = timed(run)
+                if round_:  # the first round warms up
+                    seconds[name].append(taken)
+        load = os.getloadavg()[0]
 
     print(
         f"RoBERTa-base shape (12 layers, 768 wide), {options.samples} x {options.tokens} tokens, float32, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.draws} draws of A at r = 8, "
-        f"{options.rounds} rounds"
+        f"{options.rounds} rounds, {options.beside} busy processes beside it, load average {load:.1f}"
     )
     print(f"{'plain forward and backward':55s} {statistics.median(seconds['plain']):7.2f} s")
     for name in PLACEMENTS:

@@ -3,7 +3,7 @@
 Rounds alternate, and a plain pass goes before every call, so that a drift of the machine's speed hits both: a ratio is
 the median over rounds of times taken next to each other. Memory is that of a fresh process each. What is not installed
 or fails is a row with its error. Cases that stand in the file of results are not measured again: it can be stopped and
-started again at any time.
+started again at any time. With `--again` the old rows of a case stand until its new ones are there.
 
     python benchmarks/peers.py [--quick] [--results benchmarks/results/peers.jsonl] [--beside 1] [--again]
 """
@@ -51,15 +51,17 @@ class Case:
 
 QUICK = [
     Case("minilm", "some", 32, 64),
-    Case("minilm", "all", 32, 64),
+    Case("minilm", "all", 32, 16),
     Case("minilm", "all", 32, 128),
-    Case("encoder", "some", 32, 128),
-    Case("encoder", "all", 32, 128),
-    Case("encoder", "all", 32, 128, beside=1),
+    Case("encoder", "all", 8, 128),
     Case("llama", "all", 8, 64),
 ]
 FULL = [
     *QUICK,
+    Case("encoder", "some", 32, 128),
+    Case("encoder", "all", 32, 128),
+    Case("encoder", "all", 32, 128, beside=1),
+    Case("minilm", "all", 32, 32),
     *(
         Case(model, placement, n, tokens)
         for model in ("minilm", "encoder")
@@ -245,10 +247,9 @@ def main() -> None:
         model, placement, *numbers = options.case.split(",")
         cases = [Case(model, placement, *map(int, numbers))]
     options.results.parent.mkdir(exist_ok=True)
-    old = options.results.read_text().splitlines() if options.results.exists() else []
-    kept = [row for row in map(json.loads, old) if not (options.again and _case(row) in cases)]
-    done = {_case(row) for row in kept}
-    options.results.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    text = options.results.read_text() if options.results.exists() else ""
+    rows_there = [json.loads(line) for line in text.splitlines()]
+    done = set() if options.again else {_case(row) for row in rows_there}
     for case in cases:
         if case in done:
             continue
@@ -265,9 +266,16 @@ def main() -> None:
             with_memory(case, rows)
         facts = {"machine": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
         facts |= {"load": os.getloadavg()[0], "at": time.strftime("%Y-%m-%d %H:%M")}
-        with options.results.open("a") as file:
-            file.writelines(json.dumps(row | facts) + "\n" for row in rows)
+        rows_there = replaced(rows_there, [row | facts for row in rows])
+        written = options.results.with_suffix(".new")
+        written.write_text("".join(json.dumps(row) + "\n" for row in rows_there))
+        written.replace(options.results)  # whole or not at all
         done.add(case)
+
+
+def replaced(there: list[dict[str, object]], rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """What is there, with the rows of one case in place of older ones of that case."""
+    return [row for row in there if _case(row) != _case(rows[0])] + rows
 
 
 def _case(row: dict[str, object]) -> Case:

@@ -1,8 +1,10 @@
 """foretune's own path."""
 
+from dataclasses import replace
+
 import torch
 
-from foretune.models.adapted import Batch
+from foretune.models.adapted import Batch, Layout
 from foretune.models.placement import read_adapters
 from foretune.ntk.jacobian import tangent_features
 from foretune.ntk.kernel import tangent_kernel
@@ -15,7 +17,9 @@ BATCH = 32
 
 
 def _run(problem: Problem, draws: int) -> Run:
-    adapted = read_adapters(problem.placed, draws=draws)
+    # commands look once for what is special about a model, and find nothing here; without it, as many texts as tokens
+    # would be taken one by one
+    adapted = replace(read_adapters(problem.placed, draws=draws), layout=Layout())
     reduction = output_reduction("margin", 2)
     batches = [
         Batch(rows, {name: tensor[rows] for name, tensor in problem.inputs.items()})

@@ -1,11 +1,15 @@
 """`python -m foretune`, and the entry point of the command."""
 
+import os
 import sys
 from contextlib import suppress
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    # before torch is loaded: a thread that waits by spinning holds the core that another thread waits for, and beside
+    # other processes a pass takes many times as long
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from foretune.cli import run
     from foretune.report.terminal import close_stream, open_streams
 

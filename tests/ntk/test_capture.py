@@ -16,6 +16,7 @@ from foretune.ntk.capture import capture
 from foretune.ntk.factors import KeepTokens, adapter_features, token_factors
 from foretune.ntk.jacobian import ReduceBlocks, tangent_features
 from foretune.ntk.kernel import tangent_kernel
+from foretune.ntk.premises import leaves_of, on_gradient
 from foretune.ntk.probe import head_inputs
 from foretune.tasks.outputs import output_reduction
 
@@ -254,3 +255,72 @@ def test_head_inputs_need_every_position_once():
 def test_batches_are_told_apart_by_their_rows():
     batch = Batch(torch.tensor([3, 1]), batch_of(ragged(2)).inputs)
     assert [one.rows.tolist() for one in batch.singles()] == [[3], [1]]
+
+
+def gradient_below(view, change):
+    """What `on_gradient` hands out of an output z that a model changes after it, and what autograd says."""
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    handed = []
+    y = on_gradient(view(x * 2.0), lambda gradient: handed.append(gradient.clone()))
+    (change(y) * torch.arange(24.0, dtype=torch.float64).reshape(y.shape)).sum().backward()
+    of_output = torch.arange(24.0, dtype=torch.float64).reshape(y.shape)
+    return handed, of_output, x.grad
+
+
+def halved(y):
+    """As Longformer scales its queries, in place."""
+    y /= 2.0
+    return y
+
+
+VIEWS = {
+    "no view": lambda y: y,
+    "view of the whole": lambda y: y.view(2, 12),
+    "view in another order, copied": lambda y: y.transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("change", [lambda y: y, halved], ids=["as it is", "changed in place"])
+def test_the_gradient_of_an_output_is_that_before_the_model_changes_it(view, change):
+    handed, of_output, below = gradient_below(view, change)
+    scale = 0.5 if change is halved else 1.0
+    assert len(handed) == 1
+    assert torch.equal(handed[0], scale * of_output)
+    plain = torch.ones(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    (view(plain * 2.0) * of_output).sum().backward()
+    assert torch.allclose(below, scale * plain.grad, rtol=1e-15)
+
+
+def test_a_view_of_a_part_is_copied():
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    handed = []
+    part = (x * 2.0)[1:3]
+    copy = on_gradient(part, handed.append)
+    assert copy.data_ptr() != part.data_ptr()
+    halved(copy).sum().backward()
+    (found,) = handed
+    assert torch.equal(found, torch.full((2, 3), 0.5, dtype=torch.float64))
+    assert torch.equal(x.grad, torch.tensor([[0.0], [1.0], [1.0], [0.0]], dtype=torch.float64).expand(4, 3))
+
+
+@pytest.mark.parametrize("view", [lambda y: y, lambda y: y.view(2, 6)], ids=["no view", "view"])
+def test_every_output_hands_its_own_gradient_out(view):
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    handed = []
+    y = halved(on_gradient(view(x * 2.0), lambda gradient: handed.append(gradient.clone())))
+    for output in range(3):
+        torch.autograd.grad((y * (output + 1.0)).sum(), [x], retain_graph=True)
+    assert [gradient.unique().tolist() for gradient in handed] == [[0.5], [1.0], [1.5]]
+    assert all(gradient.shape == y.shape for gradient in handed)
+
+
+def test_below_an_output_that_nothing_trains_there_is_a_new_leaf():
+    y = torch.randn(2, 3)
+    handed = []
+    above = on_gradient(y, handed.append)
+    (leaf,) = leaves_of(above.sum())
+    assert above.data_ptr() != y.data_ptr()
+    assert torch.equal(leaf, y)
+    (gradient,) = torch.autograd.grad((3.0 * above).sum(), [leaf])
+    assert torch.equal(handed[0], gradient)

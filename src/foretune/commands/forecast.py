@@ -155,14 +155,17 @@ def _forecast(
         from foretune.forecasting.report import print_forecast_plan
         from foretune.problem import describe
         from foretune.settings.spend import parse_spend
-        from foretune.trials.forecast import buy_trials, with_trials
 
         settings = config.settings
         trains = parse_spend(settings.spend) > 0  # trials need the model as it is
         calibrated = read_calibration(calibration)
         given = read_adapter(config)
         loaded = load(config, given, seed=settings.seed, splits=splits)
-        bought = buy_trials(loaded.classifier, loaded.task, loaded.lora, settings, name=loaded.words)
+        bought = None
+        if trains:
+            from foretune.trials.forecast import buy_trials
+
+            bought = buy_trials(loaded.classifier, loaded.task, loaded.lora, settings, name=loaded.words)
         plan = prepare_forecast(loaded.classifier, loaded.task, loaded.lora, settings, inplace=not trains)
         plan = replace(plan, processes=processes)
     seconds_load = time.perf_counter() - start
@@ -181,7 +184,10 @@ def _forecast(
         )
     if not processes.is_main:
         return None
-    result = with_trials(result, tried)
+    if tried:
+        from foretune.trials.forecast import with_trials
+
+        result = with_trials(result, tried)
     if output is not None:
         own = None if calibration is None else calibrated
         save_forecast(result, output, config.to_dict(), adapter=given, calibration=own)
@@ -211,14 +217,17 @@ def _forecast_language(
         from foretune.forecasting.sequence_simulation import n_passed
         from foretune.sequence_plan import describe_sequences, prepare_sequences
         from foretune.settings.spend import parse_spend
-        from foretune.trials.forecast import buy_sequence_trials, with_trials
 
         trains = parse_spend(settings.spend) > 0  # trials need the model as it is
         given = read_adapter(config, language=True)
         loaded = load_language(config, given, splits)
         plan = prepare_sequences(loaded.language, loaded.task, loaded.lora, settings, inplace=not trains)
         plan = replace(plan, processes=processes)
-        bought = buy_sequence_trials(plan, loaded.lora, settings, name=loaded.words)
+        bought = None
+        if trains:
+            from foretune.trials.forecast import buy_sequence_trials
+
+            bought = buy_sequence_trials(plan, loaded.lora, settings, name=loaded.words)
     seconds_load = time.perf_counter() - start
     if not wanted.brief:
         print_sequence_plan(log, describe_sequences(plan), loaded.words)
@@ -234,7 +243,10 @@ def _forecast_language(
         )
     if not processes.is_main:
         return None
-    result = with_trials(result, tried)
+    if tried:
+        from foretune.trials.forecast import with_trials
+
+        result = with_trials(result, tried)
     if output is not None:
         save_sequence_forecast(result, output, config.to_dict(), adapter=given)
     if not wanted.brief:
@@ -244,12 +256,12 @@ def _forecast_language(
 
 def _try(bought: "Bought | None", log: "Console") -> "tuple[Tried, ...]":
     """Show what the spend buys, and make it."""
+    if bought is None:
+        return ()
     from foretune.report.terminal import progress
     from foretune.trials.carry import describe_plan, seconds_per_pass
     from foretune.trials.forecast import make_trials
 
-    if bought is None:
-        return ()
     expected = seconds_per_pass(bought.bench)
     describe_plan(bought.bench, [bought.candidate], bought.plan, bought.store, seconds_per_pass=expected).show(log)
     with progress(log, "sample passes of the trials", None) as update:

@@ -66,10 +66,9 @@ def open_data(config: DataConfig) -> "Splits":
     Returns:
         A reader for each split.
     """
-    from foretune.tasks.sources import open_source, quiet
+    from foretune.tasks.sources import open_source
 
-    with quiet():
-        return {name: cache(read) for name, read in open_source(config).items()}
+    return {name: cache(read) for name, read in open_source(config).items()}
 
 
 def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
@@ -85,12 +84,10 @@ def is_language(model: ModelConfig, data: DataConfig, splits: "Splits") -> bool:
     """
     from foretune.language.load import holds_language
     from foretune.models.language_model import is_language_model
-    from foretune.tasks.sources import quiet
 
-    with quiet():
-        return holds_language(
-            splits, data, is_causal=lambda: is_language_model(model.model, trust_remote_code=model.trust_remote_code)
-        )
+    return holds_language(
+        splits, data, is_causal=lambda: is_language_model(model.model, trust_remote_code=model.trust_remote_code)
+    )
 
 
 @contextmanager
@@ -166,10 +163,8 @@ def load(
     from foretune.models.classifier import load_model
     from foretune.models.placement import lora_config
     from foretune.tasks.load import task_of
-    from foretune.tasks.sources import quiet
 
-    with quiet():
-        task = task_of(open_data(config.data) if splits is None else splits, config.data)
+    task = task_of(open_data(config.data) if splits is None else splits, config.data)
     classifier = load_model(config.model, task.objective, seed)
     if isinstance(config.adapter, Path):
         assert given is not None  # read before anything else
@@ -212,10 +207,8 @@ def load_language_alone(model: ModelConfig, data: DataConfig, splits: "Splits") 
     """
     from foretune.language.load import language_task_of
     from foretune.models.language_model import load_language_model
-    from foretune.tasks.sources import quiet
 
-    with quiet():
-        task = language_task_of(splits, data)
+    task = language_task_of(splits, data)
     language = load_language_model(
         model.model,
         dtype=model.dtype,

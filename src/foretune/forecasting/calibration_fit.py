@@ -7,7 +7,6 @@ from math import inf, isfinite, log2, sqrt
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
-from scipy.stats import binomtest
 
 from foretune.arrays import Array
 from foretune.errors import ConfigError
@@ -245,6 +244,8 @@ def _none_holds(fits: Sequence[_Fit], runs: Sequence[Run], which: Flags) -> bool
 
 
 def _fails(held: int, runs: int) -> bool:
+    from scipy.stats import binomtest
+
     return float(binomtest(held, runs).proportion_ci(method="wilson").high) < PROMISED
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import log2, sqrt
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,4 @@ def half_width(line: Line, extra: float = 0.0, *, doublings: float = 0.0, classe
         t · √(spread² + growth² doublings² + variety² classes² + extra).
     """
     variance = line.spread**2 + (line.growth * doublings) ** 2 + (line.variety * classes) ** 2 + extra
-    return float(student.ppf(0.95, line.degrees)) * sqrt(variance)
+    return float(stdtrit(line.degrees, 0.95)) * sqrt(variance)

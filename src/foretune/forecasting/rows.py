@@ -11,7 +11,6 @@ from math import isfinite, nan
 from typing import Any
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
 
 from foretune.arrays import Array
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
@@ -176,6 +175,8 @@ def rows_curve(points: Sequence[RowsPoint]) -> RowsCurve:
     Returns:
         The curve.
     """
+    from sklearn.isotonic import IsotonicRegression
+
     forecast = points[0].forecast
     metric = EVAL_LOSS if forecast.metric == PERPLEXITY else forecast.metric
     known = [(point, levels[metric.name]) for point in points if (levels := point.forecast.levels) is not None]

@@ -3,15 +3,16 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from foretune.forecasting.outcomes import Outcome, outcomes_of
 from foretune.forecasting.rows import RowsCurve, RowsPoint
 from foretune.report.curve_figure import Caption
 from foretune.report.drawing import save_drawing
 from foretune.report.texts import for_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROWS = "rows.csv"
 
@@ -46,6 +47,8 @@ def rows_figure(curve: RowsCurve, own: int, caption: Caption, path: Path) -> Non
         caption: Title and names of the axes.
         path: File to write; its suffix gives the format.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     metric, losses = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     _band(metric, curve.points, curve.points[0].forecast.metric.name, "#0072b2")
@@ -68,7 +71,7 @@ def rows_figure(curve: RowsCurve, own: int, caption: Caption, path: Path) -> Non
     save_drawing(figure, path)
 
 
-def _band(axes: Axes, points: Sequence[RowsPoint], outcome: Outcome, colour: str) -> None:
+def _band(axes: "Axes", points: Sequence[RowsPoint], outcome: Outcome, colour: str) -> None:
     """Forecasts and their band; what is withheld leaves a gap."""
     rows = [point.rows for point in points]
     levels = [None if point.forecast.levels is None else point.forecast.levels[outcome] for point in points]

@@ -27,7 +27,7 @@ from importlib.resources import files
 from math import ceil, exp, inf, isfinite, log2, sqrt
 from typing import Any
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Interval, RunForecast
@@ -255,7 +255,7 @@ def apply_sequence_calibration(calibration: SequenceCalibration, case: SequenceC
         return RunForecast(None, (inf, inf), diverges, run.kind, calibrated=False, note=note)
     if reached.withheld:
         return RunForecast(None, (perplexity_of(value), value), reached, run.kind, calibrated=False, note=note)
-    half = reached.widening * float(student.ppf(0.95, line.degrees)) * line.deviation(case, doublings, seen)
+    half = reached.widening * float(stdtrit(line.degrees, 0.95)) * line.deviation(case, doublings, seen)
     low, high = max(0.0, value - half), value + half
     levels = {
         "eval_loss": Interval(value, low, high),

@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from math import inf, isfinite
 
 import numpy as np
-from scipy.special import logit
-from scipy.stats import t as student
+from scipy.special import logit, stdtr, stdtrit
 
 from foretune.forecasting.calibration import Interval
 from foretune.forecasting.risk import MARGIN
@@ -65,7 +64,7 @@ def probability_above(interval: Interval, metric: Metric, threshold: float, degr
     half = max((side for side in (high - middle, middle - low) if isfinite(side)), default=0.0)
     if half == 0.0:
         return float(wanted <= middle and wanted < inf)
-    return float(student.sf((wanted - middle) * student.ppf(0.95, degrees) / half, degrees))
+    return float(stdtr(degrees, (middle - wanted) * stdtrit(degrees, 0.95) / half))
 
 
 def _on_scale(metric: Metric, value: float) -> float:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-
-import datasets
+from typing import TYPE_CHECKING
 
 from foretune.errors import ConfigError, DataError
 from foretune.language.formats import find_format, holds_preferences, lacks, read_rows
@@ -18,10 +17,12 @@ from foretune.tasks.sources import (
     evaluation_split,
     open_source,
     open_split,
-    quiet,
     random_rows,
     splits_in_memory,
 )
+
+if TYPE_CHECKING:
+    import datasets
 
 _OF_LABELS = ("label_column", "positive_from")
 
@@ -42,13 +43,12 @@ def load_language_task(config: DataConfig) -> LanguageTask:
         DataError: If it cannot be found or read, or holds no rows that a language model learns from.
         ConfigError: If a setting is about labels.
     """
-    with quiet():
-        return language_task_of(open_source(config), config)
+    return language_task_of(open_source(config), config)
 
 
 def language_task_from_datasets(
-    train: datasets.Dataset | datasets.DatasetDict,
-    evaluation: datasets.Dataset | None = None,
+    train: "datasets.Dataset | datasets.DatasetDict",
+    evaluation: "datasets.Dataset | None" = None,
     *,
     text_column: str | Sequence[str] | None = None,
     loss_on: LossOn | None = None,

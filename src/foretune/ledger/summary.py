@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from foretune.ledger.entries import COUNTED, Entry, State, Told
 
@@ -133,6 +132,8 @@ def _grouped(entries: Sequence[Entry], names: Callable[[Entry], tuple[str | None
 
 
 def _accuracy(told: Sequence[Told], *, relative: bool) -> Accuracy:
+    from scipy.stats import binomtest
+
     usable = [one for one in told if one.real is not None and (one.real > 0 or not relative)]
     rows = np.array([(one.forecast, one.low, one.high, one.real) for one in usable], dtype=np.float64).reshape(-1, 4)
     value, low, high, real = rows.T

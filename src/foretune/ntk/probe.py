@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold
 from torch import Tensor, nn
 
 from foretune.arrays import Array
@@ -123,6 +122,8 @@ def probe_folds(n: int, *, seed: int, folds: int = 5) -> tuple[NDArray[np.int64]
     Returns:
         Positions of each fold.
     """
+    from sklearn.model_selection import KFold
+
     splitter = KFold(min(folds, n), shuffle=True, random_state=seed)
     return tuple(fold for _, fold in splitter.split(np.zeros((n, 1))))
 

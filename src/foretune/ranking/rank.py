@@ -39,7 +39,7 @@ from foretune.readers.folder import Splits
 from foretune.settings.commands import KernelSample, RankSettings
 from foretune.settings.groups import AdapterConfig, DataConfig, ModelConfig
 from foretune.tasks.load import Task, task_of
-from foretune.tasks.sources import open_source, quiet
+from foretune.tasks.sources import open_source
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -76,8 +76,7 @@ def load_one(model: ModelConfig, data: DataConfig, settings: RankSettings, split
         Both.
     """
     clock = time.perf_counter()
-    with quiet():
-        task = task_of(open_source(data) if splits is None else splits, data)
+    task = task_of(open_source(data) if splits is None else splits, data)
     _check_rows(task, settings)
     classifier = load_model(model, task.objective, settings.seed)
     return Loaded(classifier, task, model.model, data.dataset, time.perf_counter() - clock)

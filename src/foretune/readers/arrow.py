@@ -1,24 +1,41 @@
 """Typed tables: parquet files, and the data sets of `datasets`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow.parquet
+from typing import TYPE_CHECKING, Any
 
 from foretune.errors import DataError, border, shown
 from foretune.readers.plain import check_kind
 from foretune.readers.table import Table, named
 
+if TYPE_CHECKING:
+    import datasets
+
 _TOP = 1000
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, and no log of what is raised anyway."""
+    import datasets
+
+    disabled, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not disabled:
+            datasets.enable_progress_bars()
 
 
 class DatasetTable(Table):
     """A `datasets.Dataset`."""
 
-    def __init__(self, dataset: datasets.Dataset) -> None:
+    def __init__(self, dataset: "datasets.Dataset") -> None:
         self.names, self.n_rows = tuple(dataset.column_names), len(dataset)
         self._dataset = dataset
 
@@ -46,6 +63,8 @@ class ParquetTable(Table):
     """A parquet file; class names are those that `datasets` writes into it."""
 
     def __init__(self, path: Path) -> None:
+        import pyarrow.parquet
+
         with path.open("rb") as file:
             head = file.read(256)
         if not head:
@@ -71,20 +90,23 @@ class ParquetTable(Table):
 
     def class_names(self, name: str) -> tuple[str, ...] | None:
         """Names of a ClassLabel, or of those in lists."""
+        import pyarrow as pa
+        from datasets import Features
+
         field = self._table.schema.field(name)
         kind = field.type
-        while (
-            pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind)
-        ):
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             kind = kind.value_type
-        if not pyarrow.types.is_integer(kind):
+        if not pa.types.is_integer(kind):
             return None
-        alone = pyarrow.schema([field], metadata=self._table.schema.metadata)
+        alone = pa.schema([field], metadata=self._table.schema.metadata)
         with border(DataError, f"cannot read the class names of column {shown(name)} in {self.files[0][0]}"):
-            return _class_names(datasets.Features.from_arrow_schema(alone)[name])
+            return _class_names(Features.from_arrow_schema(alone)[name])
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
+    import datasets
+
     while isinstance(feature, datasets.List | datasets.LargeList):
         feature = feature.feature
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
@@ -118,7 +140,9 @@ def read_saved(path: Path) -> Mapping[str, Callable[[], Table]]:
     Raises:
         DataError: If it is damaged.
     """
-    with border(DataError, f"cannot read data set {named(path)}", remedy="save it again"):
+    import datasets
+
+    with border(DataError, f"cannot read data set {named(path)}", remedy="save it again"), quiet():
         loaded = datasets.load_from_disk(str(path))
         return splits_of(loaded)
 

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from foretune.report.curves import CurvePoint, Epoch, History, running_mean
 from foretune.report.drawing import save_drawing
 from foretune.report.texts import for_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def loss_figure(history: History, caption: Caption, path: Path, *, forecast: Seq
         path: File to write; its suffix gives the format.
         forecast: What was forecast, drawn behind it in dashes.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     losses, metric = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     steps, epochs = history.steps, history.epochs
@@ -60,7 +62,7 @@ def loss_figure(history: History, caption: Caption, path: Path, *, forecast: Seq
     save_drawing(figure, path)
 
 
-def draw_forecast(losses: Axes, metric: Axes, forecast: Sequence[CurvePoint]) -> None:
+def draw_forecast(losses: "Axes", metric: "Axes", forecast: Sequence[CurvePoint]) -> None:
     """Draw a forecast curve in dashes.
 
     Args:
@@ -86,6 +88,8 @@ def curve_figure(forecast: Sequence[CurvePoint], caption: Caption, path: Path) -
         caption: Title and names of the axes.
         path: File to write; its suffix gives the format.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     losses, metrics = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     draw_forecast(losses, metrics, forecast)
@@ -97,7 +101,7 @@ def curve_figure(forecast: Sequence[CurvePoint], caption: Caption, path: Path) -
 
 
 def _line(
-    axes: Axes, epochs: Sequence[Epoch], value_of: Callable[[Epoch], float | None], looks: tuple[str, str, str]
+    axes: "Axes", epochs: Sequence[Epoch], value_of: Callable[[Epoch], float | None], looks: tuple[str, str, str]
 ) -> None:
     style, colour, label = looks
     points = [(epoch.step, value) for epoch in epochs if (value := value_of(epoch)) is not None]

@@ -2,21 +2,24 @@
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _DPI = 150
 
 
-def save_drawing(figure: Figure, path: Path) -> None:
+def save_drawing(figure: "Figure", path: Path) -> None:
     """Write a figure without a date and without random names in it.
 
     Args:
         figure: Figure.
         path: File; its suffix gives the format.
     """
+    import matplotlib as mpl
+
     kind = path.suffix[1:].lower()
     with mpl.rc_context({"svg.hashsalt": "foretune"}), warnings.catch_warnings():
         # names in scripts that the font lacks are drawn as boxes, and a figure too full for its layout as it comes

@@ -13,7 +13,6 @@ from foretune.models.adapter_file import save_adapter
 from foretune.ntk.large_spectrum import DENSE
 from foretune.report.store import to_json, write_json, write_run
 from foretune.report.tensor_file import write_tensors
-from foretune.scoring.figure import spectrum_figure
 from foretune.scoring.report import notes
 from foretune.scoring.score import ScoreResult
 from foretune.scoring.sequence_report import sequence_notes
@@ -49,6 +48,8 @@ def save_score(
         config: Settings that replay the run; None leaves `config.yaml` out (a score from Python objects).
         adapter: The adapter that was read from a file, written beside the settings; None if they describe it.
     """
+    from foretune.scoring.figure import spectrum_figure
+
     content = score_content(result)
     writers = {
         "kernel.safetensors": lambda path: _save_kernel(result, path),

@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, matthews_corrcoef
 from torch import Tensor
 
 from foretune.arrays import Array
@@ -69,6 +67,8 @@ class Classification(Objective):
 
     def measure(self, outputs: Array, targets: Targets) -> Mapping[str, float]:
         """Accuracy, Matthews correlation (0 where all is one class) and macro F1."""
+        from sklearn.metrics import f1_score, matthews_corrcoef
+
         predicted = np.argmax(outputs, axis=1)
         single = len(np.union1d(targets, predicted)) < 2  # 0 by definition, of which sklearn warns
         return {
@@ -111,6 +111,8 @@ class Classification(Objective):
         Raises:
             ConfigError: If the targets hold a single class.
         """
+        from sklearn.linear_model import LogisticRegression
+
         present = np.unique(targets)
         if len(present) < 2:
             raise ConfigError("a probe head needs samples of 2 classes: draw more samples or use --head random")

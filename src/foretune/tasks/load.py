@@ -3,8 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,10 +23,13 @@ from foretune.tasks.sources import (
     evaluation_split,
     open_source,
     open_split,
-    quiet,
     random_rows,
     splits_in_memory,
 )
+
+if TYPE_CHECKING:
+    import datasets
+
 
 LOOKED_AT = 1000  # rows that tell whether a column holds texts
 
@@ -122,13 +125,12 @@ def load_task(config: DataConfig) -> Task:
         DataError: If it cannot be found or read, or does not hold texts with labels.
         ConfigError: If a setting is about language models.
     """
-    with quiet():
-        return task_of(open_source(config), config)
+    return task_of(open_source(config), config)
 
 
 def task_from_datasets(
-    train: datasets.Dataset | datasets.DatasetDict,
-    evaluation: datasets.Dataset | None = None,
+    train: "datasets.Dataset | datasets.DatasetDict",
+    evaluation: "datasets.Dataset | None" = None,
     *,
     text_column: str | Sequence[str] | None = None,
     label_column: str | Sequence[str] | None = None,

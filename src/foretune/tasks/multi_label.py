@@ -6,8 +6,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import expit, log_expit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -55,6 +53,8 @@ class MultiLabel(SeparateOutputs):
 
     def measure(self, outputs: Array, targets: Targets) -> Mapping[str, float]:
         """Micro and macro F1, and the share of texts with all labels right."""
+        from sklearn.metrics import f1_score
+
         said, there = np.asarray(outputs) > 0, np.asarray(targets) > 0
         # one label alone would be taken for two classes
         scores = [f1_score(y, f, zero_division=0.0) for f, y in zip(said.T, there.T, strict=True)]
@@ -95,6 +95,8 @@ class MultiLabel(SeparateOutputs):
         Raises:
             ConfigError: If no label tells the samples apart.
         """
+        from sklearn.linear_model import LogisticRegression
+
         varies = np.ptp(targets, axis=0) > 0
         if not varies.any():
             raise ConfigError(

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.linear_model import RidgeCV
-from sklearn.metrics import r2_score
 from torch import Tensor
 
 from foretune.arrays import Array
@@ -48,10 +45,15 @@ class Regression(SeparateOutputs):
 
     def main(self, outputs: Array, targets: Targets) -> float:
         """Spearman's correlation, the mean over the outputs; NaN where one is constant."""
+        from scipy.stats import spearmanr
+
         return _over_outputs(spearmanr, outputs, targets)
 
     def measure(self, outputs: Array, targets: Targets) -> Mapping[str, float]:
         """Correlations, the mean over the outputs, and R² likewise."""
+        from scipy.stats import pearsonr
+        from sklearn.metrics import r2_score
+
         varies = bool((np.ptp(targets, axis=0) > 0).all()) and len(targets) > 1 and bool(np.isfinite(outputs).all())
         return {
             "spearman": self.main(outputs, targets),
@@ -87,6 +89,8 @@ class Regression(SeparateOutputs):
         Raises:
             ConfigError: If there are fewer than two samples.
         """
+        from sklearn.linear_model import RidgeCV
+
         if len(targets) < 2:
             raise ConfigError("a probe head needs 2 samples: draw more samples or use --head random")
         centre, scale = standardised(inputs, intercept=intercept)

@@ -1,36 +1,24 @@
 """Where rows come from: a local path, the hub or memory; which splits train and evaluate, and which rows are kept."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 
 from foretune.errors import DataError, border, few, reason, shown
-from foretune.readers.arrow import splits_of
+from foretune.readers.arrow import quiet, splits_of
 from foretune.readers.folder import EVAL_SPLITS, Splits, is_table, open_path
 from foretune.readers.table import Split
 from foretune.settings.groups import DataConfig
 
+if TYPE_CHECKING:
+    import datasets
+
+
 _LOG = logging.getLogger(__name__)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, and no log of what is raised anyway."""
-    disabled, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not disabled:
-            datasets.enable_progress_bars()
 
 
 def open_source(config: DataConfig) -> Splits:
@@ -62,8 +50,11 @@ def open_source(config: DataConfig) -> Splits:
 
 
 def _load_hub(source: str, config_name: str | None) -> Any:
+    import datasets
+
     try:
-        return datasets.load_dataset(source, config_name)
+        with quiet():
+            return datasets.load_dataset(source, config_name)
     except Exception as error:
         remedy = "unset HF_HUB_OFFLINE" if datasets.config.HF_HUB_OFFLINE else "check the id"
         raise DataError(
@@ -73,7 +64,7 @@ def _load_hub(source: str, config_name: str | None) -> Any:
 
 
 def splits_in_memory(
-    train: datasets.Dataset | datasets.DatasetDict, evaluation: datasets.Dataset | None = None
+    train: "datasets.Dataset | datasets.DatasetDict", evaluation: "datasets.Dataset | None" = None
 ) -> Splits:
     """Name the splits of the user's own `datasets.Dataset` objects.
 
@@ -87,6 +78,8 @@ def splits_in_memory(
     Raises:
         DataError: If these are no data sets.
     """
+    import datasets
+
     if isinstance(train, datasets.DatasetDict):
         if evaluation is not None:
             raise DataError("evaluation split given beside a DatasetDict: put it into the dictionary")
