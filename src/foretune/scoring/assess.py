@@ -191,4 +191,5 @@ def spectrum_alone(kernel: Array, measurement: Measurement, plan: Plan) -> Spect
         seed=seed,
         rank=features_of(plan, draws=plan.adapted.draws),
     )
+    let_go(kernel)
     return found
