@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import language
 from foretune.cli import run
-from foretune.forecasting import linearise
+from foretune.forecasting import factor_room
 
 FLAGS = ["--samples", "6", "--draws", "3", "--max-length", "48", "--batch-size", "4", "--lora-r", "4"]
 
@@ -133,7 +133,7 @@ def test_too_little_memory_is_refused_before_the_work(model, tmp_path, capsys, m
     class Memory:
         available = 10_000
 
-    monkeypatch.setattr(linearise.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(factor_room.psutil, "virtual_memory", Memory)
     tokens = ["score", "--model", model, "--dataset", write(tmp_path / "data", "text"), *FLAGS]
     assert run([*tokens, "--output", str(tmp_path / "out")]) == 2
     error = " ".join(capsys.readouterr().err.split())

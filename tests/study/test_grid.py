@@ -248,7 +248,7 @@ def test_every_setting_makes_a_new_cell(real, group):
     other = {
         "dtype": "bfloat16", "target_modules": ("query",), "layers": (1,), "init": "gaussian", "reduction": "trace",
         "head": "probe", "ntk_params": "adapter+head", "ridge": 1.0, "scheduler": "cosine", "eval_samples": 7,
-        "sketch": 64,
+        "sketch": 64, "quantization": "8bit",
     }  # fmt: skip
     settings = getattr(real, group)
     for field in dataclasses.fields(settings):
