@@ -9,8 +9,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 import families
+from methods import FAMILIES, FORWARD
 
-FAMILIES = ("bert", "roberta", "distilbert", "gpt2", "llama", "t5")
 ATTENTION = {
     "bert": ["query", "value"],
     "roberta": ["query", "value"],
@@ -18,14 +18,6 @@ ATTENTION = {
     "gpt2": ["c_attn"],
     "llama": ["q_proj", "v_proj"],
     "t5": ["q", "v"],
-}
-FEED_FORWARD = {
-    "bert": ["output.dense"],
-    "roberta": ["output.dense"],
-    "distilbert": ["lin2"],
-    "gpt2": ["mlp.c_proj"],
-    "llama": ["down_proj"],
-    "t5": ["wo"],
 }
 NORMS = {
     "bert": ["LayerNorm"],
@@ -75,8 +67,8 @@ METHODS: dict[str, Callable[[str], PeftConfig]] = {
     "HRA": _on("HRA", r=2),
     "IA3": lambda family: peft.IA3Config(
         task_type="SEQ_CLS",
-        target_modules=ATTENTION[family] + FEED_FORWARD[family],
-        feedforward_modules=FEED_FORWARD[family],
+        target_modules=ATTENTION[family] + FORWARD[family],
+        feedforward_modules=FORWARD[family],
     ),
     "LILY": _on("Lily"),
     "LN_TUNING": lambda family: peft.LNTuningConfig(task_type="SEQ_CLS", target_modules=NORMS[family]),

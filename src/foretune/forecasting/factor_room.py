@@ -7,6 +7,7 @@ import psutil
 import torch
 
 from foretune.errors import ConfigError, StoreError
+from foretune.models.packed import computing_dtype
 from foretune.ntk.mapped import Mapped
 from foretune.problem import Plan, memory_of
 from foretune.report.folders import disk
@@ -40,7 +41,7 @@ def _batch_bytes(plan: Plan) -> int:
     """What the largest batch takes: as it comes from the model, and as it is kept."""
     longest = max(int(part.lengths.max()) for part in plan.encoded)
     most = min(plan.settings.batch_size, max(len(part.features) for part in plan.encoded))
-    came = next(iter(plan.placed.parameters())).element_size()
+    came = computing_dtype(plan.placed).itemsize
     return int((came + _STORED) * most * longest * _width(plan))
 
 
@@ -57,7 +58,7 @@ def check_room(plan: Plan) -> None:
     """
     needed, device = factor_bytes(plan), plan.classifier.device
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free = free_bytes(device)
         if needed > free:
             raise ConfigError(f"the pass keeps about {_said(needed)}, and {_said(free)} are free on the GPU: {_FEWER}")
         return

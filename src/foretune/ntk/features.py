@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -106,6 +107,20 @@ def join_features(parts: Iterable[tuple[Int[Tensor, " m"], TangentFeatures]], n:
     sample_order(torch.cat(places), n)
     assert joined is not None
     return joined
+
+
+def batch_in_turn(parts: Iterator[tuple[Int[Tensor, " m"], TangentFeatures]], n: int) -> TangentFeatures:
+    """Take the features of a batch that came at once, or join those of one that came example by example.
+
+    Args:
+        parts: Places in the batch and features.
+        n: Examples of the batch.
+
+    Returns:
+        Features of the batch, examples in its order.
+    """
+    places, first = next(parts)
+    return first if len(places) == n else join_features(chain([(places, first)], parts), n)
 
 
 def in_one_form(left: TangentFeatures, right: TangentFeatures) -> tuple[TangentFeatures, TangentFeatures]:

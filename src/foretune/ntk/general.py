@@ -26,8 +26,8 @@ from torch.func import functional_call, vjp, vmap
 from foretune.errors import KernelError
 from foretune.models.adapted import AdaptedModel, Batch, Group, Layout
 from foretune.ntk.capture import Receive, Uses, capture, capture_in_turn, run_logits
-from foretune.ntk.features import HeadFactor, TangentFeatures, join_features
-from foretune.ntk.head_factors import head_factor
+from foretune.ntk.features import HeadFactor, TangentFeatures, batch_in_turn
+from foretune.ntk.head_factors import has_bias, head_factor
 from foretune.ntk.premises import check_eval_mode, check_finite, check_logits
 from foretune.tasks.outputs import OutputReduction
 
@@ -64,10 +64,7 @@ def group_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
                 adapted, batch, reduction.directions, lambda m: ReduceGroups(adapted, m, reduction)
             )
         )
-    places, first = next(parts)
-    if len(places) == n:
-        return first
-    return join_features(chain([(places, first)], parts), n)
+    return batch_in_turn(parts, n)
 
 
 def runs_by_module(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> bool:
@@ -221,8 +218,7 @@ class ReduceGroups:
             yield group.site.name, self._v[-1]
         self._totals.clear()
         for name, uses in self._uses.items():
-            bias = getattr(self._adapted.head[name], "bias", None) is not None
-            factor = head_factor(uses, k, bias=bias)
+            factor = head_factor(uses, k, bias=has_bias(self._adapted.head[name]))
             self._head.append(factor)
             yield from ((name, tensor) for tensor in (factor.g, factor.h, factor.dense) if tensor is not None)
         self._uses.clear()
@@ -301,9 +297,9 @@ def looped_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduct
     head = []
     for name, parameters in of_head.items():
         parts = [by_id.get(id(p), p.new_zeros(k, n, p.numel())) for p in parameters]
-        bias = getattr(adapted.head[name], "bias", None) is not None
-        head.append(HeadFactor(g=None, h=None, dense=torch.cat(parts, dim=2), bias=bias))
-        check_finite(f"the gradients of module {name!r}", torch.cat(parts, dim=2))
+        dense = torch.cat(parts, dim=2)
+        head.append(HeadFactor(g=None, h=None, dense=dense, bias=has_bias(adapted.head[name])))
+        check_finite(f"the gradients of module {name!r}", dense)
     check_finite("the model's outputs", logits)
     return _features(adapted, reduction, v, head, logits.detach())
 

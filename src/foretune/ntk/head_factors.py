@@ -1,6 +1,7 @@
 """Gradients of the modules of a classifier's head, from their uses in a pass."""
 
 import torch
+from torch import nn
 
 from foretune.ntk.capture import Uses
 from foretune.ntk.features import HeadFactor
@@ -24,3 +25,15 @@ def head_factor(uses: Uses, n_outputs: int, *, bias: bool) -> HeadFactor:
     if bias:
         dense = torch.cat([dense, g.sum(2)], dim=2)
     return HeadFactor(g=None, h=None, dense=dense, bias=bias)
+
+
+def has_bias(module: nn.Module) -> bool:
+    """Tell whether a linear module has a bias.
+
+    Args:
+        module: The module.
+
+    Returns:
+        Whether it does.
+    """
+    return getattr(module, "bias", None) is not None

@@ -15,7 +15,6 @@ depends on that row alone: further rows (other draws of A) cost one thin product
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 import torch
 from jaxtyping import Float
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from foretune.models.adapted import AdaptedModel, Adapter, Batch, Vector
 from foretune.ntk.capture import Receive, Uses, capture_in_turn
-from foretune.ntk.features import HeadFactor, TangentFeatures, join_features
+from foretune.ntk.features import HeadFactor, TangentFeatures, batch_in_turn, join_features
 from foretune.ntk.general import group_features
-from foretune.ntk.head_factors import head_factor
+from foretune.ntk.head_factors import has_bias, head_factor
 from foretune.tasks.outputs import OutputReduction
 
 
@@ -153,7 +152,7 @@ class ReduceBlocks:
             self._v.append(v)
             yield from ((name, tensor) for tensor in (b, a, v) if tensor is not None)
         for name, uses in self._uses.items():
-            factor = head_factor(uses, self._reduction.n_outputs, bias=_has_bias(self._adapted, name))
+            factor = head_factor(uses, self._reduction.n_outputs, bias=has_bias(self._adapted.head[name]))
             self._head.append(factor)
             yield from ((name, tensor) for tensor in (factor.g, factor.h, factor.dense) if tensor is not None)
         self._uses.clear()
@@ -177,10 +176,6 @@ class ReduceBlocks:
             head=tuple(self._head),
             logits=logits,
         )
-
-
-def _has_bias(adapted: AdaptedModel, name: str) -> bool:
-    return getattr(adapted.head[name], "bias", None) is not None
 
 
 def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduction) -> TangentFeatures:
@@ -207,10 +202,7 @@ def batch_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
             adapted, batch, reduction.directions, lambda m: ReduceBlocks(adapted, m, reduction)
         )
     )
-    places, first = next(parts)
-    if len(places) == n:
-        return first
-    return join_features(chain([(places, first)], parts), n)
+    return batch_in_turn(parts, n)
 
 
 def tangent_features(

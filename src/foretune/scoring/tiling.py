@@ -16,6 +16,7 @@ import numpy as np
 from foretune.arrays import Array
 from foretune.errors import ConfigError, StoreError
 from foretune.models.identity import fingerprint
+from foretune.models.packed import computing_dtype
 from foretune.models.sites import split_name
 from foretune.models.tuner import is_base
 from foretune.ntk.feature_sketch import feature_width
@@ -76,7 +77,7 @@ class _Needs:
 
 def _needs(plan: Plan) -> _Needs:
     settings, reduction, adapters = plan.settings, plan.reduction, plan.adapted.adapters
-    size = next(iter(plan.placed.parameters())).element_size()
+    size = computing_dtype(plan.placed).itemsize
     widths = [len(one.rows) * one.site.d_out for one in adapters] + [0]
     shared = sum(0 if one.b is None else one.site.rank * one.site.d_in for one in adapters)
     shared += sum(site.others for site in plan.adapted.sites)
