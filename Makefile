@@ -10,8 +10,9 @@ export TOKENIZERS_PARALLELISM = false
 STAMP := $(VENV)/.installed
 RUN := runs/demo
 RUN_LM := runs/demo-lm
+RUN_BENCH := runs/bench
 
-.PHONY: demo demo-lm test check bench clean help
+.PHONY: demo demo-lm test check bench peers clean help
 
 help:
 	@echo "make demo     forecast a fine-tune of real weights (MiniLM) on real text (BBC news), then run it"
@@ -19,6 +20,7 @@ help:
 	@echo "make test     run the test suite"
 	@echo "make check    lint and types"
 	@echo "make bench    cost of the kernel, also by other ways, and of simulated runs in passes; of pricing 10,000 candidates"
+	@echo "make peers    install what others offer for the same kernel, for make bench to measure beside it"
 	@echo "make clean    remove the virtual environment and the demos' runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -52,8 +54,12 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/one_pass.py --rounds 5 --samples 8
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/simulated_runs.py --quick
-	$(BIN)/python benchmarks/peers.py --quick --rounds 3
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/peers.py --quick --rounds 3 --results $(RUN_BENCH)/peers.jsonl
+	$(BIN)/python benchmarks/report.py --results $(RUN_BENCH)/peers.jsonl
+
+# Without what they ask for: some of them would bring another torch.
+peers: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
 
 clean:
 	rm -rf $(VENV) $(RUN) $(RUN)-data $(RUN_LM) $(RUN_LM)-data

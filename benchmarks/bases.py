@@ -2,8 +2,8 @@
 
 Every base is loaded from the same checkpoint and gets the same head and the same A. The table holds the relative
 Frobenius error of the kernel, of all linear modules or of those that are named, and the relative errors of its largest
-eigenvalue, its trace and its condition number κ = (λ_max + σ) / (λ_min + σ) with σ = 1e-4. Rows whose package is
-missing say so.
+eigenvalue, its trace and its condition number κ = (λ_max + σ) / (λ_min + σ) with σ = 1e-4, and of the cosines
+K_ij / √(K_ii K_jj), in which no example weighs more than another. Rows whose package is missing say so.
 
     python benchmarks/bases.py --model FOLDER --dataset FOLDER [--samples 32] [--max-length 64] [--only bfloat16]
 """
@@ -98,6 +98,18 @@ def kernel_of(model: Any, tokenizer: Any, task: Any, settings: ScoreSettings, ta
     return np.asarray(measured)
 
 
+def apart(kernel: Array, exact: Array) -> float:
+    """Relative error in Frobenius norm."""
+    return float(np.linalg.norm(kernel - exact) / np.linalg.norm(exact))
+
+
+def cosines(kernel: Array) -> Array:
+    """The kernel with a diagonal of ones."""
+    lengths = np.sqrt(np.diagonal(kernel))
+    cosine: Array = kernel / np.outer(lengths, lengths)
+    return cosine
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -126,7 +138,7 @@ def main() -> None:
         samples=options.samples, eval_samples=0 if not language else 1, draws=1, max_length=options.max_length
     )
     exact = None
-    print("| base | error of K | of λ_max | of the trace | of κ | seconds |\n| --- | --- | --- | --- | --- | --- |")
+    print("| base | error of K | of λ_max | of the trace | of κ | of the cosines | seconds |\n|" + " --- |" * 7)
     for name, load in bases(auto, options.model, config, skip).items():
         if exact is not None and options.only and not any(part in name for part in options.only):
             continue
@@ -135,10 +147,10 @@ def main() -> None:
             start = time.perf_counter()
             kernel = kernel_of(model, tokenizer, task, settings, options.target_modules)
         except ModuleNotFoundError as error:
-            print(f"| {name} | {error.name} is not installed | | | | |", flush=True)
+            print(f"| {name} | {error.name} is not installed | | | | | |", flush=True)
             continue
         except (ForetuneError, RuntimeError, ValueError) as error:
-            print(f"| {name} | fails: {' '.join(str(error).split())[:160]} | | | | |", flush=True)
+            print(f"| {name} | fails: {' '.join(str(error).split())[:160]} | | | | | |", flush=True)
             continue
         seconds = time.perf_counter() - start
         exact = kernel if exact is None else exact
@@ -150,7 +162,7 @@ def main() -> None:
             (found.trace, expected.trace),
             (found.condition_number, expected.condition_number),
         ]
-        errors = [float(np.linalg.norm(kernel - exact) / np.linalg.norm(exact)), *(abs(a / b - 1) for a, b in pairs)]
+        errors = [apart(kernel, exact), *(abs(a / b - 1) for a, b in pairs), apart(cosines(kernel), cosines(exact))]
         print(f"| {name} | {' | '.join(f'{100 * error:.2g}%' for error in errors)} | {seconds:.1f} |", flush=True)
 
 

@@ -246,7 +246,7 @@ def main() -> None:
     if options.case:
         model, placement, *numbers = options.case.split(",")
         cases = [Case(model, placement, *map(int, numbers))]
-    options.results.parent.mkdir(exist_ok=True)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
     text = options.results.read_text() if options.results.exists() else ""
     rows_there = [json.loads(line) for line in text.splitlines()]
     done = set() if options.again else {_case(row) for row in rows_there}
