@@ -55,7 +55,7 @@ WORDS = [
         AdaLoraConfig(target_modules=["query"], total_step=9, lora_alpha=4),
         "AdaLoRA, query of all layers, r = 12, target r = 8, α = 4",
     ),
-    (PromptTuningConfig(num_virtual_tokens=7), "PROMPT_TUNING, virtual tokens = 7"),
+    (PromptTuningConfig(num_virtual_tokens=7), "prompt tuning, virtual tokens = 7"),
 ]
 
 

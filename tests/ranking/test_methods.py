@@ -86,6 +86,15 @@ def test_sizes_are_those_that_train(ranked, where):
     assert prompt["modules"] == []
 
 
+def test_a_step_counts_the_tokens_of_a_prompt(ranked, where):
+    classifier = load_classifier(where[0], label_names=("0", "1"), seed=0)
+    texts = ft.load_task(ft.DataConfig(where[1])).train.texts
+    mean = sum(len(classifier.tokenizer(text)["input_ids"]) for text in texts) / len(texts)
+    (prompt,) = of_method(ranked, "prompt")
+    assert prompt["step_cost"] == pytest.approx(1 + 20 / mean, rel=0.2)  # the row has the mean of 16 of them
+    assert of_method(ranked, "ln")[0]["step_cost"] <= 1.0
+
+
 @pytest.mark.parametrize("name", [*SIMULATED, "loha", "prompt"])
 def test_a_row_is_written_for_tune(common, where, ranked, name, tmp_path):
     place_of = 1 + next(i for i, row in enumerate(ranked["rows"]) if row["method"] == name)

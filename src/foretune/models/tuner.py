@@ -15,6 +15,9 @@ _NAMES = {
     "LOHA": "LoHa",
     "LOKR": "LoKr",
     "LORA": "LoRA",
+    "PREFIX_TUNING": "prefix tuning",
+    "PROMPT_TUNING": "prompt tuning",
+    "P_TUNING": "P-tuning",
     "VERA": "VeRA",
 }
 _OTHERS = ("modules_to_save", "prompt_encoder", "adaption_prompt", "adaption_gate", "ranknum")  # parts of names
