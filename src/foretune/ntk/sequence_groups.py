@@ -219,3 +219,34 @@ def _singly(adapted: AdaptedModel, batch: SequenceBatch) -> list[str]:
         # without a number to differentiate there is no pass backward
         observe_losses(adapted, part, 0, note(len(part.rows)), seed=0, with_loss=False)
     return found
+
+
+def mean_gradients(adapted: AdaptedModel, batches: Iterable[SequenceBatch]) -> tuple[Tensor, ...]:
+    """Take the gradient of the mean loss a token, with one pass backward for each batch.
+
+    Args:
+        adapted: Model in eval mode with groups.
+        batches: Sequences.
+
+    Returns:
+        Σ_i ∇z_i / Σ_i T_i of each parameter of the groups.
+
+    Raises:
+        KernelError: If the model is not in eval mode, or a gradient is not finite.
+    """
+    check_eval_mode(adapted.model)
+    every = [p for group in adapted.groups for p in group.parameters.values()]
+    sums, count = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in every], 0
+    for batch in batches:
+        with training_alone(adapted.model, every), passing_gradients(adapted.model), torch.enable_grad():
+            logits = run_logits(adapted, Batch(batch.rows, batch.inputs))
+            with torch.autocast(logits.device.type, enabled=False):  # mixed precision ends with the forward pass
+                losses = losses_of(adapted, logits, batch, 0, seed=0)
+                taken = torch.autograd.grad(losses.totals[0], every, allow_unused=True)
+        count += len(losses.target_losses)
+        for total, gradient in zip(sums, taken, strict=True):
+            if gradient is not None:
+                total += gradient.detach()
+    for group_sum in sums:
+        check_finite("the gradients of what trains", group_sum)
+    return tuple(total / max(1, count) for total in sums)
