@@ -101,6 +101,10 @@ METHODS: dict[str, Callable[[str], PeftConfig]] = {
 }
 
 
+LINEAR_ALONE = (  # which peft puts on nn.Linear and no other module
+    *("ADAMSS", "BEFT", "BOFT", "C3A", "DELORA", "GLORA", "HRA", "LILY", "LOHA", "LOKR", "MISS", "OFT", "PEANUT"),
+    *("PSOFT", "ROAD", "SHIRA", "SUPERTUNING"),
+)
 # what peft or the model itself refuses, in its own words; of all families where the family is ""
 REFUSED = {
     ("ADAPTION_PROMPT", "bert"): "Unsupported model type for adaption prompt",
@@ -123,13 +127,7 @@ REFUSED = {
     ("SHADOW", "t5"): "You must specify exactly one of input_ids or inputs_embeds",
     # the classifier reads its tables elsewhere
     ("TRAINABLE_TOKENS", "t5"): "the outputs do not depend on 'transformer.shared'",
-} | {
-    (method, "gpt2"): "Conv1D"
-    for method in (
-        *("ADAMSS", "BEFT", "BOFT", "C3A", "DELORA", "GLORA", "HRA", "LILY", "LOHA", "LOKR", "MISS", "OFT", "PEANUT"),
-        *("PSOFT", "ROAD", "SHIRA", "SUPERTUNING"),
-    )
-}
+} | {(method, "gpt2"): "Conv1D" for method in LINEAR_ALONE}
 # whose outputs depend on the batch: decoders look for padding in token ids, of which virtual tokens have none, and
 # Lily's experts are weighted by a mean over all of a batch
 ALONE = {(method, family) for method in ("PROMPT_TUNING", "P_TUNING") for family in ("gpt2", "llama")}
@@ -137,6 +135,8 @@ ALONE |= {("LILY", family) for family in FAMILIES if family != "gpt2"}
 # the module takes more than its inputs, or peft changes the gradient on its way
 LOOPED = {("ADAPTION_PROMPT", "gpt2"), ("ADAPTION_PROMPT", "llama")}
 LOOPED |= {("OSF", family) for family in FAMILIES if family != "gpt2"}
+# in float64 but for what a method computes in float32: Fourier transforms, and matrices of rotations
+TOLERANCE = {"C3A": 1e-5, "DEFT": 1e-5, "FOURIERFT": 1e-5, "ADAMSS": 1e-3, "TINYLORA": 1e-5, "RANDLORA": 1e-5}
 FLOAT32 = {"ADAMSS"}  # keeps tensors apart from parameters and buffers, which stay in the precision they are made in
 
 

@@ -16,6 +16,7 @@ from foretune.language.encode_pairs import encode_pairs
 from foretune.language.rows import LanguageSplit, LanguageTask
 from foretune.models.adapted import AdaptedModel
 from foretune.models.alignment import table_size
+from foretune.models.groups import base_of
 from foretune.models.language_model import LanguageModel
 from foretune.models.output_layer import task_type
 from foretune.models.packed import computing_dtype, n_weights
@@ -200,7 +201,8 @@ def place_adapters(language: LanguageModel, config: PeftConfig | None, *, seed: 
 
     Args:
         language: Model.
-        config: peft's configuration, whose task is filled in; None if the model is a peft model already.
+        config: peft's configuration, whose task is filled in; None if the model is a peft model already, or layers of
+            it train whole.
         seed: Seed of the random A.
         inplace: Whether they may go into the model itself instead of a copy.
 
@@ -340,7 +342,7 @@ def describe_sequences(plan: SequencePlan) -> dict[str, Any]:
         "model": plan.language.source,
         "dataset": task.source,
         "objective": {"kind": plan.language.kind, "noun": "tokens", "loss_unit": LOSS_UNIT},
-        "architecture": type(model.get_base_model()).__name__,
+        "architecture": type(base_of(model)).__name__,
         "parameters": sum(n_weights(p) for name, p in model.named_parameters() if is_base(name)),
         "device": str(plan.language.device),
         "dtype": str(computing_dtype(model)).removeprefix("torch."),

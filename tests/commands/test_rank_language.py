@@ -214,3 +214,21 @@ def test_a_row_that_the_table_lacks_is_told_after_everything_is_saved(common, tm
     assert "choose = 150: the table has" in " ".join(capsys.readouterr().err.split())
     assert (out / "result.json").exists()
     assert not (out / "chosen.yaml").exists()
+
+
+def test_methods_and_the_run_of_one(common, tmp_path, capsys):
+    out, tuned = tmp_path / "out", tmp_path / "tuned"
+    few = ["--finalists", "2", "--ranks", "2", "--eval-samples", "4", "--methods", "lora", "ia3", "prompt"]
+    short = [*FLAGS[:-3], "28", "--samples", "8"]  # the model has few positions, of which virtual tokens take 20
+    assert run(["rank", *common, *short, *few, "--choose", "6", "--output", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "ia3, prompt: no run is simulated and nothing forecast" in said.out
+    (held,) = result_of(out)["rankings"]
+    rows = held["rows"]
+    assert [row["method"] for row in rows[:2]] == ["lora", "lora"]
+    assert {row["method"] for row in rows[2:]} == {"ia3", "prompt"}
+    assert rows[5]["eval_loss"] is None
+    wanted = {"ia3": "IA3", "prompt": "PROMPT_TUNING"}[rows[5]["method"]]
+    assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"] == wanted
+    assert run(["tune", "--config", str(out / "chosen.yaml"), "--output", str(tuned)]) == 0
+    assert result_of(tuned)["details"]["placement"]["method"] == {"IA3": "(IA)³"}.get(wanted, wanted)

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import peft
 import pytest
 import yaml
 from safetensors import safe_open
@@ -180,3 +181,20 @@ def test_an_adapter_that_does_not_start_from_zero_has_one_draw(model, tmp_path):
     assert run([*tokens, "--output", str(out)]) == 0
     assert result_of(out)["details"]["adapter"]["draws_of_a"] == 1
     assert result_of(out)["spread"]["draws_of_a"] is None
+
+
+@pytest.mark.parametrize("method", ["prompt", "oft"])
+def test_a_file_of_a_method_without_a_closed_form(model, tmp_path, capsys, method):
+    options = {"prompt": {"num_virtual_tokens": 3}, "oft": {"target_modules": ["q_proj"], "oft_block_size": 4, "r": 0}}
+    made = {"prompt": peft.PromptTuningConfig, "oft": peft.OFTConfig}[method]
+    made(task_type="CAUSAL_LM", **options[method]).save_pretrained(tmp_path / "adapter")
+    out, flags = tmp_path / "out", ["--samples", "6", "--max-length", "48", "--batch-size", "4"]
+    tokens = ["score", "--model", model, "--dataset", write(tmp_path / "data", "messages"), *flags]
+    tokens += ["--adapter-config", str(tmp_path / "adapter"), "--reduction", "fisher", "--output", str(out)]
+    assert run(tokens) == 0
+    said, written = capsys.readouterr(), result_of(out)
+    assert "gradients of the loss of labels drawn from the model" in said.out
+    assert not any("foretune forecast" in note for note in written["notes"])  # which refuses it
+    assert written["placement"]["method"] == {"prompt": "PROMPT_TUNING", "oft": "OFT"}[method]
+    assert written["label_draws"] == 4
+    assert load_file(out / "kernel.safetensors")["K"].shape == (24, 24)

@@ -6,6 +6,7 @@ import pytest
 
 import families
 import general_methods
+import language_methods
 import methods
 from foretune.errors import PlacementError
 from foretune.models.closed_forms import read_closed_forms
@@ -27,6 +28,13 @@ def test_the_page_shows_the_general_way():
     held = PAGE.read_text(encoding="utf-8")
     begin, end = "<!-- general -->\n", "<!-- /general -->"
     assert held[held.index(begin) + len(begin) : held.index(end)] == general_methods.table() + "\n"
+
+
+def test_the_page_shows_the_general_way_of_language_models():
+    """If this fails, put `language_methods.table()` between the two comments."""
+    held = PAGE.read_text(encoding="utf-8")
+    begin, end = "<!-- language -->\n", "<!-- /language -->"
+    assert held[held.index(begin) + len(begin) : held.index(end)] == language_methods.table() + "\n"
 
 
 def test_the_table_speaks_of_known_families_in_known_words():

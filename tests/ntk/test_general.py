@@ -21,7 +21,7 @@ from foretune.ntk.kernel import tangent_kernel
 from foretune.ntk.premises import check_new_adapters
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.outputs import output_reduction
-from general_methods import GENERAL, install
+from general_methods import GENERAL, TOLERANCE, install
 
 import cases
 import references
@@ -29,8 +29,6 @@ import references
 SEQUENCES = families.ragged(4, 7)
 PAIRS = [(method, family) for method, ways in GENERAL.items() for family in ways]
 RUNS = [pair for pair in PAIRS if GENERAL[pair[0]][pair[1]] in ("by module", "loop")]
-# in float64 but for what a method computes in float32: Fourier transforms, and matrices of rotations
-TOLERANCE = {"C3A": 1e-5, "DEFT": 1e-5, "FOURIERFT": 1e-5, "ADAMSS": 1e-3, "TINYLORA": 1e-5, "RANDLORA": 1e-5}
 
 
 def gradients_of(adapted, batches=None, output="margin", n_classes=2):

@@ -19,6 +19,7 @@ from foretune.models.encoder_decoder import decoder_inputs, kind_of
 from foretune.models.output_layer import output_layer
 from foretune.models.packed import PACKS, alias, keep_gradients
 from foretune.models.source import quiet
+from foretune.models.tuner import logits_of_texts
 
 _CLASSES = "single_label_classification"  # what transformers takes integer labels for
 _INPUT_GRADS = "make_inputs_require_grad"  # hooks of transformers and peft: enable_input_require_grads
@@ -248,7 +249,9 @@ def _padded(texts: Sequence[str], model: Any, tokenizer: Any) -> Any:
 
 def _logits(trial: Any, inputs: Any) -> Any:
     device = inputs_device(trial)
-    return getattr(trial(**{name: tensor.to(device) for name, tensor in inputs.items()}), "logits", None)
+    logits = getattr(trial(**{name: tensor.to(device) for name, tensor in inputs.items()}), "logits", None)
+    written = inputs["decoder_input_ids"] if "decoder_input_ids" in inputs else inputs["input_ids"]
+    return logits_of_texts(trial, logits, written.shape[1]) if isinstance(logits, torch.Tensor) else logits
 
 
 _TENSOR_FLOAT = 2.0**-10

@@ -30,6 +30,7 @@ from foretune.models.head_parts import check_head_plain
 from foretune.models.loading import load_parts
 from foretune.models.packed import unpacked
 from foretune.models.source import quiet, shown_source
+from foretune.models.tuner import virtual_tokens
 from foretune.settings.groups import LabelKind, ModelConfig
 from foretune.tasks.kinds import objective_of
 from foretune.tasks.objective import Objective
@@ -254,7 +255,7 @@ def position_limit(model: Any) -> int | None:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             limit -= int(module.padding_idx) + 1  # RoBERTa and its kin count from padding_idx + 1
             break
-    limit -= int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0)
+    limit -= virtual_tokens(model)
     if limit < 1:
         raise ModelError(f"max_position_embeddings of the model's config.json leaves {limit} positions: set it right")
     return limit

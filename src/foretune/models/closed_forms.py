@@ -12,6 +12,7 @@ from foretune.models.adapted import Vector
 from foretune.models.head_parts import PEFT_BASE
 from foretune.models.lora import read_lora
 from foretune.models.methods import read_bias, read_layer
+from foretune.models.output_layer import output_layer
 from foretune.models.reading import Reading
 from foretune.models.tuner import is_plain_kind, tuner_layers
 
@@ -37,7 +38,8 @@ def read_closed_forms(model: PeftModel, adapter: str) -> tuple[Reading, ...] | N
         if reading is None:
             return None
         readings.append(reading)
-    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad and _HEAD not in name}
+    headed = output_layer(model.get_base_model()) is None  # what a language model trains whole is no head
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad and not (headed and _HEAD in name)}
     covered = {id(p) for reading in readings for p in (*reading.trained, *reading.still)}
     more = _with_biases(model, readings, {name: p for name, p in wanted.items() if id(p) not in covered})
     if not more:

@@ -167,6 +167,8 @@ def _head(model: nn.Module) -> tuple[dict[str, nn.Linear], set[int]]:
         adapter = model.active_adapter
         if not isinstance(adapter, str):
             raise PlacementError(f"several adapters are active ({adapter}): activate one")
+        if output_layer(model.get_base_model()) is not None:  # what a language model trains whole is no head
+            return {}, set()
         head, others = trained_head(model, adapter)
         saved = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
         head = {name.removeprefix("base_model."): module for name, module in head.items()}  # of a model without tuners

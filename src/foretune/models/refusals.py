@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftType
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
@@ -128,3 +128,19 @@ def refused(model: nn.Module, config: PeftConfig) -> str:
         Method and model.
     """
     return f"peft refuses the configuration of {method_name(config)} on {type(model).__name__}"
+
+
+def check_loss(model: nn.Module) -> None:
+    """Refuse an adapter that trains on another loss than that of the texts.
+
+    Args:
+        model: A peft model, or any.
+
+    Raises:
+        PlacementError: Naming the method.
+    """
+    if getattr(getattr(model, "active_peft_config", None), "peft_type", None) == PeftType.CPT:
+        raise PlacementError(
+            "CPT trains on a loss of its own, in which the tokens of its context count: the kernel of the texts' loss "
+            "would not be its own, use prompt tuning"
+        )

@@ -3,7 +3,7 @@
 from peft import PeftConfig, PeftModel
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
 from foretune.errors import PlacementError
 from foretune.models.head_parts import PEFT_BASE
@@ -99,3 +99,31 @@ def is_base(name: str) -> bool:
     """
     prefixes = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
     return not any(piece in _OTHERS or piece.startswith(prefixes) for piece in name.split("."))
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Count the tokens that an adapter puts before every text.
+
+    Args:
+        model: A peft model, or any.
+
+    Returns:
+        Tokens; 0 of methods that have none.
+    """
+    return int(getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None) or 0)
+
+
+def logits_of_texts(model: nn.Module, logits: Tensor, length: int) -> Tensor:
+    """Leave out the logits at virtual tokens, which peft puts before the texts and which no label is held against.
+
+    Args:
+        model: A peft model, or any.
+        logits: n × positions × vocabulary.
+        length: Positions T of the labels.
+
+    Returns:
+        n × T × vocabulary where virtual tokens stand before T others; else the logits as they are, as of prefixes,
+        which give none.
+    """
+    virtual = virtual_tokens(model)
+    return logits[:, virtual:] if virtual and logits.ndim == 3 and logits.shape[1] == virtual + length else logits

@@ -89,11 +89,19 @@ def runs_by_module(adapted: AdaptedModel, batch: Batch, reduction: OutputReducti
         logits = capture(by_module, batch, reduction.directions, sink)
     except Exception:  # whatever a module, torch.func or the capture raises: the loop runs
         return False
-    return _agree(sink.features(logits), exact)
+    return agree(sink.features(logits), exact)
 
 
-def _agree(found: TangentFeatures, exact: TangentFeatures) -> bool:
-    """Whether every group's gradients are the same; where they cancel, rounding of the whole is all there is."""
+def agree(found: TangentFeatures, exact: TangentFeatures) -> bool:
+    """Tell whether every group's gradients are the same; where they cancel, rounding of the whole is all there is.
+
+    Args:
+        found: Features of some examples.
+        exact: The same, taken in another way.
+
+    Returns:
+        Whether they agree to rounding.
+    """
     pairs = [(one.double(), other.double()) for one, other in zip(found.gradients, exact.gradients, strict=True)]
     epsilon = max(torch.finfo(gradient.dtype).eps for gradient in (*found.gradients, exact.logits))
     relative = HALF if epsilon > 1e-6 else EXACT
@@ -214,7 +222,9 @@ class ReduceGroups:
         """
         k = self._reduction.n_outputs
         for group in self._adapted.groups:
-            self._v.append(_joined(group, [self._totals.get(id(p)) for p in group.parameters.values()], k, self._n))
+            self._v.append(
+                side_by_side(group, [self._totals.get(id(p)) for p in group.parameters.values()], k, self._n)
+            )
             yield group.site.name, self._v[-1]
         self._totals.clear()
         for name, uses in self._uses.items():
@@ -232,18 +242,40 @@ class ReduceGroups:
         Returns:
             Features of the batch, examples in its order.
         """
-        return _features(self._adapted, self._reduction, self._v, self._head, logits)
+        return grouped(self._adapted, self._reduction, self._v, self._head, logits)
 
 
-def _joined(group: Group, parts: Sequence[Tensor | None], k: int, n: int) -> Float[Tensor, "k n w"]:
-    """Gradients of a group's parameters side by side; zeros of what no output of these examples depends on."""
+def side_by_side(group: Group, parts: Sequence[Tensor | None], k: int, n: int) -> Float[Tensor, "k n w"]:
+    """Put the gradients of a group's parameters side by side.
+
+    Args:
+        group: The group.
+        parts: k × n × numbers of each parameter; None, for zeros, of what no output of these examples depends on.
+        k: Outputs.
+        n: Examples.
+
+    Returns:
+        k × n × w.
+    """
     pairs = zip(group.parameters.values(), parts, strict=True)
     return torch.cat([p.new_zeros(k, n, p.numel()) if part is None else part for p, part in pairs], dim=2)
 
 
-def _features(
+def grouped(
     adapted: AdaptedModel, reduction: OutputReduction, v: Sequence[Tensor], head: Sequence[HeadFactor], logits: Tensor
 ) -> TangentFeatures:
+    """Make features of the gradients of groups.
+
+    Args:
+        adapted: The model.
+        reduction: Scalar outputs that were differentiated.
+        v: k × n × w gradients of each group.
+        head: Of the head's modules.
+        logits: n × C outputs.
+
+    Returns:
+        The features.
+    """
     none = logits.new_zeros(reduction.n_outputs, len(logits), 0, 0)
     return TangentFeatures(
         sites=adapted.sites,
@@ -276,7 +308,7 @@ def looped_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduct
     members = [list(group.parameters.values()) for group in adapted.groups]
     every = list({id(p): p for p in chain(*members, *of_head.values())}.values())
     gradients: list[list[Tensor | None]] = [[None] * (k * n) for _ in every]
-    with _trained(adapted.model, every), torch.enable_grad():
+    with training_alone(adapted.model, every), torch.enable_grad():
         logits = run_logits(adapted, batch)
         check_logits(logits, n, len(reduction.directions))
         outputs = logits @ torch.as_tensor(reduction.directions, dtype=logits.dtype, device=logits.device)
@@ -292,7 +324,7 @@ def looped_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduct
     for group, parameters in zip(adapted.groups, members, strict=True):
         if not met & {id(p) for p in parameters}:
             _check_reached(adapted, group)
-        v.append(_joined(group, [by_id.get(id(p)) for p in parameters], k, n))
+        v.append(side_by_side(group, [by_id.get(id(p)) for p in parameters], k, n))
         check_finite(f"the gradients of {group.site.name!r}", v[-1])
     head = []
     for name, parameters in of_head.items():
@@ -301,7 +333,7 @@ def looped_features(adapted: AdaptedModel, batch: Batch, reduction: OutputReduct
         head.append(HeadFactor(g=None, h=None, dense=dense, bias=has_bias(adapted.head[name])))
         check_finite(f"the gradients of module {name!r}", dense)
     check_finite("the model's outputs", logits)
-    return _features(adapted, reduction, v, head, logits.detach())
+    return grouped(adapted, reduction, v, head, logits.detach())
 
 
 def _stacked(parameter: Tensor, of_rows: Sequence[Tensor | None], k: int, n: int) -> Float[Tensor, "k n w"]:
@@ -316,8 +348,16 @@ def _check_reached(adapted: AdaptedModel, group: Group) -> None:
 
 
 @contextmanager
-def _trained(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Let these parameters alone have gradients for a pass, and restore the flags after it."""
+def training_alone(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let some parameters alone have gradients for a pass, and restore the flags after it.
+
+    Args:
+        model: Any model.
+        parameters: Of it.
+
+    Yields:
+        Nothing.
+    """
     flags = {id(p): (p, p.requires_grad) for p in (*model.parameters(), *parameters)}
     chosen = {id(p) for p in parameters}
     try:
@@ -343,7 +383,7 @@ def idle_groups(adapted: AdaptedModel, batch: Batch) -> tuple[str, ...]:
     """
     members = [list(group.parameters.values()) for group in adapted.groups]
     every = list(chain(*members))
-    with _trained(adapted.model, every), torch.enable_grad():
+    with training_alone(adapted.model, every), torch.enable_grad():
         logits = run_logits(adapted, batch)
         total = logits.sum()
         taken = torch.autograd.grad(total, every, allow_unused=True) if total.requires_grad else [None] * len(every)

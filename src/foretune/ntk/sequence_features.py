@@ -6,7 +6,8 @@ A sequence i has the loss z⁰_i, a sum over its T_i targets, and the losses z^s
     ∂z/∂B = s Σ_t g_t (A h_t)ᵀ        ∂z/∂A = s Σ_t (Bᵀ g_t) h_tᵀ
 
 are d_out × r and r × d_in numbers, whatever the length of the sequence. Where B = 0, only the first is kept, for all
-draws of A from one pass. The kernels, with ⟨·, ·⟩ over all adapted modules:
+draws of A from one pass. Gradients without such a formula come from
+`foretune.ntk.sequence_groups`. The kernels, with ⟨·, ·⟩ over all that trains:
 
 | name       | rows  | kernel                                                 |
 |------------|-------|--------------------------------------------------------|
@@ -17,6 +18,7 @@ draws of A from one pass. The kernels, with ⟨·, ·⟩ over all adapted module
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
@@ -32,6 +34,7 @@ from foretune.ntk.features import TangentFeatures, join_features
 from foretune.ntk.jacobian import ReduceBlocks
 from foretune.ntk.kernel import tangent_kernel
 from foretune.ntk.premises import check_eval_mode, check_finite
+from foretune.ntk.sequence_groups import Numbers, Pass, group_passes
 from foretune.ntk.sequence_losses import SequenceBatch
 from foretune.ntk.sequence_pass import pass_sequences
 from foretune.tasks.outputs import OutputReduction
@@ -147,7 +150,7 @@ def sequence_features(
 
     Raises:
         KernelError: If nothing is differentiated, the model is not in eval mode, a module does not see sequences or is
-            not reached by the loss, parameters train in groups, something is not finite, or the rows are not 0 … n−1.
+            not reached by the loss, something is not finite, or the rows are not 0 … n−1.
     """
     return join_sequence_parts(sequence_parts(adapted, batches, draws=draws, seed=seed, with_loss=with_loss), n=n)
 
@@ -187,25 +190,25 @@ def sequence_parts(
     if count < 1:
         raise KernelError("neither the loss nor a draw of labels is differentiated: ask for one")
     check_eval_mode(adapted.model)
-    if adapted.groups:
-        raise KernelError(
-            f"{adapted.groups[0].site.name!r} trains parameters of which no formula is known: of a language model only "
-            "adapters with one are scored"
-        )
     adapted = replace(adapted, head={})  # nothing but the adapter trains in a language model
-    reduction = _outputs("sequences", count)
+    numbers = Numbers(_outputs("sequences", count), draws, seed, with_loss)
+    take = group_passes if adapted.groups else _passes
     dtype = computing_dtype(adapted.model)
-    for batch in batches:
-        size = len(batch.rows)
-        sink = ReduceBlocks(adapted, size, reduction)
-        found = pass_sequences(adapted, batch, draws, sink.use, seed=seed, with_loss=with_loss)
-        for name, tensor in sink.finish():
-            check_finite(f"the gradients of module {name!r}", tensor)
-        place = found.place.cpu()
-        losses = torch.zeros(size, dtype=torch.float64).index_add(0, place, found.target_losses.double().cpu())
-        logits = losses[:, None].to(device=batch.labels.device, dtype=dtype)
-        targets = torch.bincount(place, minlength=size).double()
-        yield SequencePart(batch.rows, SequenceFeatures(sink.features(logits), with_loss, targets, losses))
+    for part in chain.from_iterable(take(adapted, batch, numbers) for batch in batches):
+        size = len(part.batch.rows)
+        losses = part.losses.of_each(size)
+        logits = losses[:, None].to(device=part.batch.labels.device, dtype=dtype)
+        targets = torch.bincount(part.losses.place.cpu(), minlength=size).double()
+        yield SequencePart(part.batch.rows, SequenceFeatures(part.features(logits), with_loss, targets, losses))
+
+
+def _passes(adapted: AdaptedModel, batch: SequenceBatch, numbers: Numbers) -> Iterator[Pass]:
+    """The pass over a batch of a model with closed forms."""
+    sink = ReduceBlocks(adapted, len(batch.rows), numbers.reduction)
+    losses = pass_sequences(adapted, batch, numbers.draws, sink.use, seed=numbers.seed, with_loss=numbers.with_loss)
+    for name, tensor in sink.finish():
+        check_finite(f"the gradients of module {name!r}", tensor)
+    yield Pass(batch, sink.features, losses)
 
 
 def join_sequence_parts(parts: Iterable[SequencePart], *, n: int) -> SequenceFeatures:

@@ -10,12 +10,12 @@ independent over t, E[∇z^s ∇z^sᵀ] = Σ_t J_tᵀ (diag(p_t) − p_t p_tᵀ)
 is its Fisher matrix.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from foretune.errors import KernelError
@@ -43,6 +43,24 @@ class SequenceBatch:
         """Target of each position that gives logits, −100 where it has none."""
         return targets_of(self.labels, self.shift)
 
+    def singles(self) -> Iterator["SequenceBatch"]:
+        """Take the batch apart.
+
+        Yields:
+            Batches of one sequence each, without padding.
+        """
+        for row in range(len(self.rows)):
+            one = slice(row, row + 1)
+            labels, read = self.labels[one], int(self.inputs["attention_mask"][row].sum())
+            # a decoder alone reads what it writes; of an encoder-decoder the labels count
+            targets = (labels[0] != NO_LOSS).nonzero()[:, 0].tolist()
+            written = 1 + max(targets, default=0) if self.shift == 0 else read
+            inputs = {
+                name: tensor[one, : written if name.startswith("decoder") else read]
+                for name, tensor in self.inputs.items()
+            }
+            yield replace(self, rows=self.rows[one], inputs=inputs, labels=labels[:, :written])
+
 
 @dataclass(frozen=True)
 class SequenceLosses:
@@ -59,6 +77,18 @@ class SequenceLosses:
     place: Int[Tensor, " targets"]
     target_losses: Float[Tensor, " targets"]
     right: Tensor
+
+    def of_each(self, n: int) -> Float64[Tensor, " n"]:
+        """Sum up the losses of each sequence.
+
+        Args:
+            n: Sequences of the batch.
+
+        Returns:
+            z⁰, in nats.
+        """
+        none = torch.zeros(n, dtype=torch.float64)
+        return none.index_add(0, self.place.cpu(), self.target_losses.double().cpu())
 
 
 def sequence_losses(logits: Float[Tensor, "n ..."], batch: SequenceBatch, draws: int, *, seed: int) -> SequenceLosses:

@@ -8,7 +8,8 @@ from torch import Tensor
 from foretune.errors import KernelError
 from foretune.language.encode import NO_LOSS
 from foretune.models.adapted import AdaptedModel, Batch
-from foretune.ntk.capture import Receive, observe_totals
+from foretune.models.tuner import logits_of_texts
+from foretune.ntk.capture import Observation, Receive, observe_totals
 from foretune.ntk.premises import check_finite
 from foretune.ntk.sequence_losses import SequenceBatch, SequenceLosses, sequence_losses
 
@@ -64,11 +65,6 @@ def pass_sequences(
         KernelError: If a module does not see sequences or is not reached by the loss, or a loss is not finite.
     """
     n, lengths = len(batch.labels), sorted(positions_of(batch))
-    found: list[SequenceLosses] = []
-
-    def totals(logits: Tensor) -> Tensor:
-        found.append(sequence_losses(logits, batch, draws, seed=seed))
-        return found[0].totals[0 if with_loss else 1 :]
 
     def by_sequence(name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim == 3 and len(tensor) == n and tensor.shape[1] in lengths:
@@ -84,9 +80,57 @@ def pass_sequences(
         receive = on_use(name, by_sequence(name, h), by_sequence(name, y))
         return lambda output, gradient: receive(output, by_sequence(name, gradient))
 
-    observed = observe_totals(adapted, Batch(batch.rows, batch.inputs), totals, use)
+    observed, found = observe_losses(adapted, batch, draws, use, seed=seed, with_loss=with_loss)
     lost = next((name for name in adapted.modules if name not in observed.reached), None)
     if lost is not None:
         raise KernelError(f"no loss depends on module {lost!r}: leave it out of the target modules")
-    check_finite("the losses", found[0].target_losses)
-    return found[0]
+    check_finite("the losses", found.target_losses)
+    return found
+
+
+def observe_losses(
+    adapted: AdaptedModel,
+    batch: SequenceBatch,
+    draws: int,
+    on_use: Callable[[str, Tensor, Tensor], Receive],
+    *,
+    seed: int,
+    with_loss: bool = True,
+) -> tuple[Observation, SequenceLosses]:
+    """The same of modules that may see anything.
+
+    Args:
+        adapted: Model in eval mode with what trains in it.
+        batch: Sequences.
+        draws: Draws S of the labels.
+        on_use: As in `foretune.ntk.capture.observe`: inputs and outputs come as they are.
+        seed: Of the draws.
+        with_loss: Whether the loss z⁰ is differentiated.
+
+    Returns:
+        What the pass has shown, and the losses.
+    """
+    found: list[SequenceLosses] = []
+
+    def totals(logits: Tensor) -> Tensor:
+        found.append(losses_of(adapted, logits, batch, draws, seed=seed))
+        return found[0].totals[0 if with_loss else 1 :]
+
+    observed = observe_totals(adapted, Batch(batch.rows, batch.inputs), totals, on_use)
+    return observed, found[0]
+
+
+def losses_of(adapted: AdaptedModel, logits: Tensor, batch: SequenceBatch, draws: int, *, seed: int) -> SequenceLosses:
+    """Take the losses of a batch from all that the model gives.
+
+    Args:
+        adapted: The model, which may put virtual tokens before the sequences.
+        logits: Its outputs.
+        batch: Sequences.
+        draws: Draws S of the labels.
+        seed: Of the draws.
+
+    Returns:
+        As `sequence_losses`.
+    """
+    return sequence_losses(logits_of_texts(adapted.model, logits, batch.labels.shape[1]), batch, draws, seed=seed)

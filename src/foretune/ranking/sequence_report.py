@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftConfig
 
 from foretune.forecasting.sequence_simulation import DRAWS
 from foretune.models.adapter_file import save_adapter
 from foretune.models.output_layer import TASK_TYPES
+from foretune.models.sites import split_name
 from foretune.ranking.adapter import candidate_config
 from foretune.ranking.finalists import Quick
 from foretune.ranking.report import SCHEMA, RankRun, configuration_with, flags_file
@@ -80,19 +81,23 @@ def _kind(ranking: SequenceRanking) -> LanguageKind:
 
 
 def _row(ranking: SequenceRanking, row: SequenceRow) -> dict[str, Any]:
-    members = [ranking.sites[position] for position in row.quick.candidate.sites]
+    entry = row.quick
+    members = [(ranking.sites[position].name, ranking.sites[position].layer) for position in entry.candidate.sites]
+    if entry.config is not None:
+        members = [(name, split_name(name)[0]) for name in entry.modules]
     return {
-        "adapter": row.quick.name,
-        "modules": [site.name for site in members],
-        "layers": sorted({site.layer for site in members if site.layer is not None}),
-        "rank": row.quick.candidate.rank,
+        "adapter": entry.name,
+        "method": entry.method,
+        "modules": [name for name, _ in members],
+        "layers": sorted({layer for _, layer in members if layer is not None}),
+        "rank": entry.rank,
         "recipe": vars(row.recipe),
         "steps": row.steps,
         "eval_loss": row.loss,
         "forecast": row.forecast.to_dict(),
-        "simulated": row.found.end_to_dict(),
-        "apart": row.found.apart,
-        "best_step": row.best_step,
+        "simulated": None if row.found is None else row.found.end_to_dict(),
+        "apart": None if row.found is None else row.apart,
+        "best_step": None if row.found is None else row.best_step,
         "parameters": row.quick.parameters,
         "megabytes": row.megabytes,
         "step_cost": row.compute,
@@ -134,7 +139,7 @@ def save_sequence_ranking(ranking: SequenceRanking, run: RankRun, folder: Path, 
     write_run(folder, writers)
 
 
-def sequence_adapter(ranking: SequenceRanking, entry: Quick) -> LoraConfig:
+def sequence_adapter(ranking: SequenceRanking, entry: Quick) -> PeftConfig:
     """Make peft's configuration of a candidate.
 
     Args:
@@ -144,4 +149,6 @@ def sequence_adapter(ranking: SequenceRanking, entry: Quick) -> LoraConfig:
     Returns:
         The configuration, of task `CAUSAL_LM` or `SEQ_2_SEQ_LM`.
     """
+    if entry.config is not None:
+        return entry.config
     return candidate_config(entry.candidate, ranking.sites, ranking.template, ranking.modules)

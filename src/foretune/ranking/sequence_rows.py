@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from typing import Any
 
 from peft import LoraConfig
@@ -29,7 +29,7 @@ class SequenceRow:
         quick: Candidate, and the score that it was screened by.
         recipe: How its run trains.
         run: What kind of run it is.
-        found: The simulated run, on no more rows than are known.
+        found: The simulated run, on no more rows than are known; None of methods beside LoRA.
         forecast: What is forecast of the run; without levels where the calibration has not seen its kind.
         compute: Cost of a training step relative to one that goes back through all layers.
         tie: Whether its loss cannot be told from that of the first row.
@@ -40,12 +40,17 @@ class SequenceRow:
     quick: Quick
     recipe: Recipe
     run: Run
-    found: SequenceRun
+    found: SequenceRun | None
     forecast: RunForecast
     compute: float
     tie: bool = False
     recommended: bool = False
     trials: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def simulated(self) -> SequenceRun | None:
+        """The simulated run."""
+        return self.found
 
     @property
     def steps(self) -> int:
@@ -54,12 +59,22 @@ class SequenceRow:
 
     @property
     def loss(self) -> float:
-        """Evaluation loss at the run's end, in nats a token, as forecast; a level where the forecast has one."""
+        """Evaluation loss at the run's end, in nats a token, as forecast; a level where the forecast has one.
+
+        Without a simulated run what trials tell, not a number where there is none.
+        """
         return self.forecast.order[1]
 
     @property
+    def apart(self) -> bool:
+        """Whether its linearised loss is another than the simulated one."""
+        return self.found is not None and self.found.apart
+
+    @property
     def best_step(self) -> int:
-        """Step of the least evaluation loss of those at which the adapter was plugged in."""
+        """Step of the least evaluation loss of those at which the adapter was plugged in; the last of no such run."""
+        if self.found is None:
+            return self.steps
         run = self.found.run.trajectory
         known = [place for place in range(1, len(run.steps)) if isfinite(run.eval_loss[place])]
         best = run.steps[min(known, key=lambda place: run.eval_loss[place], default=-1)]
@@ -189,11 +204,13 @@ def in_order(rows: Sequence[SequenceRow], *, equal_sizes: bool = False) -> tuple
 
     Returns:
         Those that were tried on the largest number of rows on which several were come first, by the loss that these
-        trials showed; then all others by the loss at the end of the simulated run; last what diverged in a trial. Of
+        trials showed; then all others by the loss at the end of the simulated run; last what diverged in a trial. A row
+        without a simulated run that ends above every simulated one in these trials says nothing against rows that were
+        not tried, and stands among them by the loss that it is told to end at. Of
         equal ones the smaller adapter, the shorter run, the lower rate. Recommended is, of those within 0.015 nats of
         the first by the same loss, the one with the fewest parameters, then with the cheapest step.
     """
-    compared = compared_rows(rows)
+    compared = comparison_of(rows)
     first, *others = sorted(rows, key=lambda row: place_of(row, compared))
     group, of_first = _measured(first, compared)
 
@@ -207,12 +224,39 @@ def in_order(rows: Sequence[SequenceRow], *, equal_sizes: bool = False) -> tuple
     return tuple(replace(row, recommended=row is cheapest) for row in marked)
 
 
-def place_of(row: SequenceRow, compared: int | None) -> tuple[int, bool, float, int, int, float]:
+@dataclass(frozen=True)
+class Comparison:
+    """Which trials put rows into order.
+
+    Attributes:
+        rows: Their training rows; None where trials put nothing into order.
+        worst: Largest loss that a row with a simulated run ended at in them; infinite where none was tried.
+    """
+
+    rows: int | None
+    worst: float
+
+
+def comparison_of(rows: Sequence[SequenceRow]) -> Comparison:
+    """Look which trials put rows into order.
+
+    Args:
+        rows: Rows of one ranking.
+
+    Returns:
+        The comparison.
+    """
+    compared = compared_rows(rows)
+    ended = [row.ended_at(compared) for row in rows if row.found is not None and row.diverged is None]
+    return Comparison(compared, max((loss for loss in ended if loss is not None), default=inf))
+
+
+def place_of(row: SequenceRow, compared: Comparison) -> tuple[int, bool, float, int, int, float]:
     """Make a key that sorts rows as `in_order` does.
 
     Args:
         row: Row.
-        compared: From `compared_rows`.
+        compared: From `comparison_of`.
 
     Returns:
         The key.
@@ -223,12 +267,14 @@ def place_of(row: SequenceRow, compared: int | None) -> tuple[int, bool, float, 
     return group, not known, loss if known else 0.0, *sizes
 
 
-def _measured(row: SequenceRow, compared: int | None) -> tuple[int, float]:
+def _measured(row: SequenceRow, compared: Comparison) -> tuple[int, float]:
     """With which others a row is compared, and by what loss."""
     if row.diverged is not None:
         return 2, row.loss
-    of_trial = row.ended_at(compared)
-    return (1, row.loss) if of_trial is None else (0, of_trial)
+    of_trial = row.ended_at(compared.rows)
+    if of_trial is None or (row.found is None and of_trial > compared.worst):
+        return 1, row.loss
+    return 0, of_trial
 
 
 def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_rows: int) -> tuple[str, ...]:
@@ -243,8 +289,8 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
     Returns:
         Sentences.
     """
-    compared = compared_rows(rows)
-    of_trials = sum(row.diverged is None and row.ended_at(compared) is not None for row in rows)
+    comparison, compared = comparison_of(rows), compared_rows(rows)
+    of_trials = sum(_measured(row, comparison)[0] == 0 for row in rows)
     level = any(row.forecast.levels is not None for row in rows)
     runs = "forecasts" if level else "simulated runs"
     by = f"the order is that of the {runs}"
@@ -267,13 +313,14 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
             f"No row ends more than {TIE:g} nats below the {base.loss:.3f} that the model has without training: name "
             "other learning rates or numbers of epochs."
         )
-    apart = sum(row.found.apart for row in rows)
+    apart = sum(row.apart for row in rows)
     if apart:
         notes.append(
             f"{apart} of {len(rows)} rows, marked '!', end more than {APART:g} nats away from their linearised loss: "
             "these runs leave the ground that they were linearised on, and their places are less sure."
         )
-    unseen = next((row.forecast.reach.verdict for row in rows if row.forecast.levels is None), None)
+    simulated = [row for row in rows if row.found is not None]
+    unseen = next((row.forecast.reach.verdict for row in simulated if row.forecast.levels is None), None)
     if unseen:
         notes.append(unseen)
     if train_rows > samples:

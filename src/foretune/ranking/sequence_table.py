@@ -1,7 +1,10 @@
 """Tables of a ranking of a language model's adapters, for people and for programs."""
 
+from math import isnan, nan
+
 from foretune.forecasting.sequence_simulation import APART
 from foretune.ranking.equal_size import NEAR
+from foretune.ranking.finalists import Quick
 from foretune.ranking.sequence_rows import TIE, SequenceRanking, SequenceRow
 from foretune.report.tables import Table
 
@@ -37,8 +40,7 @@ def sequence_table(ranking: SequenceRanking) -> Table:
                 *((f"{row.recipe.learning_rate:g}", str(row.recipe.epochs)) if recipes else ()),
                 loss,
                 perplexity,
-                f"{100 * row.found.token_accuracy[-1]:.1f}",
-                f"{row.found.linear_loss:.3f}{f' {MARK}' if row.found.apart else ''}",
+                *_simulated(row),
                 *((_best(row),) if late else ()),
                 *((_trials(row),) if tried else ()),
                 f"{row.quick.parameters:,}",
@@ -49,10 +51,17 @@ def sequence_table(ranking: SequenceRanking) -> Table:
     return Table(_caption(ranking, late=late), header, tuple(rows), right_from=2)
 
 
+def _simulated(row: SequenceRow) -> tuple[str, str]:
+    """Token accuracy of the simulated run and the linearised loss, empty where there is none."""
+    if row.found is None:
+        return "", ""
+    return f"{100 * row.found.token_accuracy[-1]:.1f}", f"{row.found.linear_loss:.3f}{f' {MARK}' if row.apart else ''}"
+
+
 def _level(row: SequenceRow, name: str, value: float, digits: int) -> str:
     """A forecast with its interval, or what puts it into order."""
     if row.forecast.levels is None:
-        return f"{value:.{digits}f}"
+        return "" if row.found is None and isnan(value) else f"{value:.{digits}f}"
     level = row.forecast.levels[name]
     return f"{level.value:.{digits}f} [{level.low:.{digits}f}, {level.high:.{digits}f}]"
 
@@ -83,7 +92,9 @@ def _caption(ranking: SequenceRanking, *, late: bool) -> str:
         words.append("trial: rows of each real fine-tune, and the eval loss that it ended at.")
     if ranking.compared is not None:
         words.append(f"Order: first those tried on {ranking.compared:,} rows, by that loss, which '=' is of there.")
-    if any(row.found.apart for row in ranking.rows):
+    if any(row.found is None for row in ranking.rows):
+        words.append("Without a simulated run: no forecast; eval loss is what trials tell, empty where there is none.")
+    if any(row.apart for row in ranking.rows):
         words.append(f"'{MARK}': the linearised model ends more than {APART:g} nats away.")
     if late:
         words.append("best step: that of the least loss, where it is not the last.")
@@ -111,22 +122,34 @@ def sequence_numbers(ranking: SequenceRanking) -> Table:
     )
     rows = []
     for place, row in enumerate(ranking.rows, start=1):
-        end, found = row.found.run.end, row.found
-        losses = (row.loss, row.forecast.order[0], found.token_accuracy[-1], found.linear_loss, end.train_loss)
+        simulated, found = nan, row.found
+        losses = [row.loss, row.forecast.order[0], nan, nan, nan]
+        if found is not None:
+            simulated = found.run.end.eval_loss
+            losses[2:] = found.token_accuracy[-1], found.linear_loss, found.run.end.train_loss
         rows.append(
             (
-                *(str(place), ranking.model, ranking.dataset, row.quick.name, str(row.quick.candidate.rank)),
+                *(str(place), ranking.model, ranking.dataset, row.quick.name, _rank(row.quick)),
                 *(f"{row.recipe.learning_rate:g}", str(row.recipe.epochs), str(row.steps)),
-                *(f"{value:.6g}" for value in losses),
-                *(str(row.best_step), str(row.quick.parameters), f"{row.megabytes:.6g}", f"{row.compute:.4g}"),
+                *("" if found is None and isnan(value) else f"{value:.6g}" for value in losses),
+                *(
+                    "" if found is None else str(row.best_step),
+                    str(row.quick.parameters),
+                    f"{row.megabytes:.6g}",
+                    f"{row.compute:.4g}",
+                ),
                 f"{row.quick.score:.6g}",
-                *("yes" if yes else "no" for yes in (row.found.apart, row.tie, row.recommended)),
+                *("yes" if yes else "no" for yes in (row.apart, row.tie, row.recommended)),
                 *_ends(row),
-                f"{end.eval_loss:.6g}",
+                "" if found is None else f"{simulated:.6g}",
                 *(_trial_cells(row) if ranking.spent is not None else ()),
             )
         )
     return Table("Finalists.", header, tuple(rows), right_from=4)
+
+
+def _rank(entry: Quick) -> str:
+    return "" if entry.rank is None else str(entry.rank)
 
 
 def _ends(row: SequenceRow) -> tuple[str, str]:
@@ -156,7 +179,7 @@ def sequence_candidates(ranking: SequenceRanking) -> Table:
     """
     rows = [
         (
-            *(ranking.model, ranking.dataset, entry.name, str(entry.candidate.rank), str(entry.parameters)),
+            *(ranking.model, ranking.dataset, entry.name, _rank(entry), str(entry.parameters)),
             f"{entry.score:.6g}",
         )
         for entry in ranking.quick

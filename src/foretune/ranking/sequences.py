@@ -5,7 +5,7 @@ the model with the simulated A and B plugged in (`foretune.forecasting.sequence_
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from peft import LoraConfig
@@ -31,13 +31,17 @@ from foretune.ranking.candidates import Candidate, label
 from foretune.ranking.equal_size import equal_sizes, missed
 from foretune.ranking.finalists import Quick
 from foretune.ranking.left_out import leave_out_modules, list_candidates
+from foretune.ranking.method_pass import list_placements
+from foretune.ranking.methods import Placement
 from foretune.ranking.recipes import check_runs
 from foretune.ranking.sequence_finalists import choose_spread, gradient_scores
+from foretune.ranking.sequence_methods import check_positions, notes_of_methods, price_sequences, unsimulated
 from foretune.ranking.sequence_rows import SequenceRanking, SequenceRow, in_order, notes_of
 from foretune.ranking.step_cost import step_cost
 from foretune.sequence_plan import OnBatch, SequencePlan, prepare_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import AdapterConfig
+from foretune.settings.spend import parse_spend
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class SequenceCandidates:
         equal_size: Parameters that all have, nearly; None where they differ.
         notes: What was left out.
         seconds: What making it took.
+        placements: What is priced of each method beside LoRA, by positions of modules in the plan.
     """
 
     plan: SequencePlan
@@ -63,6 +68,7 @@ class SequenceCandidates:
     equal_size: int | None
     notes: tuple[str, ...]
     seconds: float
+    placements: tuple[tuple[Placement, ...], ...] = ()
 
     def of_model(self, candidate: Candidate) -> Candidate:
         """Say a candidate by the positions in the whole model.
@@ -102,15 +108,16 @@ def prepare_ranking(
         What is ranked; of equal sizes or a budget only what fits.
 
     Raises:
-        ConfigError: If methods beside LoRA are asked for.
+        ConfigError: If methods are asked for and LoRA is not among them.
         ForetuneError: If the settings do not fit the model or the data.
     """
     clock = time.perf_counter()
-    if settings.methods != RankSettings.methods:
+    if "lora" not in settings.methods:
         raise ConfigError(
-            f"methods = {shown(list(settings.methods))}: of a language model LoRA is ranked alone yet, leave them "
-            "out and score each with --adapter-config"
+            f"methods = {shown(list(settings.methods))}: of a language model only runs of LoRA are simulated, and "
+            "the others are held against them: name lora too"
         )
+    inplace = inplace and settings.methods == RankSettings.methods  # others need the model without LoRA
     size = None if settings.equal_size is None else parse_parameters("equal_size", settings.equal_size)
     largest = max(settings.ranks) if size is None else _largest_rank(language, settings, size)
     template = _template(language, settings, largest)
@@ -129,8 +136,19 @@ def prepare_ranking(
     place_of = {position: place for place, position in enumerate(used)}
     renumbered = tuple(Candidate(tuple(place_of[at] for at in entry.sites), entry.rank) for entry in candidates)
     ready = replace(plan, adapted=adapted)
+    listed = list_placements(settings.methods, candidates, sites, template, language.model)
+    check_positions(language, listed, plan.rows.max_length)
+    beside = tuple(tuple(_renumbered(placement, place_of) for placement in of_method) for of_method in listed)
     spent = time.perf_counter() - clock
-    return SequenceCandidates(ready, template, renumbered, sites, tuple(used), size, notes, spent)
+    return SequenceCandidates(ready, template, renumbered, sites, tuple(used), size, notes, spent, beside)
+
+
+def _renumbered(placement: Placement, place_of: Mapping[int, int]) -> Placement:
+    """By the positions among the modules of the plan."""
+    entry = placement.candidate
+    if entry is None:
+        return placement
+    return replace(placement, candidate=Candidate(tuple(place_of[at] for at in entry.sites), entry.rank))
 
 
 def _template(language: LanguageModel, settings: RankSettings, rank: int) -> LoraConfig:
@@ -162,7 +180,8 @@ def n_ranked(ready: SequenceCandidates, settings: RankSettings) -> int:
         finalists * len(plug_steps(schedule_of(recipe, min(known, plan.train_rows), seed=settings.seed)))
         for recipe in settings.each()
     ]
-    return min(FIRST, known) + known + predicted * (1 + sum(looks))
+    passes = sum(map(len, ready.placements))
+    return min(FIRST, known) + known + predicted * (1 + sum(looks)) + passes * (known + predicted)
 
 
 def rank_sequences(
@@ -191,6 +210,10 @@ def rank_sequences(
     finalists = choose_spread(quick, linearised.sites, ready.n_finalists(settings))
     seconds["quick"] = time.perf_counter() - clock
     clock = time.perf_counter()
+    priced = price_sequences(plan, ready.placements, settings, len(linearised.sites), on_batch)
+    if priced:
+        seconds["methods"] = time.perf_counter() - clock
+    clock = time.perf_counter()
     starts = [linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists]
     made: list[SequenceRow] = []
     levels = levels_of(plan, calibration)
@@ -201,10 +224,13 @@ def rank_sequences(
             run = levels.run(recipe, plan.train_rows, speed_of(start))
             cost = step_cost(ready.of_model(entry.candidate), ready.model_sites)
             made.append(SequenceRow(entry, recipe, run, found, levels.forecast(found, run), cost))
+        for entry in priced:
+            cost = step_cost(ready.of_model(entry.candidate), ready.model_sites)
+            made.append(unsimulated(entry, recipe, levels, cost))
     seconds["simulate"] = time.perf_counter() - clock
     rows = in_order(made, equal_sizes=ready.equal_size is not None)
     known = linearised.train.sketches
-    base = linearised.base
+    base, others = linearised.base, [method for method in settings.methods if method != "lora"]
     return SequenceRanking(
         model=plan.language.source,
         dataset=plan.task.source,
@@ -213,14 +239,19 @@ def rank_sequences(
         sites=linearised.sites,
         recipes=settings.each(),
         rows=rows,
-        quick=tuple(sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name))),
+        quick=(*sorted(quick, key=lambda entry: (-entry.score, entry.parameters, entry.name)), *priced),
         base=base,
         samples=known.n,
         train_rows=plan.train_rows,
         eval_rows=len(plan.rows.evaluation.features),
         kept=known.shares,
         equal_size=ready.equal_size,
-        notes=(*plan.language.notes, *ready.notes, *notes_of(rows, base, known.n, plan.train_rows)),
+        notes=(
+            *plan.language.notes,
+            *ready.notes,
+            *notes_of_methods(others, spent=parse_spend(settings.spend) > 0),
+            *notes_of(rows, base, known.n, plan.train_rows),
+        ),
         seconds=seconds,
         calibration=levels.calibration.source,
     )

@@ -4,15 +4,18 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from peft import PeftConfig
 
 from foretune.errors import ConfigError, DataError, shown
 from foretune.forecasting.factor_room import GIB, free_bytes
 from foretune.language.rows import LanguageTask
+from foretune.models.adapted import AdaptedModel
 from foretune.models.language_model import LanguageModel
 from foretune.models.packed import computing_dtype, n_bytes
 from foretune.models.placement import read_adapters
 from foretune.ntk.sequence_features import SequenceKernelName, check_kernel_name, feature_bytes
+from foretune.ntk.sequence_groups import find_sequence_layout
 from foretune.sequence_plan import (
     LOGITS,
     SequencePlan,
@@ -20,6 +23,7 @@ from foretune.sequence_plan import (
     choose_rows,
     describe_sequences,
     place_adapters,
+    sequence_batches,
 )
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.sampling import draw_indices
@@ -122,18 +126,32 @@ def prepare_sequence_score(
     Raises:
         ConfigError: If a setting means nothing of a language model, or the pass needs more memory than there is.
         DataError: If fewer than two rows that train carry loss.
+        KernelError: If what trains has no closed form, and the model does not run with it, or mixes the sequences of a
+            batch.
     """
     kernel = check_language_settings(settings)
     placed = place_adapters(language, config, seed=settings.seed, inplace=inplace)
     adapted = replace(read_adapters(placed, draws=settings.draws, seed=settings.seed), head={})
-    rows = choose_rows(language, task, settings.max_length, eval_samples=None, seed=settings.seed)
+    on_placed = replace(language, model=placed)  # virtual tokens take positions
+    rows = choose_rows(on_placed, task, settings.max_length, eval_samples=None, seed=settings.seed)
     n_train = len(rows.train.features)
     if n_train < 2:
         raise DataError("1 row that trains carries loss, and a kernel needs 2: give more rows, or raise --max-length")
     known = _draw(rows.train, min(settings.samples, n_train), settings.seed, 0)
     plan = SequenceScorePlan(SequencePlan(language, placed, adapted, task, rows, settings, known), settings, kernel)
     _check_memory(plan)
-    return plan
+    return _with_layout(plan) if adapted.groups else plan
+
+
+def _with_layout(plan: SequenceScorePlan) -> SequenceScorePlan:
+    """Decide how gradients without a closed form are taken, on two sequences of a batch that differ much."""
+    placed, tokens = plan.placed, plan.placed.known
+    lengths = [len(feature["input_ids"]) for feature in tokens.features]
+    ends = [(int(batch.rows[0]), int(batch.rows[-1])) for batch in sequence_batches(placed, tokens)]  # longest first
+    pair = max(ends, key=lambda rows: (rows[0] != rows[1], lengths[rows[0]] - lengths[rows[1]]))
+    some = tokens.take(np.array(list(dict.fromkeys(pair))))
+    layout = find_sequence_layout(placed.adapted, list(sequence_batches(placed, some)))
+    return replace(plan, placed=replace(placed, adapted=replace(placed.adapted, layout=layout)))
 
 
 def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
@@ -156,7 +174,7 @@ def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
         n=plan.n,
         outputs=outputs,
         draws=adapted.draws,
-        element_size=adapted.adapters[0].rows.element_size() if adapted.adapters else size,
+        element_size=_element_size(adapted, size),
     )
     features = [feature for tokens in plan.samples for feature in tokens.features]
     longest, written = (max(len(feature[name]) for feature in features) for name in ("input_ids", "labels"))
@@ -174,6 +192,13 @@ def expected_sequence_bytes(plan: SequenceScorePlan) -> dict[str, int]:
     return found | {"total": sum(found.values())}
 
 
+def _element_size(adapted: AdaptedModel, size: int) -> int:
+    """Bytes of a number of the gradients, which have the type of what trains."""
+    if adapted.adapters:
+        return adapted.adapters[0].rows.element_size()
+    return max((p.element_size() for group in adapted.groups for p in group.parameters.values()), default=size)
+
+
 def _check_memory(plan: SequenceScorePlan) -> None:
     found, device = expected_sequence_bytes(plan), plan.placed.language.device
     needed = found["total"] - found["weights"]  # those are loaded
@@ -181,9 +206,14 @@ def _check_memory(plan: SequenceScorePlan) -> None:
     if needed > free:
         raise ConfigError(
             f"the score of {plan.n} sequences needs about {needed / GIB:.2g} GiB, {found['features'] / GIB:.2g} of "
-            f"them for gradients, and {free / GIB:.2g} GiB are free: lower --samples, --draws, --lora-r or "
-            "--batch-size, or name fewer --target-modules or --layers"
+            f"them for gradients, and {free / GIB:.2g} GiB are free: {_remedy(plan)}"
         )
+
+
+def _remedy(plan: SequenceScorePlan) -> str:
+    if plan.placed.adapted.groups:
+        return "lower --samples or --batch-size, or let fewer numbers train"
+    return "lower --samples, --draws, --lora-r or --batch-size, or name fewer --target-modules or --layers"
 
 
 def describe_sequence_score(plan: SequenceScorePlan) -> dict[str, Any]:

@@ -104,8 +104,9 @@ def sequence_notes(result: dict[str, Any]) -> list[str]:
             "The spectrum says how differently the sequences pull at the adapter at its start: its products are of "
             "gradients of the loss, not of outputs."
         )
+    simulated = " foretune forecast simulates the run." if result["placement"]["method"] == "LoRA" else ""
     said.append(
         "Risk bounds, kernel-target alignment and kernel regression are of squared loss on outputs with targets, and a "
-        "language model has no such kernel here: they are not applicable. foretune forecast simulates the run."
+        f"language model has no such kernel here: they are not applicable.{simulated}"
     )
     return said

@@ -214,7 +214,7 @@ def _to_dict(result: SequenceScore) -> dict[str, Any]:
         "model": plan.placed.language.source,
         "dataset": plan.placed.task.source,
         "placement": {
-            **describe_placement(plan.placed.placed.active_peft_config, sites),
+            **describe_placement(getattr(plan.placed.placed, "active_peft_config", None), sites),
             "trainable_parameters": sum(site.n_parameters for site in sites),
             "head_parameters": 0,
             "sites": [

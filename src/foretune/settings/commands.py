@@ -168,7 +168,8 @@ class Search(Placement):
         budget: Trainable parameters of the adapter (500k, 1.2M) or size of its file (2MB), at most; with it sets of
             single modules of a classifier are searched too.
         methods: Adapter methods. Of those beside LoRA a few usual placements are priced each, by the quick score; dora,
-            ia3, bitfit, ln, vera and adalora are simulated as well, others need trials (--spend).
+            ia3, bitfit, ln, vera and adalora are simulated as well, others need trials (--spend). Of a language model
+            lora must be among them, and all others need trials.
         equal_size: Trainable parameters (500k, 1.2M) that every placement is brought to by its rank, within 15 %,
             instead of ranks and a budget; what no rank from 1 to 64 brings there is left out.
         finalists: Candidates whose run is simulated, with every recipe: a third the best of the quick score at every

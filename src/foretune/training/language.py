@@ -1,7 +1,7 @@
 """The plan of a language model's fine-tune: the placed model and the tokens that it trains and is evaluated on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,8 @@ def prepare_language(
     """
     placed = place_adapters(language, config, seed=settings.seed, inplace=inplace)
     sites = read_adapters(placed, seed=settings.seed).sites
-    chosen = choose_rows(language, task, settings.max_length, eval_samples=settings.eval_samples, seed=settings.seed)
+    on_placed = replace(language, model=placed)  # virtual tokens take positions
+    chosen = choose_rows(on_placed, task, settings.max_length, eval_samples=settings.eval_samples, seed=settings.seed)
     train_eval = None
     if settings.train_eval_samples:
         n_rows = len(chosen.train.features)

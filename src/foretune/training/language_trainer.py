@@ -12,6 +12,7 @@ from transformers import EvalPrediction, Trainer
 
 from foretune.language.encode import NO_LOSS, targets_of
 from foretune.models.language_model import LanguageModel
+from foretune.models.tuner import logits_of_texts
 
 _LARGEST = math.log(np.finfo(np.float64).max)
 
@@ -98,5 +99,6 @@ class LanguageTrainer(Trainer):  # type: ignore[misc]  # transformers comes with
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            sums = token_sums(model(**inputs).logits, targets_of(labels, self.shift))
+            logits = logits_of_texts(self.model, model(**inputs).logits, labels.shape[1])
+            sums = token_sums(logits, targets_of(labels, self.shift))
         return None, sums, sums

@@ -3,13 +3,35 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import fsum, isfinite, log
+from typing import Protocol, TypeVar
 
 from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.outcomes import Outcome, scale, unscale
+from foretune.ranking.finalists import Quick
 from foretune.ranking.rows import Row
+from foretune.settings.groups import Recipe
 
 
-def to_try(rows: Sequence[Row]) -> tuple[Row, ...]:
+class AnyRow(Protocol):
+    """A row of a ranking, of a classifier's or a language model's."""
+
+    @property
+    def quick(self) -> Quick:
+        """Candidate."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its run trains."""
+
+    @property
+    def simulated(self) -> object | None:
+        """Its simulated run, None where there is none."""
+
+
+SomeRow = TypeVar("SomeRow", bound=AnyRow)
+
+
+def to_try(rows: Sequence[SomeRow]) -> tuple[SomeRow, ...]:
     """Bring rows into the order that trials are made in.
 
     Args:
@@ -30,7 +52,7 @@ def to_try(rows: Sequence[Row]) -> tuple[Row, ...]:
     return (*early, *(row for row in rows if id(row) not in taken))
 
 
-def compared_early(rows: Sequence[Row]) -> tuple[int, ...]:
+def compared_early(rows: Sequence[AnyRow]) -> tuple[int, ...]:
     """Say which rows have a small trial each before any has a large one.
 
     Args:

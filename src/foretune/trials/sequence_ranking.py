@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.sequence_calibration import SequenceCalibration
 from foretune.forecasting.sequence_levels import Levels, levels_of
 from foretune.language.rows import LanguageTask
 from foretune.models.language_model import LanguageModel
 from foretune.ranking.rank import OnProgress
+from foretune.ranking.sequence_methods import by_trials
 from foretune.ranking.sequence_report import sequence_adapter
 from foretune.ranking.sequence_rows import (
     SequenceRanking,
     SequenceRow,
     compared_rows,
+    comparison_of,
     in_order,
     in_words,
     notes_of,
@@ -23,6 +26,7 @@ from foretune.ranking.sequences import SequenceCandidates, n_ranked, prepare_ran
 from foretune.settings.commands import RankSettings
 from foretune.settings.spend import parse_spend
 from foretune.trials.bench import Candidate, bench_of_plan
+from foretune.trials.compared import compared_early, to_try
 from foretune.trials.forecast import record
 from foretune.trials.plan import affordable
 from foretune.trials.run import Tried
@@ -107,17 +111,17 @@ def try_sequences(
     share = parse_spend(settings.spend)
     if not share:
         return ranking
-    bench = bench_of_plan(ready.plan)
+    bench, ranking = bench_of_plan(ready.plan), replace(ranking, rows=to_try(ranking.rows))
     candidates = tuple(
         Candidate(in_words(ranking, row), sequence_adapter(ranking, row.quick), row.recipe) for row in ranking.rows
     )
-    finalists = Finalists(bench, candidates, open_store(bench), share)
+    finalists = Finalists(bench, candidates, open_store(bench), share, compared_early(ranking.rows))
 
     levels = levels_of(ready.plan, calibration)
 
     def places(tried: TriedEach) -> list[Any]:
         rows = _with_trials(ranking.rows, tried, levels)
-        compared = compared_rows(rows)
+        compared = comparison_of(rows)
         return [place_of(row, compared) for row in rows]
 
     plan, tried = in_stages(finalists, telling or Telling(), places)
@@ -136,14 +140,16 @@ def try_sequences(
 
 def _with_trials(rows: Sequence[SequenceRow], tried: Sequence[Sequence[Tried]], levels: Levels) -> list[SequenceRow]:
     """Rows with their trials, and the forecasts that are made with these."""
-    return [
-        replace(
-            row,
-            trials=tuple(map(record, of_row)),
-            forecast=levels.forecast(row.found, row.run, [one.shown for one in of_row]) if of_row else row.forecast,
-        )
-        for row, of_row in zip(rows, tried, strict=True)
-    ]
+
+    def forecast(row: SequenceRow, of_row: Sequence[Tried]) -> RunForecast:
+        if row.found is None or not of_row:
+            return row.forecast
+        return levels.forecast(row.found, row.run, [one.shown for one in of_row])
+
+    pairs = zip(rows, tried, strict=True)
+    return by_trials(
+        [replace(row, trials=tuple(map(record, of_row)), forecast=forecast(row, of_row)) for row, of_row in pairs]
+    )
 
 
 def _notes(ranking: SequenceRanking, rows: Sequence[SequenceRow]) -> tuple[str, ...]:
