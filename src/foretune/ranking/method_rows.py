@@ -5,13 +5,11 @@ from dataclasses import replace
 from math import inf, nan
 
 import numpy as np
-from peft import PeftConfig, PeftType
 
 from foretune.errors import KernelError
 from foretune.forecasting.calibration import Calibration, RunForecast, apply_calibration
 from foretune.forecasting.reach import Reach
 from foretune.forecasting.simulated_runs import case_values
-from foretune.models.classifier import Encoded
 from foretune.ntk.spectrum import spectrum
 from foretune.problem import Plan
 from foretune.ranking.budget import BYTES_PER_PARAMETER
@@ -20,6 +18,7 @@ from foretune.ranking.method_pass import Priced
 from foretune.ranking.methods import with_steps
 from foretune.ranking.recipes import RecipeRuns, after_epochs, best_epoch
 from foretune.ranking.rows import Row
+from foretune.ranking.step_cost import lengthened
 
 
 def method_rows(
@@ -60,7 +59,7 @@ def method_rows(
             update_rate=0.0,
             condition_number=_condition_number(entry, plan),
             megabytes=quick.parameters * BYTES_PER_PARAMETER / 1e6,
-            compute=cost(quick.candidate) * _lengthened(quick.config, plan.train),
+            compute=cost(quick.candidate) * lengthened(quick.config, float(plan.train.lengths.mean())),
         )
         if entry.start is not None:
             found, run = next(simulated)
@@ -81,14 +80,6 @@ def method_rows(
 def _nothing_said(method: str, plan: Plan) -> RunForecast:
     reach = Reach(inf, (f"no run of {method} is simulated",))
     return RunForecast(None, (nan, inf), reach, kind=plan.task.objective.kind, calibrated=False)
-
-
-def _lengthened(config: PeftConfig | None, texts: Encoded) -> float:
-    """Mean length of the texts with the tokens that a prompt puts before them, in that without; prefixes are none."""
-    if config is None or config.peft_type not in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
-        return 1.0
-    virtual: int = config.num_virtual_tokens
-    return 1.0 + virtual / float(texts.lengths.mean())
 
 
 def _condition_number(entry: Priced, plan: Plan) -> float:

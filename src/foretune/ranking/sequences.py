@@ -37,7 +37,7 @@ from foretune.ranking.recipes import check_runs
 from foretune.ranking.sequence_finalists import choose_spread, gradient_scores
 from foretune.ranking.sequence_methods import check_positions, notes_of_methods, price_sequences, unsimulated
 from foretune.ranking.sequence_rows import SequenceRanking, SequenceRow, in_order, notes_of
-from foretune.ranking.step_cost import step_cost
+from foretune.ranking.step_cost import lengthened, step_cost
 from foretune.sequence_plan import OnBatch, SequencePlan, prepare_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import AdapterConfig
@@ -216,6 +216,8 @@ def rank_sequences(
     clock = time.perf_counter()
     starts = [linearised.start(entry.candidate.sites, entry.candidate.rank) for entry in finalists]
     made: list[SequenceRow] = []
+    features = plan.known.features
+    mean_length = sum(len(feature["input_ids"]) for feature in features) / len(features)
     levels = levels_of(plan, calibration)
     for recipe in settings.each():
         schedule = schedule_of(recipe, levels.seen(plan.train_rows), seed=settings.seed)
@@ -226,6 +228,7 @@ def rank_sequences(
             made.append(SequenceRow(entry, recipe, run, found, levels.forecast(found, run), cost))
         for entry in priced:
             cost = step_cost(ready.of_model(entry.candidate), ready.model_sites)
+            cost *= lengthened(entry.config, mean_length)
             made.append(unsimulated(entry, recipe, levels, cost))
     seconds["simulate"] = time.perf_counter() - clock
     rows = in_order(made, equal_sizes=ready.equal_size is not None)
