@@ -14,7 +14,7 @@ FLOORS = [
     ["arrays", "errors"],
     ["faults", "settings"],
     ["processes", "report"],
-    ["readers"],
+    ["engines", "readers"],
     ["tasks"],
     ["language"],
     ["models"],
@@ -37,6 +37,7 @@ NO_TRANSFORMERS = {"transformers", "peft", "datasets"}
 # What each room, or a module of it, does without.
 WITHOUT = {
     "errors": NO_TORCH,
+    "engines": NO_TRANSFORMERS,
     "settings": NO_TORCH,
     "report": NO_TORCH,
     "language.rows": NO_TORCH,

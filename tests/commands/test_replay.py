@@ -29,6 +29,7 @@ VALUES = {
     "spend": "2%", "memory": "500MB", "scratch": "s", "sketch": "64",
 }  # fmt: skip
 STRUCTURE = {"model": "m", "dataset": "d"}
+BESIDE = {"workers": ["--spend", "2%"], "engine": ["--spend", "2%"]}  # without which the flag is refused
 
 
 @pytest.fixture
@@ -136,13 +137,15 @@ def test_a_run_is_replayed_with_every_flag(command, flag, folder, monkeypatch):
     if value[:1] == [f"--no-{flag}"]:
         pytest.fail(f"--{flag} is on by default: there is no flag to turn it off")
     required = [token for name, text in STRUCTURE.items() if name != flag for token in (f"--{name}", text)]
-    tokens = [*required, f"--{flag}", *value]
+    beside = BESIDE.get(flag, [])
+    tokens = [*required, *beside, f"--{flag}", *value]
     if flag == "model":
         tokens = ["--dataset", "d", "--model", "another"]
     if flag == "dataset":
         tokens = ["--model", "m", "--dataset", "another"]
     given = taken(command, tokens, monkeypatch)
-    bare = taken(command, [token for pair in STRUCTURE.items() for token in (f"--{pair[0]}", pair[1])], monkeypatch)
+    structure = [token for pair in STRUCTURE.items() for token in (f"--{pair[0]}", pair[1])]
+    bare = taken(command, [*structure, *beside], monkeypatch)
     assert plain(given, folder) != plain(bare, folder)  # the value is unlike the default
     config = written(command, tokens, folder, monkeypatch)
     again = taken(command, ["--config", str(config)], monkeypatch)

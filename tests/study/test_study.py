@@ -14,14 +14,14 @@ import yaml
 
 import foretune.study.cell as study_cell
 from foretune.cli import run
-from foretune.errors import ConfigError, StoreError
+from foretune.errors import StoreError
 from foretune.evaluation.correlations import correlation_table, regret_table, summarise
 from foretune.evaluation.records import CELLS_CSV, CURVES_CSV, read_records
 from foretune.evaluation.statistics import COEFFICIENTS, SCOPES
 from foretune.report.provenance import usable_cores
 from foretune.study.cell import cell_folder, cell_record
-from foretune.study.engines import Job, choose_engine, run_job
 from foretune.study.grid import read_grid
+from foretune.study.jobs import Job, run_job
 from foretune.study.keys import cell_key
 from foretune.study.stored import MEASURED
 
@@ -269,7 +269,7 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch):
 
 
 def test_several_processes_give_the_same_table(undisturbed, grid, tmp_path, monkeypatch):
-    monkeypatch.setattr("foretune.study.engines.usable_cores", lambda: 2)  # one thread each, as here
+    monkeypatch.setattr("foretune.engines.usable_cores", lambda: 2)  # one thread each, as here
     assert run(["study", grid, "--output", str(tmp_path / "store"), "--workers", "2"]) == 0
     assert table(tmp_path / "store", tmp_path / "a") == table(undisturbed, tmp_path / "b")
 
@@ -305,13 +305,6 @@ def test_ray_gives_the_same_table(undisturbed, place, grid, tmp_path, monkeypatc
     finally:
         ray.shutdown()
     assert table(tmp_path / "store", tmp_path / "a") == table(undisturbed, tmp_path / "b")
-
-
-def test_engines_that_make_no_sense():
-    with pytest.raises(ConfigError, match="workers = 0"):
-        choose_engine("local", 0)
-    with pytest.raises(ConfigError, match="the cluster decides"):
-        choose_engine("ray", 2)
 
 
 def test_a_store_that_is_a_file(grid, tmp_path, capsys):

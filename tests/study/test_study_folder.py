@@ -11,8 +11,8 @@ import foretune.study.cell as study_cell
 import foretune.study.runs as runs
 from foretune.cli import run
 from foretune.study.cell import cell_folder
-from foretune.study.engines import Job, run_job
 from foretune.study.grid import read_grid
+from foretune.study.jobs import Job, run_job
 from stored import CONTENTS, FILES, write_cell
 
 KEY = "0123456789abcdef0123"

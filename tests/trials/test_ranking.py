@@ -104,7 +104,7 @@ def test_a_spend_buys_trials_that_are_shown_kept_and_replayed(place, tmp_path, c
     said = capsys.readouterr()
     assert "to make" not in said.err
     again = content_of(tmp_path / "again")
-    assert again["settings"]["trials"] == {"spend": "100%"}
+    assert again["settings"]["trials"] == {"spend": "100%", "workers": 1, "engine": "local"}
     assert again["rankings"][0]["rows"] == held["rows"]
     assert (tmp_path / "again" / "chosen.yaml").read_text("utf-8") == (out / "chosen.yaml").read_text("utf-8")
     assert "spend: '0'" in (out / "chosen.yaml").read_text("utf-8")

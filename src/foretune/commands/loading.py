@@ -258,7 +258,8 @@ def one_process(processes: "Processes", spend: str) -> None:
     if processes.world > 1 and parse_spend(spend):
         raise ConfigError(
             f"spend = {shown(spend)}: {processes.world} processes share the pass over the samples and not the "
-            "trials: leave --spend out, or give the command without torchrun or accelerate launch"
+            "trials: leave --spend out, or give the command without torchrun or accelerate launch (rank takes "
+            "--workers)"
         )
 
 

@@ -18,9 +18,10 @@ from foretune.commands.loading import (
     open_data,
     say_where,
 )
+from foretune.engines import choose_engine
 from foretune.errors import ConfigError
-from foretune.settings.commands import ADAPTER_FILE, CHOSEN, METHOD_ROWS, KernelSample, RankSettings, Search
-from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes, Spending
+from foretune.settings.commands import ADAPTER_FILE, CHOSEN, METHOD_ROWS, KernelSample, RankSettings, Search, Trials
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,7 @@ def rank(
     sample: Annotated[KernelSample | None, Parameter(name="*", group=Group("Sample"))] = None,
     recipes: Annotated[Recipes | None, Parameter(name="*", group=Group("Training"))] = None,
     memory: Annotated[str | None, Parameter(group="Run")] = RankSettings.memory,
-    trials: Annotated[Spending | None, Parameter(name="*", group=Group("Trials"))] = None,
+    trials: Annotated[Trials | None, Parameter(name="*", group=Group("Trials"))] = None,
     calibration: Annotated[Path | None, Parameter(group="Run")] = None,
     choose: Annotated[int | None, Parameter(group="Run")] = None,
     output: Annotated[Path | None, Parameter(group="Run")] = None,
@@ -71,7 +72,7 @@ def rank(
         recipes: The runs that are forecast.
         memory: Memory that what the pass over the samples keeps may take, such as 4GB; by default half of what is free,
             of a language model 2GB. What does not fit of a classifier goes through files.
-        trials: What may be trained before it: one share for all finalists of a model and a data set together.
+        trials: What may be trained before, and where; one share for all finalists of a model and a data set together.
         calibration: The calibration.json of a study's report, from finished runs of your own; without it foretune's.
         choose: Row of the table whose adapter_config.json and chosen.yaml are written; without it the recommended one.
         output: New folder for ranking.csv, .md, .tex, candidates.csv, heatmap.png, adapter_config.json and chosen.yaml.
@@ -82,7 +83,7 @@ def rank(
 
     models = tuple(ModelConfig(name, **vars(loading or Loading())) for name in model)
     data = tuple(DataConfig(name, **vars(columns or Columns())) for name in dataset)
-    groups = (search or Search(), sample or KernelSample(), recipes or Recipes(), trials or Spending())
+    groups = (search or Search(), sample or KernelSample(), recipes or Recipes(), trials or Trials())
     settings = RankSettings(**{name: value for group in groups for name, value in vars(group).items()}, memory=memory)
     rank_command(RankRun(models, data, settings), output, calibration, choose=choose, as_json=json)
 
@@ -113,6 +114,7 @@ def rank_command(
     if choose is not None and not 1 <= choose <= most:
         raise ConfigError(f"choose = {choose}: rows count from 1, and the table has {most} at most")
     wanted = _Wanted(output, calibration, choose, as_json)
+    choose_engine(settings.engine, settings.workers)
     flags = {**run.flags(), "calibration": calibration, "choose": choose}
     with in_processes("rank", flags, output) as processes:
         one_process(processes, run.settings.spend)

@@ -28,9 +28,10 @@ from foretune.settings.commands import (
     KernelSample,
     RankSettings,
     Search,
+    Trials,
     fields_of,
 )
-from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe, Recipes, Sample, Spending
+from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipe, Recipes, Sample
 
 SCHEMA = 1
 
@@ -61,7 +62,7 @@ class RankRun:
             "candidates": fields_of(self.settings, Search),
             "sample": fields_of(self.settings, KernelSample) | fields_of(self.settings, Budget),
             "training": fields_of(self.settings, Recipes),
-            "trials": fields_of(self.settings, Spending),
+            "trials": fields_of(self.settings, Trials),
         }
 
     def flags(self) -> dict[str, Any]:

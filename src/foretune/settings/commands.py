@@ -6,7 +6,7 @@ Imports nothing heavy: the command line builds its help from these.
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from foretune.errors import ConfigError, shown
 from foretune.settings.groups import (
@@ -22,12 +22,14 @@ from foretune.settings.groups import (
     Sample,
     Spending,
 )
-from foretune.settings.ranges import Count, CountOrNone, Few, Rank, Regularisation, Scale, Seed, Settings
+from foretune.settings.ranges import Count, CountOrNone, Few, Range, Rank, Regularisation, Scale, Seed, Settings
 from foretune.settings.sizes import parse_bytes
+from foretune.settings.spend import parse_spend
 
 HeadPolicy = Literal["random", "average", "probe"]
 NtkParams = Literal["adapter", "adapter+head"]
 EngineName = Literal["local", "ray"]
+_WORKERS = Range(1, 1024)
 
 ADAPTER_FILE = "adapter_config.json"  # peft's name
 CHOSEN = "chosen.yaml"  # the configuration of a ranking's chosen row, for foretune tune and forecast
@@ -215,8 +217,49 @@ class Search(Placement):
             )
 
 
+def check_engine(engine: EngineName, workers: int) -> None:
+    """Refuse a number of processes that cannot be, or that is not ours to choose.
+
+    Args:
+        engine: Who does the work.
+        workers: Processes on this machine.
+
+    Raises:
+        ConfigError: Naming it.
+    """
+    _WORKERS.check("workers", workers)
+    if engine == "ray" and workers > 1:
+        raise ConfigError(f"workers = {workers}: with --engine ray the cluster decides")
+
+
 @dataclass(frozen=True, kw_only=True)
-class RankSettings(Spending, Budget, Search, KernelSample, Recipes):
+class Trials(Spending):
+    """What may be trained before a run, and where.
+
+    Attributes:
+        workers: Processes of this machine in which trials are made side by side; they share its cores, and each holds
+            a model of its own.
+        engine: `local`, or `ray` to make the trials on a Ray cluster.
+    """
+
+    workers: Annotated[int, _WORKERS] = 1
+    engine: EngineName = "local"
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, and that there is something to do side by side.
+
+        Raises:
+            ConfigError: If there are no trials, or the cluster decides how many run at once.
+        """
+        super().__post_init__()
+        check_engine(self.engine, self.workers)
+        if (self.engine, self.workers) != ("local", 1) and not parse_spend(self.spend):
+            given = f"workers = {self.workers}" if self.engine == "local" else "engine = 'ray'"
+            raise ConfigError(f"{given}: only trials are made side by side, and spend = {shown(self.spend)} buys none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankSettings(Trials, Budget, Search, KernelSample, Recipes):
     """Which adapters and recipes are ranked, from what is known, and what may be spent on it."""
 
 

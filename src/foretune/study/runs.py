@@ -1,18 +1,20 @@
 """Run the cells of a study that are not finished."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from foretune.engines import choose_engine
 from foretune.errors import ConfigError, StoreError
 from foretune.report.store import RESULT, check_writable, read_json
 from foretune.report.tables import Table
 from foretune.settings.commands import EngineName
 from foretune.study.cell import cell_folder, set_aside, stored_key
-from foretune.study.engines import Job, choose_engine
 from foretune.study.grid import Cell
+from foretune.study.jobs import CELL_WORK, Job
 from foretune.study.progress import Progress
 from foretune.study.stored import read_stored
 
@@ -88,8 +90,11 @@ def run_cells(
     log.print(f"{len(by_key)} cells, {done} of them finished")
     failed = faults = 0
     try:
-        with Progress(log, list(by_key.values()), waiting=len(jobs), workers=workers) as progress:
-            for report in engine(jobs, progress.show_status):
+        with (
+            Progress(log, list(by_key.values()), waiting=len(jobs), workers=workers) as progress,
+            closing(engine(CELL_WORK, jobs, progress.show_status)) as reports,
+        ):
+            for report in reports:
                 record = None if report.error else read_json(cell_folder(store, report.key) / RESULT)
                 progress.add_finished(by_key[report.key], record, report.seconds, report.error)
                 failed += report.error is not None

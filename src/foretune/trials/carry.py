@@ -1,11 +1,14 @@
 """Carry a plan of trials out: what is kept is not made again, what is made is kept at once."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from math import fsum
 
 import torch
 
+from foretune.engines import Engine, Work, fitted, serial
 from foretune.report.tables import Table
 from foretune.trials.bench import Bench, Candidate
 from foretune.trials.plan import Trial, TrialPlan
@@ -18,50 +21,111 @@ OnStep = Callable[[int, int], None]
 _TIMED = 8  # rows
 
 
+@dataclass(frozen=True)
+class TrialJob:
+    """A trial to make.
+
+    Attributes:
+        candidate: What is tried.
+        trial: On how many rows, with which seed.
+    """
+
+    candidate: Candidate
+    trial: Trial
+
+
+def make_trial(bench: Bench, job: TrialJob, on_step: OnStep | None) -> tuple[Trial, Tried]:
+    """Make a trial, in this process or another one; it is kept by who wants it.
+
+    Args:
+        bench: Model, data and rows.
+        job: Which trial.
+        on_step: Called with the steps done and the steps in all; None for nobody.
+
+    Returns:
+        The trial and what came of it.
+    """
+    return job.trial, run_trial(bench, job.candidate, job.trial, on_step=on_step)
+
+
 def run_trials(
     bench: Bench,
     candidates: Sequence[Candidate],
     plan: TrialPlan,
     store: Store,
     *,
+    engine: Engine = serial,
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> tuple[tuple[Tried, ...], ...]:
-    """Make the trials of a plan that are not kept, the small ones first, and keep each as soon as it is done.
+    """Make the trials of a plan that are not kept, and keep each as soon as it is done.
+
+    One after the other the small ones come first. Side by side the large ones are begun first, which are the last to
+    end; the files are written by this process alone, so that no folder need be shared.
 
     Args:
         bench: Model, data and rows.
         candidates: In the order of their numbers in the plan.
         plan: What is to be made.
         store: Where trials are kept.
-        on_progress: Called with the sample passes done and those in all, of the trials that are made now.
+        engine: Who makes them.
+        on_progress: Called with the sample passes done and those in all, of the trials that are made now: after each
+            step where they are made in this process, else after each trial.
         on_note: Called with a sentence on a kept trial that is damaged.
 
     Returns:
         For each candidate its trials, those with the fewest rows first; none for a candidate without.
 
     Raises:
-        StoreError: If the disk refuses; finished trials are kept.
+        ForetuneError: What a trial raises; finished trials are kept.
+        StoreError: If the disk refuses or a process dies; finished trials are kept.
         KeyboardInterrupt: With what became of the work.
     """
     kind = bench.kind
     keys = {trial: trial_key(store, bench, candidates[trial.candidate], trial) for trial in plan.trials}
     found = {trial: find(store, key, kind, on_note=on_note) for trial, key in keys.items()}
-    total = fsum(trial.passes for trial, tried in found.items() if tried is None)
-    done = 0.0
+    missing = [trial for trial, tried in found.items() if tried is None]
+    total = fsum(trial.passes for trial in missing)
+    chosen = fitted(engine, len(missing))
+    if chosen is not serial:  # all that are made are held at once: in one order, so that no two wait for each other
+        missing.sort(key=lambda trial: (-trial.passes, keys[trial]))
+    done, begun = 0.0, 0.0  # sample passes: of what has ended, of the trial that was begun last
+    held: dict[Trial, ExitStack] = {}
 
     def report(passes: float) -> None:
         if on_progress is not None:
             on_progress(passes, total)
 
-    try:
-        for trial, key in keys.items():
-            if found[trial] is not None:
+    def enter(trial: Trial, tried: Tried) -> None:
+        nonlocal done
+        found[trial] = tried
+        held.pop(trial).close()
+        done += trial.passes
+        report(done)
+
+    def jobs(turns: ExitStack) -> Iterator[TrialJob]:
+        nonlocal begun
+        for trial in missing:
+            report(done)
+            held[trial] = turns.enter_context(ExitStack())
+            held[trial].enter_context(turn(store, keys[trial]))
+            tried = find(store, keys[trial], kind)  # another process may have made it meanwhile
+            if tried is not None:
+                enter(trial, tried)
                 continue
-            report(done)
-            found[trial] = _make(bench, candidates[trial.candidate], trial, store, key, _steps(report, done, trial))
-            done += trial.passes
-            report(done)
+            begun = trial.passes
+            yield TrialJob(candidates[trial.candidate], trial)
+
+    def on_step(step: int, steps: int) -> None:
+        report(done + begun * step / steps)
+
+    work = Work(make_trial, bench, "trial", on_gpu=next(bench.model.parameters()).device.type != "cpu")
+    try:
+        with ExitStack() as turns, closing(chosen(work, jobs(turns), on_step)) as made:
+            for trial, tried in made:
+                about = {**bench.source, "candidate": candidates[trial.candidate].name}
+                keep(store, keys[trial], tried, about)
+                enter(trial, tried)
     except KeyboardInterrupt as interrupt:
         kept = sum(tried is not None for tried in found.values())
         raise KeyboardInterrupt(
@@ -71,19 +135,6 @@ def run_trials(
         tuple(tried for trial, tried in found.items() if trial.candidate == number and tried is not None)
         for number in range(len(candidates))
     )
-
-
-def _steps(report: Callable[[float], None], before: float, trial: Trial) -> OnStep:
-    return lambda step, steps: report(before + trial.passes * step / steps)
-
-
-def _make(bench: Bench, candidate: Candidate, trial: Trial, store: Store, key: str, on_step: OnStep) -> Tried:
-    with turn(store, key):
-        tried = find(store, key, bench.kind)  # another process may have made it meanwhile
-        if tried is None:
-            tried = run_trial(bench, candidate, trial, on_step=on_step)
-            keep(store, key, tried, {**bench.source, "candidate": candidate.name})
-    return tried
 
 
 def describe_plan(

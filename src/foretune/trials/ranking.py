@@ -6,6 +6,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from foretune.engines import choose_engine
 from foretune.errors import ConfigError
 from foretune.forecasting.calibration import Calibration, apply_calibration
 from foretune.forecasting.calibration_file import shipped_calibration
@@ -43,7 +44,7 @@ class _Forecasts:
 
 
 def check_spend(classifier: Classifier, task: Task, settings: RankSettings) -> None:
-    """Refuse a spend that is none or buys no trial, before any work.
+    """Refuse a spend that is none or buys no trial, and what cannot make trials, before any work.
 
     Args:
         classifier: Model and tokenizer.
@@ -51,8 +52,9 @@ def check_spend(classifier: Classifier, task: Task, settings: RankSettings) -> N
         settings: Settings of the ranking.
 
     Raises:
-        ConfigError: Naming the spend, and what the smallest trial costs.
+        ConfigError: Naming the spend, and what the smallest trial costs; or if Ray is wanted and not installed.
     """
+    choose_engine(settings.engine, settings.workers)
     share = parse_spend(settings.spend)
     if share:
         extent: Extent = bench_of(classifier, task, settings, eval_samples=settings.eval_samples).extent()
@@ -98,7 +100,9 @@ def rank(
         model: transformers sequence classifier in eval mode, or for language causal language model, without an adapter.
         tokenizer: Its tokenizer.
         task: Data, from `load_task` or `task_from_datasets`, or `load_language_task` or `language_task_from_datasets`.
-        settings: Settings, what may be spent on trials among them; None takes the defaults.
+        settings: Settings, among them what may be spent on trials (`spend`), and whether these are made side by side:
+            `workers=4` for as many processes of this machine (in a script below `if __name__ == "__main__":`),
+            `engine="ray"` for a Ray cluster. None takes the defaults.
         calibration: Calibration of a classifier's forecasts; None takes the one that comes with foretune, as does every
             language model.
         on_progress: Called with what is done now, how much of it is done and how much there is.
@@ -163,7 +167,8 @@ def try_finalists(
         for row in ranking.rows
     )
     forecasts = _Forecasts(ranking, calibration, bench)
-    finalists = Finalists(bench, candidates, open_store(bench), share, compared_early(ranking.rows))
+    engine = choose_engine(settings.engine, settings.workers)
+    finalists = Finalists(bench, candidates, open_store(bench), share, compared_early(ranking.rows), engine)
 
     def places(tried: TriedEach) -> list[Any]:
         return [sort_key(row) for row in _conclude(forecasts, tried)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from foretune.engines import choose_engine
 from foretune.forecasting.calibration import RunForecast
 from foretune.forecasting.sequence_calibration import SequenceCalibration
 from foretune.forecasting.sequence_levels import Levels, levels_of
@@ -66,15 +67,16 @@ def rank_language(
 
 
 def check_sequence_spend(ready: SequenceCandidates, settings: RankSettings) -> None:
-    """Refuse a spend that buys no trial, before the pass over the sequences.
+    """Refuse a spend that buys no trial, and what cannot make trials, before the pass over the sequences.
 
     Args:
         ready: What is ranked.
         settings: Settings of the ranking.
 
     Raises:
-        ConfigError: Naming the spend, and what the smallest trial costs.
+        ConfigError: Naming the spend, and what the smallest trial costs; or if Ray is wanted and not installed.
     """
+    choose_engine(settings.engine, settings.workers)
     share = parse_spend(settings.spend)
     if share:
         affordable(settings.each(), bench_of_plan(ready.plan).extent(), share)
@@ -115,7 +117,8 @@ def try_sequences(
     candidates = tuple(
         Candidate(in_words(ranking, row), sequence_adapter(ranking, row.quick), row.recipe) for row in ranking.rows
     )
-    finalists = Finalists(bench, candidates, open_store(bench), share, compared_early(ranking.rows))
+    engine = choose_engine(settings.engine, settings.workers)
+    finalists = Finalists(bench, candidates, open_store(bench), share, compared_early(ranking.rows), engine)
 
     levels = levels_of(ready.plan, calibration)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import fsum
 from typing import Any
 
+from foretune.engines import Engine, serial
 from foretune.ranking.rank import OnProgress
 from foretune.ranking.rows import Spent
 from foretune.report.tables import Table
@@ -44,6 +45,7 @@ class Finalists:
         store: Where trials are kept.
         share: Share of one full run that may be spent.
         early: Numbers of those that have a small trial each before any has a large one.
+        engine: Who makes the trials.
     """
 
     bench: Bench
@@ -51,6 +53,7 @@ class Finalists:
     store: Store
     share: float
     early: tuple[int, ...] = ()
+    engine: Engine = serial
 
     @property
     def recipes(self) -> list[Recipe]:
@@ -211,6 +214,12 @@ def _carry_out(
             told.on_progress(made, before + total + after)
 
     tried = run_trials(
-        finalists.bench, finalists.candidates, plan, finalists.store, on_progress=report, on_note=told.on_note
+        finalists.bench,
+        finalists.candidates,
+        plan,
+        finalists.store,
+        engine=finalists.engine,
+        on_progress=report,
+        on_note=told.on_note,
     )
     return tried, made
