@@ -267,6 +267,7 @@ def expected_bytes(plan: Plan) -> dict[str, int]:
     weights = sum(map(n_bytes, model.parameters()))
     width = sum(adapter.width(plan.adapted.draws) for adapter in plan.adapted.adapters)
     width += sum(group.site.others for group in plan.adapted.groups)
+    width = width if settings.sketch is None else settings.sketch * plan.adapted.draws
     features = min(settings.samples * plan.reduction.n_outputs * width * size, memory_of(settings))
     longest = max(int(part.lengths.max()) for part in plan.encoded)
     config = model.config

@@ -189,6 +189,28 @@ BAD = [
 ]
 
 
+def test_a_sketch_says_its_error(model, dataset, tmp_path, capsys):
+    tokens = [
+        "score",
+        "--model",
+        model,
+        "--dataset",
+        dataset,
+        *FEW,
+        "--sketch",
+        "64",
+        "--output",
+        str(tmp_path / "run"),
+    ]
+    assert run(tokens) == 0
+    out, result = capsys.readouterr().out.replace("│", " "), result_of(tmp_path / "run")
+    said = f"{result['sketch']['relative_error']:.1%}"
+    assert result["sketch"]["width"] == 64
+    assert f"error of the sketch {said} of ‖K̂‖" in " ".join(out.split())
+    assert f"a random sketch of width 64: in Frobenius norm it is off by about {said}" in " ".join(out.split())
+    assert any(said in note for note in result["notes"])
+
+
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[" ".join(options) for options, _ in BAD])
 def test_bad_input_is_one_line_and_exit_code_2(model, dataset, tmp_path, capsys, options, message):
     tokens = {

@@ -2,6 +2,8 @@
 
 import json
 from collections import namedtuple
+from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 
 import foretune as ft
 from foretune.errors import ConfigError, StoreError
+from foretune.models.groups import train_only
+from foretune.ntk import sketch_pass
 from foretune.problem import prepare
 from foretune.scoring import assess, tiled_pass, tiling
 from foretune.scoring.passes import measure
@@ -258,6 +262,43 @@ def test_sketches(task, tmp_path):
     assert result.to_dict()["sketch"] == {"width": 64, "relative_error": found.sketch_error[0]}
     cross = np.linalg.norm(found.k_eval_train - exact.k_eval_train) / np.linalg.norm(exact.k_eval_train)
     assert cross < 4 * max(found.sketch_error)
+
+
+def test_sketches_of_layers_that_train_whole(task, tmp_path, monkeypatch):
+    """Their gradients are never formed, and do not count."""
+    monkeypatch.setattr(sketch_pass, "WORTH", 2)
+    model = cases.tiny("bert")
+    train_only(model, ["layer.1.intermediate.dense", "layer.0.attention.self"])
+    classifier = ft.Classifier("tiny", model, cases.tokenizer(), "given")
+
+    def plan_with(**options):
+        settings = ft.ScoreSettings(**{**SETTINGS, "scratch": str(tmp_path / "scratch"), **options})
+        return prepare(classifier, task, None, settings)
+
+    exact = measure(plan_with())
+    plan = plan_with(sketch=128)
+    assert tiling.plan_tiles(plan).size == 23
+    found = run_score(plan).measurement
+    off = np.linalg.norm(found.k_train_train - exact.k_train_train) / np.linalg.norm(exact.k_train_train)
+    assert 0 < found.sketch_error[0] < 4 * off < 16 * found.sketch_error[0]
+    assert np.allclose(found.site_traces, exact.site_traces, rtol=1e-9)
+    needs = [tiling._needs(one).batch for one in (plan, plan_with(sketch=200))]
+    assert needs == [0, 2 * 4 * 8 * 3 * (16 * 16 + 16)]
+
+
+def test_a_sketch_in_tiles_is_that_of_the_whole(task, tmp_path):
+    expected = measure(plan_of(task, tmp_path), tiling=tiling.plan_tiles(plan_of(task, tmp_path, sketch=64)))
+    assert expected.sketch_error is None
+    whole = plan_of(task, tmp_path, sketch=64)
+    same(*(measure(whole, tiling=replace(tiling.plan_tiles(whole), size=size)) for size in (7, 23)))
+    other = measure(plan_of(task, tmp_path, sketch=64, batch_size=3), tiling=tiling.plan_tiles(whole))
+    same(other, measure(whole, tiling=tiling.plan_tiles(whole)))
+
+
+def test_sketches_of_several_processes_are_refused(task, tmp_path):
+    plan = replace(plan_of(task, tmp_path, sketch=64), processes=SimpleNamespace(world=2))
+    with pytest.raises(ConfigError, match="sketch = 64: several processes keep"):
+        run_score(plan)
 
 
 @pytest.mark.parametrize(("sketch", "says"), [(10**6, "leave the sketch out"), (15, "must be even")])

@@ -3,8 +3,7 @@
 Every coordinate of the features is added, with a random sign, to one number of each half of the sketch (Charikar, Chen
 and Farach-Colton 2004; Weinberger et al. 2009). With S the matrix of these signs, E[S Sᵀ] = I and
 
-    K̂ = φ S Sᵀ φᵀ,        E[K̂] = K,        Var[K̂_ij] ≤ (K_ii K_jj + K_ij²) / k · 2
-
+    K̂ = φ S Sᵀ φᵀ,    XX
 The two halves are independent, and their kernels tell how far K̂ is from K without K: E‖K̂ − K‖² = E‖K̂_1 − K̂_2‖² / 4.
 """
 
@@ -12,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from foretune.models.sites import Site
@@ -69,7 +69,8 @@ def _half(features: TangentFeatures, width: int, seed: int, half: int) -> Tensor
     """Sketch of half of the width: k × n × D × width for a block kernel, else k joined into the first of k outputs."""
     first = features.logits
     block, k, n = features.reduction.block, features.reduction.n_outputs, features.n
-    total = first.new_zeros(k if block else 1, n, features.draws, width)
+    dtype = torch.promote_types(first.dtype, torch.float32)  # sums of many numbers
+    total = first.new_zeros(k if block else 1, n, features.draws, width, dtype=dtype)
     for index, site in enumerate(features.sites):
         of_draws = features.b[index].unflatten(2, (features.draws, site.rank)).flatten(3)
         parts = (of_draws, _shared(features.a[index]), _shared(features.v[index]))
@@ -77,7 +78,7 @@ def _half(features: TangentFeatures, width: int, seed: int, half: int) -> Tensor
             if part is None or part.numel() == 0:
                 continue
             rows = part if block else part.permute(1, 2, 0, 3).flatten(2)[None]  # the outputs of a row are joined
-            total += _scattered(rows, width, (seed, half, index, kind))
+            total += _scattered(rows.to(dtype), width, generator_of(seed, half, index, kind)).to(total.device)
     return total if block else torch.cat([total, total.new_zeros(k - 1, *total.shape[1:])])
 
 
@@ -86,20 +87,40 @@ def _shared(part: Tensor | None) -> Tensor | None:
     return None if part is None else part.flatten(2).unsqueeze(2)
 
 
-def _scattered(rows: Tensor, width: int, place: tuple[int, int, int, int]) -> Tensor:
+def _scattered(rows: Tensor, width: int, generator: torch.Generator) -> Tensor:
     """Add every column, with its sign, to the column of its bucket."""
-    generator = torch.Generator().manual_seed(_mixed(place))
     columns = rows.shape[-1]
     buckets = torch.randint(width, (columns,), generator=generator).to(rows.device)
-    signs = (2 * torch.randint(2, (columns,), generator=generator) - 1).to(rows)
     target = rows.new_zeros(*rows.shape[:-1], width)
-    return target.index_add_(rows.ndim - 1, buckets, rows * signs)
+    return target.index_add_(rows.ndim - 1, buckets, rows * signs(generator, columns).to(rows))
 
 
-def _mixed(place: tuple[int, int, int, int]) -> int:
-    """One seed for every place; torch takes 64 bits."""
-    seed, half, index, kind = place
-    return ((seed * 2 + half) * 2**20 + index) * 4 + kind
+def signs(generator: torch.Generator, count: int) -> Float[Tensor, " count"]:
+    """Draw random signs.
+
+    Args:
+        generator: Source.
+        count: How many.
+
+    Returns:
+        −1 and 1.
+    """
+    return (2 * torch.randint(2, (count,), generator=generator) - 1).float()
+
+
+def generator_of(seed: int, half: int, index: int, kind: int) -> torch.Generator:
+    """Make the source of the random numbers of one place of a sketch.
+
+    Args:
+        seed: Of the sketch.
+        half: 0 or 1.
+        index: Number of the site.
+        kind: Which of its parts, 0 … 3.
+
+    Returns:
+        A generator of its own for every place; torch takes seeds of 64 bits.
+    """
+    return torch.Generator().manual_seed(((seed * 2 + half) * 2**20 + index) * 4 + kind)
 
 
 def sketch_error(parts: Iterable[TangentFeatures]) -> tuple[float, ...]:

@@ -1,17 +1,17 @@
 """Tangent features of many examples: tiles of examples, in memory, in files, or computed whenever they are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from foretune.models.sites import Site
 from foretune.ntk.clock import Clock
-from foretune.ntk.features import HeadFactor, TangentFeatures
+from foretune.ntk.features import HeadFactor, TangentFeatures, join_features
 from foretune.ntk.tile_files import read_checked, write_checked
 from foretune.tasks.outputs import OutputReduction
 
@@ -89,6 +89,30 @@ def site_traces(features: TangentFeatures) -> Float64[Tensor, "sites draws"]:
             if shared is not None:
                 total[index] += _squares(shared[None]).cpu()
     return features.reduction.scale * total
+
+
+def join_tiles(parts: Iterable[tuple[Int[Tensor, " m"], Tile]], n: int) -> Tile:
+    """Join the features of batches, and add their traces.
+
+    Args:
+        parts: Positions and features of each batch; may be lazy.
+        n: Number of examples in all.
+
+    Returns:
+        The tile, examples in the order of their positions.
+
+    Raises:
+        KernelError: As `foretune.ntk.features.join_features`.
+    """
+    traces: list[Tensor] = []
+
+    def features() -> Iterator[tuple[Tensor, TangentFeatures]]:
+        for rows, tile in parts:
+            traces.append(tile.traces)
+            yield rows, tile.features
+
+    joined = join_features(features(), n)
+    return Tile(joined, torch.stack(traces).sum(0))
 
 
 def _squares(parts: Tensor) -> Tensor:

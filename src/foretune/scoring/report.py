@@ -88,6 +88,8 @@ def print_result(console: Console, result: dict[str, Any]) -> None:
     _regression_rows(result, row)
     table.add_section()
     kernel_rows(result, row)
+    if result["sketch"] is not None:
+        row("error of the sketch", f"{result['sketch']['relative_error']:.1%} of ‖K̂‖")
     alignment = result["kernel"]["alignment"]
     row("kernel-target alignment", "–" if alignment is None else f"{alignment:.4g}", "alignment")
     table.add_section()

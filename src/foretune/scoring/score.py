@@ -103,6 +103,11 @@ def run_score(
     """
     tiling = plan_tiles(plan, output)
     if tiling is not None and plan.processes.world > 1:
+        if plan.settings.sketch is not None:
+            raise ConfigError(
+                f"sketch = {plan.settings.sketch:,}: several processes keep their features whole; leave it out, or "
+                "start one process"
+            )
         raise ConfigError(
             f"{plan.settings.samples:,} samples do not fit into the memory at once, and several processes keep all of "
             "theirs: raise --memory, or start one process"

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foretune.arrays import Array
+from foretune.models.adapted import Batch
 from foretune.models.classifier import Encoded
 from foretune.models.head import HeadWeights, installed
 from foretune.models.placement import head_modules
 from foretune.ntk.clock import Clock, KernelSeconds
-from foretune.ntk.feature_sketch import sketch_error, sketch_sites, sketched
-from foretune.ntk.feature_store import Store, Tile, TilePlan, cut, site_traces
-from foretune.ntk.features import TangentFeatures, join_features
+from foretune.ntk.feature_sketch import sketch_error, sketch_sites
+from foretune.ntk.feature_store import Store, Tile, TilePlan, cut, join_tiles, site_traces
 from foretune.ntk.jacobian import batch_features
+from foretune.ntk.sketch_pass import batch_sketch
 from foretune.ntk.tile_files import digest, tensor_digest
 from foretune.ntk.tiles import TiledKernel, tiled_kernel
 from foretune.problem import OnBatch, Plan
@@ -127,26 +128,29 @@ def _tile_plan(plan: Plan, headed: Headed, tiling: Tiling, on_batch: OnBatch | N
     n, sketch = len(headed.encoded.features), plan.settings.sketch
     spans = cut(n, tiling.size)
 
-    def parts(span: range) -> Iterator[tuple[Tensor, TangentFeatures]]:
+    def parts(span: range) -> Iterator[tuple[Tensor, Tile]]:
         inside = [rows[(rows >= span.start) & (rows < span.stop)] for _, rows in headed.heads]
         for number, batch in stream_groups(plan, headed.encoded, inside, on_batch=on_batch):
             with installed(modules, headed.heads[number][0]):
-                yield batch.rows - span.start, batch_features(plan.adapted, batch, plan.reduction)
-
-    def compute(index: int) -> Tile:
-        features = join_features(parts(spans[index]), len(spans[index]))
-        traces = site_traces(features)
-        return Tile(features if sketch is None else sketched(features, sketch, seed=plan.settings.seed), traces)
+                yield batch.rows - span.start, _of_batch(plan, batch)
 
     return TilePlan(
         spans=spans,
         keys=tuple(_tile_key(headed, tiling, span) for span in spans),
-        compute=compute,
+        compute=lambda index: join_tiles(parts(spans[index]), len(spans[index])),
         sites=plan.adapted.sites if sketch is None else sketch_sites(plan.adapted.sites, sketch),
         reduction=plan.reduction,
         draws=plan.adapted.draws,
         device=str(plan.classifier.device),
     )
+
+
+def _of_batch(plan: Plan, batch: Batch) -> Tile:
+    """Features of a batch, or their sketch: no more than one batch's features are there for it."""
+    if plan.settings.sketch is not None:
+        return batch_sketch(plan.adapted, batch, plan.reduction, width=plan.settings.sketch, seed=plan.settings.seed)
+    features = batch_features(plan.adapted, batch, plan.reduction)
+    return Tile(features, site_traces(features))
 
 
 def _tile_key(headed: Headed, tiling: Tiling, span: range) -> str:

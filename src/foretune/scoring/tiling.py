@@ -22,6 +22,7 @@ from foretune.models.tuner import is_base
 from foretune.ntk.feature_sketch import feature_width
 from foretune.ntk.feature_store import Backing
 from foretune.ntk.large_spectrum import DENSE
+from foretune.ntk.sketch_pass import by_products
 from foretune.ntk.tile_files import digest, tensor_digest
 from foretune.problem import Plan, memory_of
 from foretune.report.folders import beside as hidden_beside
@@ -31,6 +32,7 @@ from foretune.report.store import check_writable, make_folder
 
 AGAIN = "none"  # for `scratch`: what does not fit is computed again
 _FLOAT = 8
+_SKETCH = 4  # bytes of a number of a sketch, at least
 _ENDING = ".foretune-scratch"
 _LARGEST_TILE = 1024  # examples; more make products no faster
 
@@ -61,6 +63,7 @@ class _Needs:
     Attributes:
         example: Features of an example.
         layout: What an example's features are laid out in when they are multiplied, and what a tile is written from.
+        batch: Features of a batch that are formed before they are sketched.
         examples: Training and evaluation rows.
         kernels: All kernels of one pass.
         algebra: Beside a kernel, to work on it.
@@ -69,6 +72,7 @@ class _Needs:
 
     example: int
     layout: int
+    batch: int
     examples: int
     kernels: int
     algebra: int
@@ -78,21 +82,25 @@ class _Needs:
 def _needs(plan: Plan) -> _Needs:
     settings, reduction, adapters = plan.settings, plan.reduction, plan.adapted.adapters
     size = computing_dtype(plan.placed).itemsize
+    never_formed = () if settings.sketch is None else by_products(plan.adapted, settings.sketch)
     widths = [len(one.rows) * one.site.d_out for one in adapters] + [0]
     shared = sum(0 if one.b is None else one.site.rank * one.site.d_in for one in adapters)
-    shared += sum(site.others for site in plan.adapted.sites)
+    shared += sum(site.others for site in plan.adapted.sites if site.name not in never_formed)
     head = sum(p.numel() for module in plan.adapted.head.values() for p in module.parameters())
     outputs, k = reduction.n_outputs, reduction.rows_per_example
     plain = outputs * (sum(widths) + shared + head) * size
-    sketch = 0 if settings.sketch is None else outputs * (settings.sketch * plan.adapted.draws + head) * size
-    widest = max(max(widths), shared) if settings.sketch is None else settings.sketch * plan.adapted.draws
+    numbers = 0 if settings.sketch is None else settings.sketch * plan.adapted.draws
+    sketch = outputs * (numbers * max(size, _SKETCH) + head * size) if numbers else 0
+    widest = numbers or max(max(widths), shared)
     n, m = settings.samples * k, 0 if plan.evaluation is None else len(plan.evaluation.features) * k
     matrices = plan.adapted.draws + bool(plan.adapted.head)
     passes = settings.repeats * (settings.heads if settings.head == "average" else 1)
     return _Needs(
         example=sketch or plain,
-        # two sides in float64, and the bytes of a file or, sketched, the features themselves
-        layout=2 * _FLOAT * outputs * widest + plain,
+        # two sides in float64, and the bytes of a file
+        layout=2 * _FLOAT * outputs * widest + (sketch or plain),
+        # once more while they are given their signs
+        batch=2 * min(settings.batch_size, settings.samples) * plain if numbers else 0,
         examples=settings.samples + m // k,
         kernels=_FLOAT * matrices * n * (n + m),
         algebra=_FLOAT * n * n * (4 if n <= DENSE else 1),
@@ -125,11 +133,11 @@ def plan_tiles(plan: Plan, output: Path | None = None) -> Tiling | None:
     half = memory // 2
     mapped = needs.kernels + needs.algebra > half
     least = min(settings.batch_size, n)
-    in_memory = max(needs.examples * needs.example, least * needs.layout) <= half // 2
-    room = half // 2 if in_memory else half
+    in_memory = max(needs.examples * needs.example, least * needs.layout + needs.batch) <= half // 2
+    room = (half // 2 if in_memory else half) - needs.batch
     each = needs.layout if in_memory else 2 * needs.example + needs.layout
-    if max(needs.algebra, least * each) > half:
-        wanted = 2 * max(needs.algebra, least * (2 * needs.example + needs.layout))
+    if max(needs.algebra, least * each + needs.batch) > half:
+        wanted = 2 * max(needs.algebra, least * (2 * needs.example + needs.layout) + needs.batch)
         remedy = "raise --memory" + ("" if needs.algebra > half else " or lower --batch-size")
         raise ConfigError(
             f"memory = {_said(memory)}: {n:,} samples of this adapter need {_said(wanted)} at least; {remedy}"
