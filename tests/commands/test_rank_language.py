@@ -231,4 +231,10 @@ def test_methods_and_the_run_of_one(common, tmp_path, capsys):
     wanted = {"ia3": "IA3", "prompt": "PROMPT_TUNING"}[rows[5]["method"]]
     assert json.loads((out / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"] == wanted
     assert run(["tune", "--config", str(out / "chosen.yaml"), "--output", str(tuned)]) == 0
-    assert result_of(tuned)["details"]["placement"]["method"] == {"IA3": "(IA)³"}.get(wanted, wanted)
+    assert (
+        result_of(tuned)["details"]["placement"]["method"]
+        == {
+            "IA3": "(IA)³",
+            "PROMPT_TUNING": "prompt tuning",
+        }[wanted]
+    )

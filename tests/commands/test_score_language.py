@@ -195,6 +195,6 @@ def test_a_file_of_a_method_without_a_closed_form(model, tmp_path, capsys, metho
     said, written = capsys.readouterr(), result_of(out)
     assert "gradients of the loss of labels drawn from the model" in said.out
     assert not any("foretune forecast" in note for note in written["notes"])  # which refuses it
-    assert written["placement"]["method"] == {"prompt": "PROMPT_TUNING", "oft": "OFT"}[method]
+    assert written["placement"]["method"] == {"prompt": "prompt tuning", "oft": "OFT"}[method]
     assert written["label_draws"] == 4
     assert load_file(out / "kernel.safetensors")["K"].shape == (24, 24)
