@@ -208,11 +208,12 @@ def report(lines: list[dict[str, object]], path: Path) -> None:
         text.append("")
         for way in ways:
             points = sorted((key[2], line["error"]) for key, line in found.items() if key[:2] == (place, way))
-            axis.plot(*zip(*points, strict=True), "o-", label=way, markersize=3)
+            axis.plot(*zip(*points, strict=True), "o-", color=f"C{list(WAYS).index(way)}", label=way, markersize=3)
         axis.set(xscale="log", yscale="log", xlabel="numbers k", title=title)
         axis.title.set_fontsize(9)
     axes[0].set_ylabel("‖K̂ − K‖ / ‖K‖")
-    axes[-1].legend(frameon=False, fontsize=7)
+    by_way = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    axes[-1].legend(by_way.values(), by_way.keys(), frameon=False, fontsize=7)
     path.with_suffix(".md").write_text("\n".join(text), encoding="utf-8")
     figure.savefig(path.with_suffix(".png"), dpi=120)
 
