@@ -280,7 +280,8 @@ def test_scores(method):
     content = results[0].to_dict()
     adapted = results[0].plan.adapted
     numbers = sum(parameter.numel() for group in adapted.groups for parameter in group.parameters.values())
-    assert content["placement"]["method"] == ("full" if method == "layers" else method)
+    named = {"layers": "full", "PROMPT_TUNING": "prompt tuning", "PREFIX_TUNING": "prefix tuning"}
+    assert content["placement"]["method"] == named.get(method, method)
     assert content["placement"]["trainable_parameters"] == numbers
     assert content["details"]["expected_bytes"]["features"] == 8 * numbers * 4
     assert content["head_kernel"] is not None

@@ -60,7 +60,7 @@ def test_scores_are_those_of_loops(model, tokenizer, task, kind):
     j = (drawn / np.sqrt(4 * methods.counts("llama", given))[:, None, None]).reshape(20, -1)
     np.testing.assert_allclose(result.measurement.kernel.matrices[0], j @ j.T, rtol=1e-8, atol=1e-10)
     content = result.to_dict()
-    wanted = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING", "OFT": "OFT", "layers": "full"}[kind]
+    wanted = {"prompt": "prompt tuning", "prefix": "prefix tuning", "OFT": "OFT", "layers": "full"}[kind]
     assert content["placement"]["method"] == wanted
     assert content["placement"]["trainable_parameters"] == sum(p.numel() for p in parameters)
     assert content["details"]["adapter"]["draws_of_a"] == 1
