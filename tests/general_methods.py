@@ -1,7 +1,8 @@
 """Every adapter method of peft on tiny classifiers, and which way its gradients are taken there."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
 import peft
 import torch
@@ -140,21 +141,40 @@ TOLERANCE = {"C3A": 1e-5, "DEFT": 1e-5, "FOURIERFT": 1e-5, "ADAMSS": 1e-3, "TINY
 FLOAT32 = {"ADAMSS"}  # keeps tensors apart from parameters and buffers, which stay in the precision they are made in
 
 
-def refusal(method: str, family: str) -> str | None:
-    """What the refusal says, None of what goes."""
-    return REFUSED.get((method, family), REFUSED.get((method, "")))
+@dataclass(frozen=True)
+class Ways:
+    """Which way the gradients of a method are taken on a family, where it is not by module."""
+
+    refused: Mapping[tuple[str, str], str]
+    alone: Collection[tuple[str, str]]
+    looped: Collection[tuple[str, str]]
+
+    def refusal(self, method: str, family: str) -> str | None:
+        """What the refusal says, None of what goes."""
+        return self.refused.get((method, family), self.refused.get((method, "")))
+
+    def of(self, method: str, family: str) -> str:
+        """The way in a word or two."""
+        if self.refusal(method, family) is not None:
+            return "refused"
+        if (method, family) in self.alone:
+            return "batch size 1"
+        return "loop" if (method, family) in self.looped else "by module"
 
 
-def way(method: str, family: str) -> str:
-    """Which way the gradients are taken."""
-    if refusal(method, family) is not None:
-        return "refused"
-    if (method, family) in ALONE:
-        return "batch size 1"
-    return "loop" if (method, family) in LOOPED else "by module"
+class Hidden(nn.Module):
+    """A module that reads a parameter which it does not hold."""
+
+    def __init__(self, inner: nn.Module, elsewhere: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.read = inner, lambda: elsewhere
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return self.inner(h) + h @ self.read().T
 
 
-GENERAL = {method: {family: way(method, family) for family in FAMILIES} for method in METHODS}
+WAYS = Ways(REFUSED, ALONE, LOOPED)
+GENERAL = {method: {family: WAYS.of(method, family) for family in FAMILIES} for method in METHODS}
 # of these docs/methods.md says that they go the fast way, where they do
 CLOSED = {"LORA", "DORA", "ADALORA", "BEFT", "IA3", "LN_TUNING", "VERA"}
 

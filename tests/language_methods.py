@@ -136,21 +136,8 @@ ALONE = {("LILY", "llama"), ("LILY", "t5")}
 LOOPED = {("ADAPTION_PROMPT", "llama"), ("ADAPTION_PROMPT", "gpt2"), ("OSF", "llama"), ("OSF", "t5")}
 
 
-def refusal(method: str, family: str) -> str | None:
-    """What the refusal says, None of what goes."""
-    return REFUSED.get((method, family), REFUSED.get((method, "")))
-
-
-def way(method: str, family: str) -> str:
-    """Which way the gradients are taken."""
-    if refusal(method, family) is not None:
-        return "refused"
-    if (method, family) in ALONE:
-        return "batch size 1"
-    return "loop" if (method, family) in LOOPED else "by module"
-
-
-GENERAL = {method: {family: way(method, family) for family in FAMILIES} for method in general_methods.METHODS}
+WAYS = general_methods.Ways(REFUSED, ALONE, LOOPED)
+GENERAL = {method: {family: WAYS.of(method, family) for family in FAMILIES} for method in general_methods.METHODS}
 
 
 def table() -> str:

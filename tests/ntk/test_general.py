@@ -79,7 +79,7 @@ def test_refusals_say_why(method, family):
         with pytest.raises(ForetuneError) as caught:
             families.layout_of(read_groups(model), SEQUENCES)
         said = str(caught.value)
-    assert general_methods.refusal(method, family) in said
+    assert general_methods.WAYS.refusal(method, family) in said
     assert "\n" not in said
 
 
@@ -175,22 +175,11 @@ def test_virtual_tokens_are_left_to_peft_after_a_pass():
     assert "get_prompt" not in vars(model)
 
 
-class Hidden(nn.Module):
-    """A module that reads a parameter which it does not hold."""
-
-    def __init__(self, inner, elsewhere):
-        super().__init__()
-        self.inner, self.read = inner, lambda: elsewhere
-
-    def forward(self, h):
-        return self.inner(h) + h @ self.read().T
-
-
 def test_what_a_module_hides_is_found_by_the_loop():
     model = families.build("bert")
     own = model.bert.encoder.layer[0].attention.self.query
     outer = model.bert.encoder.layer[1].attention.self
-    outer.query = Hidden(outer.query, own.weight)
+    outer.query = general_methods.Hidden(outer.query, own.weight)
     train_only(model.eval(), ["layer.0.attention.self.query"])
     adapted = read_groups(model)
     assert not runs_by_module(adapted, cases.batch_of(SEQUENCES, [0, 1]), output_reduction("margin", 2))

@@ -90,7 +90,7 @@ def test_refusals_say_why(method, family):
         with pytest.raises(ForetuneError) as caught:
             layout_of(read_groups(model), family, methods.rows(family))
         said = str(caught.value)
-    assert methods.refusal(method, family) in said
+    assert methods.WAYS.refusal(method, family) in said
     assert "\n" not in said
 
 
@@ -133,7 +133,7 @@ def test_what_lora_trains_beside_linear_modules(options):
 @pytest.mark.parametrize("family", methods.FAMILIES)
 @pytest.mark.parametrize("method", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "LOHA"])
 def test_losses_are_those_that_peft_trains_on(method, family):
-    if methods.refusal(method, family):
+    if methods.WAYS.refusal(method, family):
         return
     adapted, given = read_groups(install(family, method)), methods.rows(family)
     features = features_of(adapted, family, given, draws=0)
@@ -157,21 +157,10 @@ def test_nobody_has_looked_and_the_loop_runs(family):
     assert error(by_module, looped) < 1e-10
 
 
-class Hidden(nn.Module):
-    """A module that reads a parameter which it does not hold."""
-
-    def __init__(self, inner, elsewhere):
-        super().__init__()
-        self.inner, self.read = inner, lambda: elsewhere
-
-    def forward(self, h):
-        return self.inner(h) + h @ self.read().T
-
-
 def test_what_a_module_hides_is_found_by_the_loop():
     model = methods.build("llama")
     outer = model.model.layers[1].self_attn
-    outer.q_proj = Hidden(outer.q_proj, model.model.layers[0].self_attn.q_proj.weight)
+    outer.q_proj = general_methods.Hidden(outer.q_proj, model.model.layers[0].self_attn.q_proj.weight)
     train_only(model.eval(), ["layers.0.self_attn.q_proj"])
     adapted, given = read_groups(model), methods.rows("llama")
     layout = layout_of(adapted, "llama", given)
