@@ -311,6 +311,6 @@ def test_many_reasons_are_told_in_few_lines():
 
 
 def test_methods_beside_lora_have_notes_of_their_own():
-    rows = [outside("far"), outside("far; no finished run of ia3 was checked", config=object())]
+    rows = [outside("far"), outside("far; two finished runs of ia3 were checked", config=object())]
     assert verdicts(rows) == verdicts(rows[:1])
     assert len(verdicts(rows[1:])) == 1

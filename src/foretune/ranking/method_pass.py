@@ -327,8 +327,8 @@ def _notes(scene: Scene) -> tuple[str, ...]:
     notes = []
     if simulated:
         notes.append(
-            f"{', '.join(simulated)}: simulated to first order, at the learning rate that is given; no finished run of "
-            "theirs was checked, so that there is an order and no level."
+            f"{', '.join(simulated)}: simulated to first order, at the learning rate that is given; two finished runs "
+            "of each were checked, too few for a level: read the order."
         )
     if others:
         spent = parse_spend(scene.settings.spend) > 0

@@ -295,7 +295,12 @@ def notes_of(rows: Sequence[SequenceRow], base: Measured, samples: int, train_ro
     runs = "forecasts" if level else "simulated runs"
     by = f"the order is that of the {runs}"
     if of_trials:
-        by = f"the first {of_trials} rows are ordered by their trials on {compared:,} rows, the others by {runs}"
+        first = (
+            "the first row stands there by its trial"
+            if of_trials == 1
+            else (f"the first {of_trials} rows are ordered by their trials")
+        )
+        by = f"{first} on {compared:,} rows, the others by {runs}"
     notes = [
         f"{by[0].upper()}{by[1:]}{'' if level else ', no level is forecast'}. Losses that are nearer than {TIE:g} nats "
         "a token are ties."
