@@ -54,7 +54,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/one_pass.py --rounds 5 --samples 8
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/simulated_runs.py --quick
-	$(BIN)/python benchmarks/peers.py --quick --rounds 3 --results $(RUN_BENCH)/peers.jsonl
+	$(BIN)/python benchmarks/peers.py --quick --rounds 3 --limit 5 --results $(RUN_BENCH)/peers.jsonl
 	$(BIN)/python benchmarks/report.py --results $(RUN_BENCH)/peers.jsonl
 
 # Without what they ask for: some of them would bring another torch.
