@@ -3,7 +3,8 @@
 Every coordinate of the features is added, with a random sign, to one number of each half of the sketch (Charikar, Chen
 and Farach-Colton 2004; Weinberger et al. 2009). With S the matrix of these signs, E[S Sᵀ] = I and
 
-    K̂ = φ S Sᵀ φᵀ,    XX
+    K̂ = φ S Sᵀ φᵀ,        E[K̂] = K,        Var[K̂_ij] ≤ (K_ii K_jj + K_ij²) / k
+
 The two halves are independent, and their kernels tell how far K̂ is from K without K: E‖K̂ − K‖² = E‖K̂_1 − K̂_2‖² / 4.
 """
 
