@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import peft
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -171,6 +172,12 @@ class Hidden(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         return self.inner(h) + h @ self.read().T
+
+
+def error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Relative difference of gradients, of which some are not 0."""
+    assert np.linalg.norm(expected) > 0
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 WAYS = Ways(REFUSED, ALONE, LOOPED)

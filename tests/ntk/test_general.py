@@ -1,7 +1,6 @@
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
@@ -21,7 +20,7 @@ from foretune.ntk.kernel import tangent_kernel
 from foretune.ntk.premises import check_new_adapters
 from foretune.settings.commands import ScoreSettings
 from foretune.tasks.outputs import output_reduction
-from general_methods import GENERAL, TOLERANCE, install
+from general_methods import GENERAL, TOLERANCE, error, install
 
 import cases
 import references
@@ -42,11 +41,6 @@ def reference_of(adapted, output="margin", n_classes=2):
     parameters = [parameter for group in adapted.groups for parameter in group.parameters.values()]
     directions = output_reduction(output, n_classes).directions
     return references.parameter_gradients(adapted.model, SEQUENCES, directions, parameters)
-
-
-def error(found, expected):
-    assert np.linalg.norm(expected) > 0
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's, at the first sparse tensor of a process

@@ -17,6 +17,7 @@ from foretune.models.groups import read_groups, train_only
 from foretune.models.placement import read_adapters
 from foretune.ntk.sequence_features import feature_bytes, sequence_features, sequence_kernel
 from foretune.ntk.sequence_groups import find_sequence_layout
+from general_methods import error
 from language_methods import GENERAL, install
 
 PAIRS = [(method, family) for method, ways in GENERAL.items() for family in ways]
@@ -40,11 +41,6 @@ def gradients_of(features):
 
 def parameters_of(adapted):
     return [parameter for group in adapted.groups for parameter in group.parameters.values()]
-
-
-def error(found, expected):
-    assert np.linalg.norm(expected) > 0
-    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's, at the first sparse tensor of a process

@@ -18,7 +18,6 @@ from foretune.commands.loading import (
     open_data,
     say_where,
 )
-from foretune.engines import choose_engine
 from foretune.errors import ConfigError
 from foretune.settings.commands import ADAPTER_FILE, CHOSEN, METHOD_ROWS, KernelSample, RankSettings, Search, Trials
 from foretune.settings.groups import Columns, DataConfig, Loading, ModelConfig, Recipes
@@ -108,6 +107,8 @@ def rank_command(
     Raises:
         ConfigError: If the chosen row does not exist.
     """
+    from foretune.engines import choose_engine
+
     settings = run.settings
     adapters = settings.finalists + METHOD_ROWS * sum(method != "lora" for method in settings.methods)
     most = adapters * len(settings.each()) * len(run.models) * len(run.data)

@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftConfig
 
+from foretune.errors import ConfigError
 from foretune.models.sites import Site
 from foretune.ranking.budget import fitting, n_parameters, parse_budget
 from foretune.ranking.candidates import Candidate
 from foretune.ranking.quick_score import Blocks, quick_scores
 from foretune.ranking.search import beam, greedy
-from foretune.settings.commands import Search
+from foretune.settings.commands import METHOD_ROWS, Search
 from foretune.settings.groups import MethodName
 
 BEAM_WIDTH = 4
@@ -125,3 +126,27 @@ def is_whole(candidate: Candidate, sites: Sequence[Site]) -> bool:
     """
     kinds = {sites[position].kind for position in candidate.sites}
     return len(candidate.sites) == sum(site.kind in kinds for site in sites)
+
+
+def best_of_method(scored: Sequence[Quick], budget: str | None) -> list[int]:
+    """Choose the rows of a method beside LoRA.
+
+    Args:
+        scored: Placements of one method.
+        budget: As `parse_budget` reads it; None for none.
+
+    Returns:
+        Positions of the METHOD_ROWS with the best quick scores within the budget, the best first.
+
+    Raises:
+        ConfigError: If the budget fits none.
+    """
+    most = None if budget is None else parse_budget(budget).parameters
+    kept = [at for at, entry in enumerate(scored) if most is None or entry.parameters <= most]
+    if not kept:
+        smallest = min(scored, key=lambda entry: entry.parameters)
+        raise ConfigError(
+            f"budget = {budget!r} fits no placement of {smallest.method}: the smallest, {smallest.name!r}, has "
+            f"{smallest.parameters:,} parameters"
+        )
+    return sorted(kept, key=lambda at: (-scored[at].score, scored[at].parameters, scored[at].name))[:METHOD_ROWS]

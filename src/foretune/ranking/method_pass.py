@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from foretune.arrays import Array
-from foretune.errors import ConfigError, ForetuneError, PlacementError
+from foretune.errors import ForetuneError, PlacementError
 from foretune.forecasting.linear_model import FirstOrder, Start
 from foretune.forecasting.linearise import Linearised, first_examples
 from foretune.models.adapted import Layout
@@ -26,15 +26,13 @@ from foretune.ntk.jacobian import batch_features
 from foretune.ntk.kernel import tangent_kernel
 from foretune.ntk.probe import CrossFitted
 from foretune.problem import OnBatch, Plan, prepare
-from foretune.ranking.budget import parse_budget
 from foretune.ranking.candidates import Candidate
-from foretune.ranking.finalists import Quick
-from foretune.ranking.methods import METHODS, Method, Placement, placements_of
+from foretune.ranking.finalists import Quick, best_of_method
+from foretune.ranking.methods import METHODS, Method, Placement, placements_of, told_by_trials
 from foretune.ranking.module_kernels import SAMPLES
 from foretune.ranking.quick_score import kernel_scores
 from foretune.settings.commands import METHOD_ROWS, RankSettings
 from foretune.settings.groups import MethodName
-from foretune.settings.spend import parse_spend
 from foretune.stream import stream_batches, stream_groups
 from foretune.tasks.load import Task
 
@@ -307,17 +305,7 @@ def _score(passes: Sequence[_Pass]) -> list[_Scored]:
 
 def _best(scored: Sequence[_Scored], settings: RankSettings) -> list[_Scored]:
     """The best placements of one method within the budget."""
-    kept = list(scored)
-    if settings.budget is not None:
-        budget = parse_budget(settings.budget)
-        kept = [entry for entry in kept if entry[2].parameters <= budget.parameters]
-        if not kept:
-            smallest = min(scored, key=lambda entry: entry[2].parameters)[2]
-            raise ConfigError(
-                f"budget = {settings.budget!r} fits no placement of {smallest.method}: the smallest, "
-                f"{smallest.name!r}, has {smallest.parameters:,} parameters"
-            )
-    return sorted(kept, key=lambda entry: (-entry[2].score, entry[2].parameters, entry[2].name))[:METHOD_ROWS]
+    return [scored[at] for at in best_of_method([entry[2] for entry in scored], settings.budget)]
 
 
 def _notes(scene: Scene) -> tuple[str, ...]:
@@ -331,14 +319,8 @@ def _notes(scene: Scene) -> tuple[str, ...]:
             "of each were checked, too few for a level: read the order."
         )
     if others:
-        spent = parse_spend(scene.settings.spend) > 0
-        tried = (
-            "trials tell their order, what has none stands last"
-            if spent
-            else "they stand last; trials (--spend) tell more"
-        )
         notes.append(
             f"{', '.join(others)}: each placement priced by a pass of its own on {FEW} samples, by the quick score "
-            f"alone; {tried}."
+            f"alone; {told_by_trials(scene.settings.spend)}."
         )
     return tuple(notes)

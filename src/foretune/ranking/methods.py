@@ -35,6 +35,7 @@ from foretune.ranking.adapter import spell_targets
 from foretune.ranking.candidates import Candidate, label
 from foretune.ranking.finalists import RANKED_METHODS
 from foretune.settings.groups import MethodName
+from foretune.settings.spend import parse_spend
 
 VIRTUAL_TOKENS = 20  # of the methods that put some before the text
 BLOCK = 32  # numbers that OFT turns together, peft's own
@@ -304,3 +305,17 @@ def in_proportion(config: PeftConfig | None, steps: int, whole: int) -> PeftConf
     changed.total_step = max(1, int(config.total_step or whole) * steps // whole)
     changed.tinit, changed.tfinal = config.tinit * steps // whole, config.tfinal * steps // whole
     return changed
+
+
+def told_by_trials(spend: str) -> str:
+    """Say where rows without a simulated run stand.
+
+    Args:
+        spend: What may be spent on trials.
+
+    Returns:
+        The end of a sentence.
+    """
+    if parse_spend(spend) > 0:
+        return "trials tell their order, what has none stands last"
+    return "they stand last; trials (--spend) tell more"

@@ -18,13 +18,12 @@ from foretune.models.groups import read_groups
 from foretune.models.language_model import LanguageModel
 from foretune.models.placement import place
 from foretune.ntk.sequence_groups import mean_gradients
-from foretune.ranking.budget import parse_budget
 from foretune.ranking.candidates import Candidate
-from foretune.ranking.finalists import Quick
-from foretune.ranking.methods import VIRTUAL_TOKENS, Placement, with_steps
+from foretune.ranking.finalists import Quick, best_of_method
+from foretune.ranking.methods import VIRTUAL_TOKENS, Placement, told_by_trials, with_steps
 from foretune.ranking.sequence_rows import SequenceRow
 from foretune.sequence_plan import OnBatch, SequencePlan, TokenRows, sequence_batches
-from foretune.settings.commands import METHOD_ROWS, RankSettings
+from foretune.settings.commands import RankSettings
 from foretune.settings.groups import Recipe
 
 
@@ -79,17 +78,7 @@ def price_sequences(
     found: list[Quick] = []
     for of_method in placements:
         scored = [_scored(plan, placement, settings, n_sites, on_batch) for placement in of_method]
-        kept = scored
-        if settings.budget is not None:
-            most = parse_budget(settings.budget).parameters
-            kept = [entry for entry in scored if entry.parameters <= most]
-            if not kept:
-                least = min(scored, key=lambda entry: entry.parameters)
-                raise ConfigError(
-                    f"budget = {settings.budget!r} fits no placement of {least.method}: the smallest, {least.name!r}, "
-                    f"has {least.parameters:,} parameters"
-                )
-        found += sorted(kept, key=lambda entry: (-entry.score, entry.parameters, entry.name))[:METHOD_ROWS]
+        found += (scored[at] for at in best_of_method(scored, settings.budget))
     return tuple(found)
 
 
@@ -169,22 +158,19 @@ def _told(row: SequenceRow, rows: Sequence[SequenceRow]) -> SequenceRow:
     return replace(row, forecast=replace(row.forecast, order=(exp(loss) if loss < 700 else inf, loss)))
 
 
-def notes_of_methods(methods: Sequence[str], *, spent: bool) -> tuple[str, ...]:
+def notes_of_methods(methods: Sequence[str], spend: str) -> tuple[str, ...]:
     """Say what is known of methods beside LoRA.
 
     Args:
         methods: Their names.
-        spent: Whether trials are made.
+        spend: What may be spent on trials.
 
     Returns:
         Sentences.
     """
     if not methods:
         return ()
-    tried = (
-        "trials tell their order, what has none stands last" if spent else "they stand last; trials (--spend) tell more"
-    )
     return (
         f"{', '.join(methods)}: no run is simulated and nothing forecast; the quick score chooses among placements of "
-        f"one method; {tried}.",
+        f"one method; {told_by_trials(spend)}.",
     )

@@ -41,7 +41,6 @@ from foretune.ranking.step_cost import lengthened, step_cost
 from foretune.sequence_plan import OnBatch, SequencePlan, prepare_sequences
 from foretune.settings.commands import RankSettings
 from foretune.settings.groups import AdapterConfig
-from foretune.settings.spend import parse_spend
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def rank_sequences(
         notes=(
             *plan.language.notes,
             *ready.notes,
-            *notes_of_methods(others, spent=parse_spend(settings.spend) > 0),
+            *notes_of_methods(others, settings.spend),
             *notes_of(rows, base, known.n, plan.train_rows),
         ),
         seconds=seconds,
